@@ -1,0 +1,73 @@
+# `make help` lists the targets. The first one that needs it sets up .venv, which takes a few
+# minutes and 5.8 GB (nearly all of it PyTorch); afterwards it is left alone until the files that
+# describe it change.
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -q -n 2
+
+# CI runs a fixed sample of the slow tests as well.
+ifeq ($(CI),true)
+SELECTED := not slow or ci_sample
+else
+SELECTED := not slow
+endif
+
+# Small models on two cores: threads of one operation would only fight over what the workers use.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check pytest lint test-all zoo captum-0.8 garments clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9.-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## set up .venv with the development versions
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "Python 3.10 or newer is needed, but '$(PYTHON)' is" \
+	         "$$($(PYTHON) --version 2>&1); try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	    echo "'$(PYTHON) -m venv' failed (on Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "Setting up $(VENV): a few minutes, 5.8 GB."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## explain the shipped picture with the shipped model: writes explanation.png
+	@$(BIN)/captum-generic-attn explain --output explanation.png
+
+test: $(READY) ## set up, then `make check`
+	@$(MAKE) --no-print-directory check
+
+check: lint pytest ## tests that are not slow, doctests, ruff, mypy; without set-up
+
+lint:
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+pytest:
+	$(PYTEST) -m "$(SELECTED)"
+
+test-all: $(READY) ## every test, the slow ones too
+	$(PYTEST)
+
+zoo: $(READY) ## every model family, the slow ones too
+	$(PYTEST) tests/zoo
+
+captum-0.8: $(READY) ## the contract tests against Captum 0.8.0, laid over the installed Captum
+	@test -d .captum-0.8/captum || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    --no-deps --target .captum-0.8 captum==0.8.0
+	PYTHONPATH=.captum-0.8 $(BIN)/python -c 'import captum; assert captum.__version__ == "0.8.0"'
+	PYTHONPATH=.captum-0.8 $(PYTEST) -m "$(SELECTED)" tests/contract
+
+garments: $(READY) ## train the demo model, measure it, write benchmarks/garments/report.json
+	$(BIN)/python benchmarks/garments/train_vit.py
+
+clean: ## delete what the targets above have made, .venv included
+	rm -rf $(VENV) .captum-0.8 build dist *.egg-info explanation.png \
+	    .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find captum_generic_attn tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
