@@ -1,0 +1,380 @@
+"""How attention sits in a model, and how the model is called: what is captured stays the same."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from zoo import encoder, laws, oracles
+from zoo.encoder import BATCH, TOKENS, WIDTH, Block, Encoder, SelfAttention, plain
+
+from captum_generic_attn import GenericAttention
+
+TARGET = 1
+fused = F.scaled_dot_product_attention
+
+
+def eager(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return plain(q, k) @ v
+
+
+both_forms = pytest.mark.parametrize("form", [fused, eager], ids=["fused", "eager"])
+
+
+def tokens(model: nn.Module | Callable[..., Tensor], inputs: Tensor, **options: object) -> Tensor:
+    method = GenericAttention(model, **options)
+    return method.attribute(inputs, TARGET, return_input_shape=False)
+
+
+# --- where attention sits ---------------------------------------------------------------------
+
+
+class ParallelBlock(nn.Module):
+    """Two attentions that read the same state, as in ViTs with parallel blocks."""
+
+    def __init__(self, form: encoder.Form) -> None:
+        super().__init__()
+        self.first, self.second = SelfAttention(form), SelfAttention(form)
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.first(self.norm(x)) + self.second(self.norm(x))
+
+
+class StackedBranches(ParallelBlock):
+    """The same, summed through a stack."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.norm(x)
+        return x + torch.stack([self.first(state), self.second(state)]).sum(dim=0)
+
+
+class BesideItsMlp(nn.Module):
+    """Attention and MLP read the same state (GPT-J, ViT-22B)."""
+
+    def __init__(self, form: encoder.Form) -> None:
+        super().__init__()
+        self.attention = SelfAttention(form)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.norm(x)
+        return x + self.attention(state) + self.mlp(state)
+
+
+@both_forms
+@pytest.mark.parametrize("order", ["pre-norm", "post-norm", "no residual"])
+def test_order_of_norm_and_residual(form: encoder.Form, order: str) -> None:
+    model, inputs = Encoder(form, order=order, depth=3), encoder.features()
+    laws.assert_same(tokens(model, inputs), encoder.expected_tokens(model, inputs, TARGET))
+
+
+@both_forms
+@pytest.mark.parametrize("block", [ParallelBlock, StackedBranches])
+def test_parallel_branches_read_the_same_state(form: encoder.Form, block: type) -> None:
+    model, inputs = Encoder(form, blocks=[block(form), block(form)]), encoder.features()
+    a, b, c, d = encoder.expected_maps(model, inputs, TARGET)
+    parallel = oracles.read_row(oracles.propagate([[a, b], [c, d]]), 0)
+    one_after_the_other = oracles.read_row(oracles.propagate([a, b, c, d]), 0)
+    assert (parallel - one_after_the_other).abs().max() > 1e-3 * parallel.max()
+    laws.assert_same(tokens(model, inputs), parallel)
+
+
+@both_forms
+def test_attention_beside_its_mlp(form: encoder.Form) -> None:
+    model, inputs = Encoder(form, blocks=[BesideItsMlp(form) for _ in range(2)]), encoder.features()
+    laws.assert_same(tokens(model, inputs), encoder.expected_tokens(model, inputs, TARGET))
+
+
+@both_forms
+def test_one_module_called_several_times_gives_one_record_per_call(form: encoder.Form) -> None:
+    shared = Block(form)
+    model, inputs = Encoder(form, blocks=[shared, shared, shared]), encoder.features()
+    laws.assert_same(tokens(model, inputs), encoder.expected_tokens(model, inputs, TARGET))
+    relevance = GenericAttention(model).relevance(inputs, TARGET)
+    assert laws.used_modules(relevance) == ["blocks.0.attention"] * 3
+
+
+@both_forms
+def test_branch_that_does_not_reach_the_score_adds_nothing(form: encoder.Form) -> None:
+    class Aside(ParallelBlock):
+        def forward(self, x: Tensor) -> Tensor:
+            self.second(self.norm(x))
+            return x + self.first(self.norm(x))
+
+    model, inputs = Encoder(form, blocks=[Aside(form), Block(form)]), encoder.features()
+    laws.assert_same(tokens(model, inputs), encoder.expected_tokens(model, inputs, TARGET))
+    calls = GenericAttention(model).relevance(inputs, TARGET).calls
+    unused = [call for call in calls if not call.used]
+    assert [call.module for call in unused] == ["blocks.0.second"]
+    assert unused[0].reason
+
+
+# --- what the model is fed --------------------------------------------------------------------
+
+
+@both_forms
+@pytest.mark.parametrize("read", [0, -1, "mean"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+def test_ids_or_features(form: encoder.Form, read: int | str, frozen: bool) -> None:
+    for vocabulary, inputs in ((20, encoder.ids()), (None, encoder.features())):
+        model = Encoder(form, vocabulary=vocabulary, read=read)
+        expected = encoder.expected_tokens(model, inputs, TARGET)
+        model.requires_grad_(not frozen)
+        laws.assert_same(tokens(model, inputs), expected)
+
+
+@both_forms
+def test_embeddings_as_input(form: encoder.Form) -> None:
+    model = Encoder(form, vocabulary=20)
+    embedded = model.embed(encoder.ids()).detach()
+
+    def from_embeddings(inputs_embeds: Tensor) -> Tensor:
+        x = inputs_embeds + model.position
+        for block in model.blocks:
+            x = block(x)
+        return model.head(x[:, 0])
+
+    expected = encoder.expected_tokens(model, encoder.ids(), TARGET)
+    laws.assert_same(tokens(from_embeddings, embedded), expected)
+    whole = GenericAttention(from_embeddings).attribute(embedded, TARGET)
+    laws.assert_same(whole, expected[..., None].expand(BATCH, TOKENS, WIDTH))
+
+
+@both_forms
+def test_nothing_of_one_call_stays_for_the_next(form: encoder.Form) -> None:
+    model = Encoder(form)
+    method = GenericAttention(model)
+    for inputs in (encoder.features(1), encoder.features(2)[:1], encoder.features(1)):
+        expected = encoder.expected_tokens(model, inputs, TARGET)
+        actual = method.attribute(inputs, TARGET, return_input_shape=False)
+        laws.assert_same(actual, expected)
+
+
+# --- how the model is reached -----------------------------------------------------------------
+
+
+class Holder:
+    """Not a module: the model is one of its attributes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def predict(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+def with_a_flag(model: nn.Module, flag: bool, x: Tensor) -> Tensor:
+    assert flag
+    return model(x)
+
+
+def forward_functions(model: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
+    def closure(x: Tensor) -> Tensor:
+        return model(x)
+
+    return {
+        "module": model,
+        "bound method": model.forward,
+        "lambda": lambda x: model(x)[:, :3],
+        "closure": closure,
+        "partial": functools.partial(with_a_flag, model, True),
+        "partial of a bound method": functools.partial(model.forward),
+        "method of an object": Holder(model).predict,
+        "callable object": Holder(model),
+        "compiled": torch.compile(model, backend="eager"),
+    }
+
+
+FUNCTIONS = list(forward_functions(nn.Identity()))
+
+
+@both_forms
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_forward_function(form: encoder.Form, name: str) -> None:
+    model, inputs = Encoder(form), encoder.features()
+    expected = encoder.expected_tokens(model, inputs, TARGET)
+    laws.assert_same(tokens(forward_functions(model)[name], inputs), expected)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_layers_by_name_whatever_the_forward_function(name: str) -> None:
+    model, inputs = Encoder(fused, depth=3), encoder.features()
+    maps = encoder.expected_maps(model, inputs, TARGET)
+    expected = oracles.read_row(oracles.propagate(maps[1:]), 0)
+    function = forward_functions(model)[name]
+    selection = ["blocks.1.attention", "blocks.2"]
+    laws.assert_same(tokens(function, inputs, layers=selection), expected)
+    laws.assert_same(tokens(function, inputs, layers=[model.blocks[1], model.blocks[2]]), expected)
+    calls = GenericAttention(function, layers=selection).relevance(inputs, TARGET).calls
+    assert [call.used for call in calls] == [False, True, True]
+    assert calls[1].module.endswith("blocks.1.attention")
+
+
+# --- which layers, which rows -----------------------------------------------------------------
+
+DEPTH = 12
+SELECTIONS = {
+    "one name": (["blocks.1.attention"], [1]),
+    "a prefix ends at a dot": (["blocks.1"], [1]),
+    "all of a prefix": (["blocks"], range(DEPTH)),
+    "names in any order": (["blocks.7", "blocks.3.attention"], [3, 7]),
+    "none given": (None, range(DEPTH)),
+}
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_layers(selection: str) -> None:
+    model, inputs = Encoder(fused, depth=DEPTH), encoder.features()
+    layers, indices = SELECTIONS[selection]
+    maps = encoder.expected_maps(model, inputs, TARGET)
+    expected = oracles.read_row(oracles.propagate([maps[i] for i in indices]), 0)
+    laws.assert_same(tokens(model, inputs, layers=layers), expected)
+
+
+@pytest.mark.parametrize("start_layer", [-3, -1, 0, 1, 2])
+@pytest.mark.parametrize("layers", [None, ["blocks.0", "blocks.2", "blocks.3"]])
+def test_start_layer_counts_within_the_selection(
+    start_layer: int, layers: list[str] | None
+) -> None:
+    model, inputs = Encoder(fused, depth=4), encoder.features()
+    maps = encoder.expected_maps(model, inputs, TARGET)
+    chosen = (maps if layers is None else [maps[0], maps[2], maps[3]])[start_layer:]
+    expected = oracles.read_row(oracles.propagate(chosen), 0)
+    actual = tokens(model, inputs, layers=layers, start_layer=start_layer)
+    laws.assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("start_layer", [4, -5])
+def test_start_layer_out_of_range(start_layer: int) -> None:
+    with pytest.raises(ValueError, match=r"start_layer.*4"):
+        tokens(Encoder(fused, depth=4), encoder.features(), start_layer=start_layer)
+
+
+def test_layers_that_match_nothing_are_named() -> None:
+    with pytest.raises((ValueError, KeyError), match=r"blocks\.9"):
+        tokens(Encoder(fused), encoder.features(), layers=["blocks.9"])
+
+
+WEIGHTS = torch.tensor([[0.1, 0.2, 0, 0.3, 0.4, 0], [0, 0, 0, 0, 0, 1.0]], dtype=torch.float64)
+ROWS = {
+    "one": (3, [[3], [3]]),
+    "from the end": (-2, [[4], [4]]),
+    "several": ([0, 2], [[0, 2], [0, 2]]),
+    "one per example": (torch.tensor([1, 5]), [[1], [5]]),
+    "several per example": (torch.tensor([[1, 5, 0], [2, 3, 4]]), [[1, 5, 0], [2, 3, 4]]),
+    "weights": (WEIGHTS, WEIGHTS),
+    "mapping": ({"x": 3}, [[3], [3]]),
+    "mapping to weights": ({"x": WEIGHTS}, WEIGHTS),
+}
+
+
+@both_forms
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_that_the_user_gives(form: encoder.Form, name: str) -> None:
+    model, inputs = Encoder(form, depth=3, read="mean"), encoder.features()
+    given, wanted = ROWS[name]
+    weights = wanted
+    if not isinstance(wanted, Tensor):
+        weights = torch.zeros(BATCH, TOKENS, dtype=torch.float64)
+        for example, chosen in enumerate(wanted):
+            weights[example, chosen] = 1 / len(chosen)
+    relevance = oracles.propagate(encoder.expected_maps(model, inputs, TARGET))
+    expected = oracles.read_row(relevance, weights)
+    laws.assert_same(tokens(model, inputs, rows=given), expected)
+    found = GenericAttention(model, rows=given).relevance(inputs, TARGET)
+    laws.assert_same(found.matrix("x", "x"), relevance)
+    torch.testing.assert_close(found.rows["x"].double(), weights, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("rows", [TOKENS, -TOKENS - 1, [0, TOKENS], torch.tensor([0, TOKENS])])
+def test_rows_out_of_range(rows: object) -> None:
+    with pytest.raises((ValueError, IndexError), match=r"rows"):
+        tokens(Encoder(fused), encoder.features(), rows=rows)
+
+
+# --- precision and modes ----------------------------------------------------------------------
+
+
+@both_forms
+def test_float32(form: encoder.Form) -> None:
+    model, inputs = Encoder(form, depth=3), encoder.features()
+    expected = encoder.expected_tokens(model, inputs, TARGET)
+    heatmap = tokens(model.float(), inputs.float())
+    assert heatmap.dtype == torch.float32
+    laws.assert_same(heatmap, expected, 1e-4)
+
+
+@both_forms
+def test_autocast_keeps_probabilities_and_gradients_in_float32(form: encoder.Form) -> None:
+    """bfloat16 has 8 bits: the forward is only good to some 1e-2, the bookkeeping must be exact."""
+    model, inputs = Encoder(form, depth=3), encoder.features()
+    expected = encoder.expected_tokens(model, inputs, TARGET)
+    model.float()
+
+    def automatic(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return model(x)
+
+    method = GenericAttention(automatic)
+    relevance = method.relevance(inputs.float(), TARGET, keep_calls=True)
+    assert {call.map.dtype for call in relevance.calls} == {torch.float32}
+    heatmap = method.attribute(inputs.float(), TARGET, return_input_shape=False)
+    assert heatmap.dtype == torch.float32
+    laws.assert_same(heatmap, expected, 0.05)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        around = GenericAttention(model).attribute(inputs.float(), TARGET, return_input_shape=False)
+    laws.assert_same(around, expected, 0.05)
+
+
+@both_forms
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_modes_around_the_call(form: encoder.Form, mode: Callable[[], object]) -> None:
+    model = Encoder(form)
+    expected = encoder.expected_tokens(model, encoder.features(), TARGET)
+    with mode():
+        laws.assert_same(tokens(model, encoder.features()), expected)
+
+
+def test_tensors_of_inference_mode_as_input() -> None:
+    model = Encoder(fused)
+    with torch.inference_mode():
+        inputs = encoder.features() * 1
+    expected = encoder.expected_tokens(model, encoder.features(), TARGET)
+    laws.assert_same(tokens(model, inputs), expected)
+
+
+def test_inputs_with_and_without_gradients() -> None:
+    model, inputs = Encoder(fused), encoder.features()
+    expected = encoder.expected_tokens(model, inputs, TARGET)
+    leaf = inputs.clone().requires_grad_()
+    for given in (leaf, leaf * 1):
+        laws.assert_same(tokens(model, given), expected)
+    assert leaf.grad is None
+    assert leaf.requires_grad
+
+
+def test_training_mode_with_dropout_warns() -> None:
+    def dropping(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
+
+    model = Encoder(dropping).train()
+    with pytest.warns(UserWarning, match=r"(?i)dropout"):
+        tokens(model, encoder.features())
+    assert model.training
+
+
+def test_evaluation_does_not_warn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokens(Encoder(fused), encoder.features())
+        tokens(Encoder(eager), encoder.features())

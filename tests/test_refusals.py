@@ -1,0 +1,455 @@
+"""What the method is not defined for is refused with the module's name and with what was seen."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from zoo import encoder, laws, oracles
+from zoo.encoder import BATCH, HEADS, SCALE, TOKENS, WIDTH, Block, Encoder, plain
+
+from captum_generic_attn import GenericAttention, UnsupportedAttentionError
+
+TARGET = 1
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def explain(model: Callable[..., Tensor], inputs: Any, **options: Any) -> Any:
+    return GenericAttention(model, **options).attribute(inputs, TARGET, return_input_shape=False)
+
+
+def refusal(model: Callable[..., Tensor], inputs: Any, **options: Any) -> str:
+    with pytest.raises(UnsupportedAttentionError) as caught:
+        explain(model, inputs, **options)
+    assert isinstance(caught.value, ValueError)
+    return str(caught.value)
+
+
+# --- no attention at all ----------------------------------------------------------------------
+
+
+def test_convolutions_have_no_attention() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+    message = refusal(model.eval(), torch.randn(2, 3, 8, 8))
+    assert "no attention" in message.lower()
+
+
+def test_perceptrons_have_no_attention() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 5))
+    assert "no attention" in refusal(model.eval(), torch.randn(2, 8)).lower()
+
+
+def test_class_probabilities_are_no_attention() -> None:
+    """A softmax over classes, and one multiplied with a matrix of prototypes."""
+
+    class Prototypes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(8, 5)
+            self.prototypes = nn.Parameter(torch.randn(5, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x).softmax(-1) @ self.prototypes
+
+    with pytest.raises(UnsupportedAttentionError):
+        explain(Prototypes(), torch.randn(2, 8))
+
+
+def test_layers_and_what_else_is_there() -> None:
+    """A model with attention, of which the selection leaves none."""
+    with pytest.raises((ValueError, KeyError), match=r"blocks\.0\.mlp"):
+        explain(Encoder(fused), encoder.features(), layers=["blocks.0.mlp"])
+
+
+# --- attention over more than one stream ------------------------------------------------------
+
+
+class Decoder(nn.Module):
+    """Target ids attend to source ids through `nn.TransformerDecoder`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, WIDTH)
+        layer = nn.TransformerDecoderLayer(WIDTH, HEADS, 16, batch_first=True)
+        self.decoder = nn.TransformerDecoder(layer, 2)
+        self.head = nn.Linear(WIDTH, 4)
+        oracles.randomise(self.double().eval())
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        return self.head(self.decoder(self.words(target), self.words(source))[:, 0])
+
+
+def test_cross_attention_names_the_layer() -> None:
+    ids = torch.arange(5)[None], torch.arange(3)[None]
+    message = refusal(Decoder(), ids)
+    assert "multihead_attn" in message
+    assert "decoder.layers.0" in message
+    assert "cross-attention" in message.lower()
+    assert "source" in message
+    assert "target" in message
+
+
+def test_cross_attention_of_equal_lengths_is_seen_as_well() -> None:
+    """Shapes do not tell: five tokens attend to five other tokens."""
+    message = refusal(Decoder(), (torch.arange(5)[None], torch.arange(5)[None] + 7))
+    assert "multihead_attn" in message
+
+
+def test_latent_queries_are_refused() -> None:
+    class Pool(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.latent = nn.Parameter(torch.randn(1, 1, WIDTH))
+            self.attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.attention(self.latent.expand(len(x), -1, -1), x, x)[0]
+
+    model = Encoder(fused, blocks=[Block(fused), Pool()])
+    message = refusal(model, encoder.features())
+    assert "blocks.1.attention" in message
+
+
+def test_strict_false_skips_and_warns_once() -> None:
+    class Pool(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.latent = nn.Parameter(torch.randn(1, TOKENS, WIDTH))
+            self.attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.attention(self.latent.expand(len(x), -1, -1), x, x)[0]
+
+    model, inputs = Encoder(fused, blocks=[Block(fused), Pool(), Pool()]), encoder.features()
+    first, *_ = encoder.expected_maps(model, inputs, TARGET)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        actual = explain(model, inputs, strict=False)
+        relevance = GenericAttention(model, strict=False).relevance(inputs, TARGET)
+    laws.assert_same(actual, oracles.read_row(oracles.propagate([first]), 0))
+    ours = [str(one.message) for one in caught if one.category is UserWarning]
+    assert len(ours) == 2  # one for each of the two calls
+    assert "blocks.1.attention" in ours[0]
+    assert "blocks.2.attention" in ours[0]
+    skipped = [call for call in relevance.calls if not call.used]
+    assert [call.module for call in skipped] == ["blocks.1.attention", "blocks.2.attention"]
+    assert all(call.reason for call in skipped)
+
+
+# --- products that are no attention of tokens -------------------------------------------------
+
+
+def two_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = plain(q, k)
+    return weights @ v + weights @ v.flip(-1)
+
+
+def product_of_probabilities(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Nyström's approximation in small: two probabilities meet before V."""
+    return (plain(q, k) @ plain(k, q)) @ v
+
+
+def without_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Factorised attention: a softmax of the keys alone."""
+    return q @ (k.softmax(dim=2).mT @ v)
+
+
+def additive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Bahdanau's additive attention: a sum where the product of q and k should be."""
+    return (q[..., :, None, :] + k[..., None, :, :]).tanh().sum(-1).softmax(-1) @ v
+
+
+def over_channels(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Cross-covariance attention: d × d probabilities."""
+    return ((q.mT @ k * SCALE).softmax(-1) @ v.mT).mT
+
+
+def linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return q.relu() @ (k.relu().mT @ v)
+
+
+def sigmoid(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT * SCALE).sigmoid() @ v
+
+
+def never_meets_v(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A gate made by softmax of q·k inside an attention module, multiplied element by element."""
+    return v * plain(q, k).diagonal(dim1=-2, dim2=-1)[..., None]
+
+
+def by_custom_function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return CustomAttention.apply(q, k, v)
+
+
+class CustomAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = plain(q, k)
+        ctx.save_for_backward(weights)
+        return weights @ v
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+        (weights,) = ctx.saved_tensors
+        return None, None, weights.mT @ gradient
+
+
+def reentrant(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return checkpoint(
+        lambda *operands: plain(*operands[:2]) @ operands[2], q, k, v, use_reentrant=True
+    )
+
+
+def inference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return plain(q, k) @ v
+
+
+REFUSED = {
+    "probabilities in two products": (two_products, r"more than one|two|several|twice"),
+    "product of probabilities": (product_of_probabilities, r"probabilit"),
+    "softmax of keys alone": (without_queries, r"quer|product|q·k"),
+    "additive": (additive, r"quer|product|q·k"),
+    "channels": (over_channels, r"channel|token"),
+    "linear": (linear, r"softmax|attention|normali"),
+    "sigmoid": (sigmoid, r"softmax|attention|normali"),
+    "never meets V": (never_meets_v, r"product|never|softmax|V\b"),
+    "custom autograd function": (by_custom_function, r"gradient|autograd"),
+    "reentrant checkpoint": (reentrant, r"gradient|checkpoint"),
+    "inference mode inside": (inference, r"gradient|inference"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*requires_grad=True")
+@pytest.mark.parametrize("vocabulary", [None, 20], ids=["features", "ids"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_the_name_of_the_module(name: str, vocabulary: int | None) -> None:
+    form, seen = REFUSED[name]
+    model = Encoder(form, vocabulary=vocabulary, read="mean")
+    inputs = encoder.ids() if vocabulary else encoder.features()
+    with pytest.raises(UnsupportedAttentionError, match=rf"(?i){seen}") as caught:
+        explain(model, inputs)
+    assert "blocks.0.attention" in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*requires_grad=True")
+@pytest.mark.parametrize("name", ["probabilities in two products", "channels", "additive"])
+def test_one_bad_layer_refuses_the_whole_and_strict_false_keeps_the_rest(name: str) -> None:
+    form, _ = REFUSED[name]
+    model = Encoder(fused, blocks=[Block(fused), Block(form)], read="mean")
+    inputs = encoder.features()
+    assert "blocks.1.attention" in refusal(model, inputs)
+    with pytest.warns(UserWarning, match=r"blocks\.1\.attention"):
+        relevance = GenericAttention(model, strict=False).relevance(inputs, TARGET)
+    used = [call.module for call in relevance.calls if call.used]
+    assert used == ["blocks.0.attention"]
+    # With the bad layer left out by the user there is nothing to refuse.
+    left = explain(model, inputs, layers=["blocks.0"])
+    assert left.any()
+
+
+@pytest.mark.parametrize("where", ["before", "beside"])
+def test_softmax_gates_that_never_meet_v_are_ignored(where: str) -> None:
+    """A router of experts, a selective kernel: no attention over tokens, and none is missing."""
+
+    class Gated(Block):
+        def __init__(self) -> None:
+            super().__init__(fused)
+            self.router = nn.Linear(WIDTH, 3)
+            self.experts = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            gates = self.router(x).softmax(dim=-1)
+            mixed = sum(
+                expert(x) * gate[..., None]
+                for expert, gate in zip(self.experts, gates.unbind(-1), strict=True)
+            )
+            x = x + mixed if where == "before" else x
+            out = super().forward(x)
+            return out + mixed if where == "beside" else out
+
+    model, inputs = Encoder(fused, blocks=[Gated(), Gated()]), encoder.features()
+    expected = encoder.expected_tokens(model, inputs, TARGET)
+    laws.assert_same(explain(model, inputs), expected)
+    used = laws.used_modules(GenericAttention(model).relevance(inputs, TARGET))
+    assert used == ["blocks.0.attention", "blocks.1.attention"]
+
+
+# --- modules that cannot be seen into ---------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("compile_", [torch.jit.script, "trace"], ids=["script", "trace"])
+def test_scripted_and_traced_modules(compile_: Any) -> None:
+    class Scriptable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Linear(3, WIDTH)
+            self.attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+            self.head = nn.Linear(WIDTH, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            x = x + F.scaled_dot_product_attention(x, x, x)
+            return self.head(x[:, 0])
+
+    model = oracles.randomise(Scriptable().double().eval())
+    inputs = encoder.features()
+    compiled = torch.jit.trace(model, inputs) if compile_ == "trace" else compile_(model)
+    message = refusal(compiled, inputs)
+    assert "script" in message.lower() or "trace" in message.lower()
+
+    class Holding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = compiled
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    assert "inner" in refusal(Holding(), inputs)
+
+
+def test_data_parallel_asks_for_the_module_inside() -> None:
+    model = nn.DataParallel(Encoder(fused))
+    if torch.cuda.device_count():
+        pytest.skip("with a GPU the replicas run in threads of their own")
+    try:
+        actual = explain(model, encoder.features())
+    except UnsupportedAttentionError as error:
+        assert ".module" in str(error)  # noqa: PT017
+    else:  # without devices `DataParallel` calls its module in this thread: nothing to refuse
+        expected = encoder.expected_tokens(model.module, encoder.features(), TARGET)
+        laws.assert_same(actual, expected)
+
+
+def test_work_in_another_thread_is_not_missed() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = Encoder(fused)
+
+    class Elsewhere(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            with ThreadPoolExecutor(1) as pool:
+                return pool.submit(self.inner, x).result()
+
+    with pytest.raises(UnsupportedAttentionError):
+        explain(Elsewhere(), encoder.features())
+
+
+def test_flex_attention_says_what_to_use() -> None:
+    flex = pytest.importorskip("torch.nn.attention.flex_attention", reason="an older torch")
+
+    def form(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return flex.flex_attention(q, k, v)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # flex_attention itself warns that it is not compiled
+        model = Encoder(form).float().requires_grad_(False)
+        message = refusal(model, encoder.features().float())
+    assert "flex" in message
+    assert "blocks.0.attention" in message
+    assert "sdpa" in message.lower() or "eager" in message.lower()
+
+
+# --- whole models -----------------------------------------------------------------------------
+
+
+def tiny_llama() -> nn.Module:
+    transformers = pytest.importorskip("transformers", reason="a cache of keys needs a model")
+    config = transformers.LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
+    )
+    return oracles.randomise(transformers.LlamaForCausalLM(config).eval().double())
+
+
+def test_filled_cache_is_refused() -> None:
+    model = tiny_llama()
+    with torch.no_grad():
+        cache = model(torch.arange(4)[None], use_cache=True).past_key_values
+
+    def forward(input_ids: Tensor) -> Tensor:
+        return model(input_ids, past_key_values=cache).logits[:, -1]
+
+    with pytest.raises(UnsupportedAttentionError, match=r"(?i)cache|keys") as caught:
+        explain(forward, torch.arange(4, 7)[None])
+    assert "layers.0.self_attn" in str(caught.value)
+
+
+def hierarchical(name: str, **options: Any) -> tuple[nn.Module, Tensor]:
+    timm = pytest.importorskip("timm", reason="the families of timm need timm")
+    size = options["img_size"]
+    model = timm.create_model(name, num_classes=5, **options)
+    pictures = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return oracles.randomise(model.eval()), pictures
+
+
+STAGES = dict(embed_dim=12, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2))
+COLUMNS = dict(img_size=64, embed_dim=16, depth=2, num_heads=2)
+HIERARCHICAL = {
+    "swin_tiny_patch4_window7_224": STAGES | dict(img_size=56, window_size=7),
+    "swinv2_tiny_window8_256": STAGES | dict(img_size=64, window_size=4),
+    "xcit_nano_12_p16_224": COLUMNS,
+    "samvit_base_patch16_224": COLUMNS | dict(window_size=2, global_attn_indexes=()),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", HIERARCHICAL)
+def test_windows_strides_and_channels_are_refused_not_wrong(name: str) -> None:
+    model, pictures = hierarchical(name, **HIERARCHICAL[name])
+    message = refusal(model, pictures)
+    names = [module for module, _ in model.named_modules() if module.endswith("attn")]
+    assert any(module in message for module in names), message
+
+
+def test_swin_of_torchvision_is_refused() -> None:
+    models = pytest.importorskip("torchvision.models.swin_transformer", reason="needs torchvision")
+    model = models.SwinTransformer(
+        patch_size=[4, 4], embed_dim=12, depths=[1, 1], num_heads=[1, 2], window_size=[4, 4],
+        num_classes=5,
+    )  # fmt: skip
+    pictures = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert "attn" in refusal(oracles.randomise(model.eval()), pictures)
+
+
+def test_nothing_is_returned_where_streams_only_look_alike() -> None:
+    """Two inputs of one length, each its own stream; the second feeds keys and values."""
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Linear(3, WIDTH)
+            self.attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+            self.head = nn.Linear(WIDTH, 4)
+
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            left, right = self.embed(left), self.embed(right)
+            return self.head(self.attention(left, right, right, need_weights=False)[0][:, 0])
+
+    model = oracles.randomise(Pair().double().eval())
+    inputs = encoder.features(1), encoder.features(2)
+    message = refusal(model, inputs)
+    assert "attention" in message
+    assert "left" in message
+    assert "right" in message
+    assert inputs[0].shape == (BATCH, TOKENS, 3)

@@ -1,0 +1,1 @@
+"""Models of many families, and the independent references that their explanations are held to."""
