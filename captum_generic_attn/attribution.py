@@ -1,0 +1,412 @@
+"""`GenericAttention`: the method as a Captum attribution; the only room that knows Captum.
+
+Inputs are checked, the forward pass is captured (`capture`), each target is explained
+(`explanation`), and values per token go back to the shape of the inputs (`tokens.grid`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from captum._utils.common import (
+    _format_output,
+    _format_tensor_into_tuples,
+    _is_tuple,
+    _run_forward,
+)
+from captum._utils.typing import TargetType, TensorOrTupleOfTensorsGeneric
+from captum.attr import GradientAttribution
+from captum.log import log_usage
+from torch import Tensor
+
+from captum_generic_attn.capture import (
+    Capture,
+    UnsupportedAttentionError,
+    capture_forward,
+    no_attention_message,
+)
+from captum_generic_attn.explanation import (
+    Explanation,
+    Layers,
+    Options,
+    RowsOption,
+    explain,
+    selected,
+)
+from captum_generic_attn.relevance import Relevance
+from captum_generic_attn.score import OutputChoice, check_target, choose_output
+from captum_generic_attn.tokens import Grid, fit_grid
+
+_INTERPOLATIONS = ("bilinear", "nearest")
+
+
+class GenericAttention(GradientAttribution):  # type: ignore[misc]
+    """Generic attention explainability (Chefer et al., ICCV 2021) for any transformer.
+
+    Which tokens made the model give this score: attention maps, weighted by their gradients,
+    averaged over heads and multiplied up through the layers (eq. 5 and 6). The model is used as it
+    is: fused attention stays fused, and nothing of the capture is left behind.
+
+    Args:
+        forward_func: a module, a bound method, a `functools.partial`, or a closure round modules.
+        layers: names, name prefixes or modules whose attention counts; `None`: all.
+        start_layer: leave out the first `start_layer` calls of each (query stream, key stream)
+            pair among those that `layers` selects and the score reaches; -1 keeps the last.
+        rows: which rows are explained; `None`: those that the score is computed from. Else an int
+            (negative from the end), a list of ints, `[B]` or `[B, k]` indices, `[B, N]` weights,
+            or a mapping from stream names to one of these.
+        normalize: eq. 8 and 9, which concern attention between streams alone.
+        self_in_cross: the two `R̄` factors of eq. 10, likewise.
+        aggregate: `False` is the authors' ablation "no aggregation": each `+=` becomes `=`.
+        output: field name, index or function that picks the output to explain; see
+            `captum_generic_attn.score.choose_output`.
+        interpolation: `"bilinear"` (the authors' pictures) or `"nearest"` (each element has the
+            value of its token).
+        strict: whether attention calls that cannot be explained raise, or are skipped with one
+            warning.
+
+    Raises:
+        ValueError: if `interpolation` is none of the two.
+        TypeError: if `start_layer` is no int, or `forward_func` cannot be called.
+
+    Source: arXiv 2103.15679. With several explained rows (mean pooling) each has equal weight, a
+    case that the paper does not cover.
+
+    Example:
+        >>> import torch, timm
+        >>> from captum_generic_attn import GenericAttention
+        >>> model = timm.create_model("test_vit", num_classes=5).eval()
+        >>> images = torch.rand(2, 3, 160, 160)
+        >>> heatmap = GenericAttention(model).attribute(images, target=1)
+        >>> heatmap.shape
+        torch.Size([2, 3, 160, 160])
+        >>> GenericAttention(model).attribute(images, target=1, return_input_shape=False).shape
+        torch.Size([2, 10, 10])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        layers: Layers = None,
+        start_layer: int = 0,
+        rows: RowsOption = None,
+        normalize: bool = True,
+        self_in_cross: bool = True,
+        aggregate: bool = True,
+        output: OutputChoice = None,
+        interpolation: str = "bilinear",
+        strict: bool = True,
+    ) -> None:
+        if not callable(forward_func):
+            raise TypeError(
+                f"forward_func must be callable, such as a module; it is {type(forward_func)}"
+            )
+        if interpolation not in _INTERPOLATIONS:
+            raise ValueError(f"interpolation={interpolation!r} is none of {_INTERPOLATIONS}")
+        if not isinstance(start_layer, int) or isinstance(start_layer, bool):
+            raise TypeError(f"start_layer must be an int, not {start_layer!r}")
+        super().__init__(forward_func)
+        self.layers = layers
+        self.start_layer = start_layer
+        self.rows = rows
+        self.normalize = normalize
+        self.self_in_cross = self_in_cross
+        self.aggregate = aggregate
+        self.output = output
+        self.interpolation = interpolation
+        self.strict = strict
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        return_input_shape: bool = True,
+    ) -> TensorOrTupleOfTensorsGeneric:
+        """Attribute the score of each example to its tokens, in the shape of the inputs.
+
+        Args:
+            inputs: a tensor, or a tuple of tensors of one batch size, batch first.
+            target: which score: an int, one int per example, or for outputs with more axes tuples
+                of ints; `None` only where the output is `[B]` or `[B, 1]`.
+            additional_forward_args: further arguments of `forward_func`, not explained.
+            return_input_shape: `False` gives one value per token: text `[B, N]`, pictures
+                `[B, h, w]`.
+
+        Returns:
+            A tensor, or a tuple like `inputs`, detached, on the inputs' devices, float32 (float64
+            for a float64 model), non-negative, in the unit of the score. Each element has the
+            undivided value of its token; pictures have the same map in each channel. An input that
+            reaches no attention gets zeros of its own shape, and a warning.
+
+        Raises:
+            UnsupportedAttentionError: if attention is missing or cannot be explained.
+            ValueError: if the inputs, the target or an option do not fit; if a picture's geometry
+                cannot be told.
+            TypeError: if inputs or targets are of no accepted type.
+
+        Source: eq. 5 and 6 of arXiv 2103.15679; several streams (CLIP) are the authors' usage.
+        """
+        return cast(
+            TensorOrTupleOfTensorsGeneric,
+            self._attribute(inputs, [target], additional_forward_args, return_input_shape, None),
+        )
+
+    def attribute_targets(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        targets: Sequence[TargetType],
+        additional_forward_args: object = None,
+        targets_per_backward: int | None = None,
+        return_input_shape: bool = True,
+    ) -> TensorOrTupleOfTensorsGeneric:
+        """Attribute several scores of each example, with one forward pass.
+
+        Args:
+            inputs: as in `attribute`.
+            targets: a sequence, each element anything that `target` of `attribute` accepts.
+            additional_forward_args: as in `attribute`.
+            targets_per_backward: at most so many targets share a backward pass, which bounds
+                memory. Each target takes a pass of its own, so any bound holds.
+            return_input_shape: as in `attribute`.
+
+        Returns:
+            `[T, B, ...]` per input: the stacked results of `attribute` for each target.
+
+        Raises:
+            ValueError: if `targets` is empty, and as `attribute`.
+            TypeError: if `targets` is no sequence, and as `attribute`.
+
+        Example:
+            >>> import torch, timm
+            >>> from captum_generic_attn import GenericAttention
+            >>> method = GenericAttention(timm.create_model("test_vit", num_classes=5).eval())
+            >>> method.attribute_targets(torch.rand(1, 3, 160, 160), [0, 3]).shape
+            torch.Size([2, 1, 3, 160, 160])
+        """
+        if isinstance(targets, (str, int)) or not isinstance(targets, (Sequence, Tensor)):
+            raise TypeError(f"targets must be a sequence of targets, not {type(targets).__name__}")
+        if len(targets) == 0:
+            raise ValueError("targets is empty; pass at least one target")
+        if targets_per_backward is not None and targets_per_backward < 1:
+            raise ValueError(f"targets_per_backward={targets_per_backward} must be at least 1")
+        return cast(
+            TensorOrTupleOfTensorsGeneric,
+            self._attribute(
+                inputs, list(targets), additional_forward_args, return_input_shape, len(targets)
+            ),
+        )
+
+    def relevance(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        keep_calls: bool = False,
+    ) -> Relevance:
+        """Token-to-token relevance maps, streams and attention calls.
+
+        Args:
+            inputs: as in `attribute`.
+            target: as in `attribute`.
+            additional_forward_args: as in `attribute`.
+            keep_calls: keep the maps of every call too.
+
+        Returns:
+            A frozen `Relevance`; `.matrix(query, key)` is `[B, Nq, Nk]`, R of the paper.
+
+        Raises:
+            ValueError: as `attribute`.
+            TypeError: as `attribute`.
+
+        Example:
+            >>> import torch, timm
+            >>> from captum_generic_attn import GenericAttention
+            >>> model = timm.create_model("test_vit", num_classes=5).eval()
+            >>> relevance = GenericAttention(model).relevance(torch.rand(1, 3, 160, 160), target=1)
+            >>> relevance.matrix("x", "x").shape
+            torch.Size([1, 101, 101])
+            >>> list(relevance.streams["x"].parts)
+            ['cls_token', 'x']
+        """
+        tensors = self._check_inputs(inputs)
+        for _, explanation in self._explanations(
+            tensors, [target], additional_forward_args, matrices=True, keep_calls=keep_calls
+        ):
+            found = explanation.relevance
+        return cast(Relevance, found)
+
+    # -- the way through ----------------------------------------------------------------------
+
+    def _attribute(
+        self, inputs: object, targets: list[TargetType], additional: object,
+        return_input_shape: bool, stacked: int | None,
+    ) -> object:  # fmt: skip
+        tensors = self._check_inputs(inputs)
+        results = [
+            self._to_inputs(capture, explanation, tensors, return_input_shape, first=i == 0)
+            for i, (capture, explanation) in enumerate(
+                self._explanations(tensors, targets, additional, matrices=False, keep_calls=False)
+            )
+        ]
+        maps = results[0] if stacked is None else [
+            torch.stack(per_target) for per_target in zip(*results, strict=True)
+        ]  # fmt: skip
+        return _format_output(_is_tuple(inputs), tuple(maps))
+
+    def _explanations(
+        self, inputs: tuple[Tensor, ...], targets: list[TargetType], additional: object, *,
+        matrices: bool, keep_calls: bool,
+    ) -> list[tuple[Capture, Explanation]]:  # fmt: skip
+        try:
+            return list(self._run(inputs, targets, additional, matrices, keep_calls))
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+        # The model overwrites what its own backward needs; keep copies, and start again.
+        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+            return list(self._run(inputs, targets, additional, matrices, keep_calls))
+
+    def _run(
+        self, inputs: tuple[Tensor, ...], targets: list[TargetType], additional: object,
+        matrices: bool, keep_calls: bool,
+    ) -> Iterator[tuple[Capture, Explanation]]:  # fmt: skip
+        more = () if additional is None else additional
+        more = more if isinstance(more, tuple) else (more,)
+        capture = capture_forward(
+            self.forward_func, inputs, more, lambda returned: choose_output(returned, self.output)
+        )
+        options = Options(self.layers, self.start_layer, self.rows, self.aggregate)
+        self._check_attention(capture)
+        for target in targets:
+            check_target(capture.output, target, len(inputs[0]))
+        if not capture.output.requires_grad:
+            raise ValueError(
+                "the model's output depends on nothing differentiable: it was detached, made under "
+                "inference_mode, or computed outside torch"
+            )
+        for i, target in enumerate(targets):
+            with torch.enable_grad():
+                score = _run_forward(lambda *_: capture.output, inputs, target)
+            explanation = explain(
+                capture, score.reshape(len(inputs[0])), options,
+                retain_graph=i + 1 < len(targets), matrices=matrices, keep_calls=keep_calls,
+            )  # fmt: skip
+            yield capture, explanation
+
+    def _check_inputs(self, inputs: object) -> tuple[Tensor, ...]:
+        parts = inputs if isinstance(inputs, tuple) else (inputs,)
+        for i, part in enumerate(parts):
+            if not isinstance(part, Tensor):
+                raise TypeError(f"inputs[{i}] must be a tensor, not {type(part).__name__}")
+            if part.ndim == 0 or len(part) == 0:
+                raise ValueError(
+                    f"inputs[{i}] has shape {tuple(part.shape)}; it needs at least one example"
+                )
+            if len(part) != len(parts[0]):
+                sizes = [len(p) for p in parts]
+                raise ValueError(f"all inputs must share one batch size; they have {sizes}")
+            if not part.is_meta and part.is_floating_point() and bool(part.isnan().any()):
+                raise ValueError(f"inputs[{i}] holds NaN")
+        if not parts:
+            raise ValueError("inputs is an empty tuple")
+        return cast(tuple[Tensor, ...], _format_tensor_into_tuples(parts))
+
+    def _check_attention(self, capture: Capture) -> None:
+        if not capture.records and not capture.refusals:
+            raise UnsupportedAttentionError(no_attention_message(capture))
+        modules = selected(capture, self.layers)
+        refused = [r for r in capture.refusals if r.module in modules]
+        listed = "".join(f"\n  {refusal}" for refusal in refused)
+        if refused and self.strict:
+            raise UnsupportedAttentionError(f"attention that cannot be explained:{listed}")
+        if refused:
+            warnings.warn(
+                f"attention calls that cannot be explained are skipped:{listed}",
+                UserWarning,
+                stacklevel=2,
+            )
+        if not any(r.module in modules for r in capture.records):
+            raise UnsupportedAttentionError(no_attention_message(capture))
+        if capture.dropout_seen:
+            warnings.warn(
+                "fused attention ran with dropout, whose mask cannot be known: relevance is that "
+                "of the probabilities before dropout. Call model.eval() first",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    # -- from tokens to inputs ----------------------------------------------------------------
+
+    def _to_inputs(
+        self, capture: Capture, explanation: Explanation, inputs: tuple[Tensor, ...],
+        return_input_shape: bool, *, first: bool,
+    ) -> list[Tensor]:  # fmt: skip
+        maps = []
+        silent = []
+        for tensor, name in zip(inputs, capture.input_names, strict=True):
+            parts = [
+                self._to_input(name, tensor, grid, values, return_input_shape)
+                for grid, values in _values_of_input(capture, explanation, name, tensor)
+            ]
+            if not parts:
+                silent.append(name)
+                dtype = next(iter(explanation.values.values())).dtype
+                parts = [torch.zeros(tensor.shape, dtype=dtype, device=tensor.device)]
+            if len({part.shape for part in parts}) > 1:
+                shapes = [tuple(part.shape[1:]) for part in parts]
+                raise ValueError(
+                    f"{name} feeds tokens on several grids, {shapes}; ask for "
+                    "return_input_shape=True, which adds their maps"
+                )
+            maps.append(torch.stack(parts).sum(0) if len(parts) > 1 else parts[0])
+        if silent and first:
+            warnings.warn(
+                f"{', '.join(silent)} reaches no attention that the score depends on: zeros",
+                UserWarning,
+                stacklevel=2,
+            )
+        return maps
+
+    def _to_input(
+        self, name: str, tensor: Tensor, grid: Grid | None, values: Tensor,
+        return_input_shape: bool,
+    ) -> Tensor:  # fmt: skip
+        values = values.to(tensor.device)
+        if not return_input_shape:
+            return values if grid is None else grid.to_tokens(values).contiguous()
+        if grid is None:
+            raise ValueError(
+                f"where the {values.shape[1]} tokens of {name} lie in its shape "
+                f"{tuple(tensor.shape)} could not be told: they form no regular grid. Use "
+                "return_input_shape=False for one value per token"
+            )
+        return grid.to_input(values, tensor.shape, self.interpolation)
+
+
+def _values_of_input(
+    capture: Capture, explanation: Explanation, name: str, tensor: Tensor
+) -> Iterator[tuple[Grid | None, Tensor]]:
+    """Grid and `[B, n]` values of every group of tokens that an input feeds."""
+    for stream in capture.streams:
+        if stream.name not in explanation.values:
+            continue
+        values = explanation.values[stream.name]
+        for index, places in stream.places.items():
+            space = capture.spaces[index]
+            own = [(space, places)]
+            for absorbed, table in capture.spaces.absorbed_into(space):
+                own.append((absorbed, torch.where(table >= 0, places[table.clamp(min=0)], -1)))
+            for member, positions in own:
+                if member.name != name or member.kind != "token":
+                    continue
+                grid = None
+                if member.coordinates is not None:
+                    grid = fit_grid(member.coordinates, tensor.shape)
+                picked = values[:, positions.clamp(min=0).to(values.device)]
+                yield grid, picked.masked_fill((positions < 0).to(values.device), 0.0)

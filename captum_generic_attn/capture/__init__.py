@@ -1,0 +1,24 @@
+"""Capture: the only room that touches a model.
+
+`forward` runs the model under `mode`, a function mode that carries a shadow (`shadow`) beside each
+tensor by the transfers of `transfer`, looked up by the families of `operations`; `scope` knows
+which module is running; `attention` turns what it recognises into records (`record`).
+"""
+
+from captum_generic_attn.capture.attention import Refusal
+from captum_generic_attn.capture.forward import (
+    Capture,
+    UnsupportedAttentionError,
+    capture_forward,
+    no_attention_message,
+)
+from captum_generic_attn.capture.record import AttentionRecord
+
+__all__ = [
+    "AttentionRecord",
+    "Capture",
+    "Refusal",
+    "UnsupportedAttentionError",
+    "capture_forward",
+    "no_attention_message",
+]

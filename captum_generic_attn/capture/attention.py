@@ -1,0 +1,416 @@
+"""Recognises attention: from the product of queries and keys over the softmax to the values.
+
+Called by `mode` for products, softmaxes and fused kernels. What is attention becomes an
+`AttentionRecord`; what looks like it but cannot be explained becomes a `Refusal`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from captum_generic_attn.capture.contraction import Contraction
+from captum_generic_attn.capture.heads import Unreadable, group_heads
+from captum_generic_attn.capture.planes import compact, relabel, varies
+from captum_generic_attn.capture.record import AttentionRecord, Explicit, Fused
+from captum_generic_attn.capture.scope import Scope
+from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
+from captum_generic_attn.capture.transfer import Args, Kwargs, Transfer, argument
+from captum_generic_attn.tokens.streams import TokenStreams
+
+_ATTENTION_NAME = re.compile(r"attn|attention", re.IGNORECASE)
+_ROW_SUM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An attention call that cannot be explained: where, what was seen, what to do."""
+
+    module: str
+    module_type: str
+    seen: str
+    advice: str
+
+    def __str__(self) -> str:
+        where = f"{self.module or 'the forward function'} ({self.module_type})"
+        return f"{where}: {self.seen}; {self.advice}"
+
+
+class Attention:
+    """The attention calls of one forward pass, in execution order."""
+
+    def __init__(self, transfer: Transfer, scope: Scope, examples: int) -> None:
+        self.records: list[AttentionRecord] = []
+        self.refusals: list[Refusal] = []
+        self.softmaxes: list[Softmax] = []
+        self.streams = TokenStreams(transfer.spaces)
+        self.dropout_seen = False
+        self._met: dict[int, Softmax] = {}
+        self._transfer = transfer
+        self._scope = scope
+        self._examples = examples
+
+    def refuse(self, seen: str, advice: str) -> None:
+        """Note that the running module made a call that cannot be explained."""
+        refusal = Refusal(*self._scope.current(), seen, advice)
+        if refusal not in self.refusals:
+            self.refusals.append(refusal)
+
+    # -- softmax ------------------------------------------------------------------------------
+
+    def softmax(self, args: Args, kwargs: Kwargs, result: Tensor) -> None:
+        """What a softmax makes of logits: probabilities, keys along the softmax axis."""
+        operand = argument(args, kwargs, 0, "input")
+        axis = argument(args, kwargs, 1, "dim", -1)
+        shadow = self._transfer.of(operand)
+        logits = shadow.role is Role.LOGITS
+        along = [varies(plane, axis) for plane in shadow.planes]
+        softmax = Softmax(*self._scope.current(), logits, any(along))
+        self.softmaxes.append(softmax)
+        if logits and shadow.planes:
+            if along == [True, False]:  # keys were the first factor
+                shadow = replace(shadow, planes=shadow.planes[::-1], factors=shadow.factors[::-1])
+            elif all(along) or (not any(along) and operand.shape[axis] > 1):
+                shadow = replace(shadow, planes=(), lost="softmax over neither queries nor keys")
+        role = Role.PROBABILITIES if logits else shadow.role
+        self._transfer.shadows[result] = replace(shadow, role=role, softmax=softmax)
+
+    # -- products -----------------------------------------------------------------------------
+
+    def product(
+        self, name: str, func: Callable[..., Any], args: Args, kwargs: Kwargs, terms: Contraction
+    ) -> Tensor:
+        """Run a product of two tensors and give its result a shadow."""
+        first, second = self._transfer.of(terms.left), self._transfer.of(terms.right)
+        sides = (first, second)
+        for side in (0, 1):
+            if sides[side].role is Role.PROBABILITIES or sides[side].softmax is not None:
+                return self._probabilities_times(name, func, args, kwargs, terms, side)
+        logits = [side for side in (0, 1) if sides[side].role is Role.LOGITS]
+        if logits and sides[1 - logits[0]].data:
+            return self._logits_times(name, func, args, kwargs, terms, logits[0])
+        result: Tensor = func(*args, **kwargs)
+        computed = [s.data or s.role >= Role.TOKENS for s in sides]
+        if all(computed) and (first.data or second.data):
+            shadow = self._logits(terms, result, name)
+        else:
+            side = 0 if first.data or not second.data else 1
+            shadow = self._transfer.weighted(
+                (terms.left, terms.right)[side], terms.labels(side), terms.out_labels,
+                terms.summed, result, name,
+            )  # fmt: skip
+        if terms.bias is not None:
+            self._transfer.shadows[result] = shadow
+            shadow = self._transfer.summed(name, [result, terms.bias], result)
+        self._transfer.shadows[result] = shadow
+        return result
+
+    def _logits(self, terms: Contraction, result: Tensor, name: str) -> Shadow:
+        planes: list[Tensor] = []
+        shadows: list[Shadow] = []
+        mixed = False
+        for side, tensor in enumerate((terms.left, terms.right)):
+            labels = terms.labels(side)
+            summed_last = labels[-1] in terms.summed
+            shadow = self._transfer.tokens_of(tensor, name) if summed_last else (
+                self._transfer.of(tensor)
+            )  # fmt: skip
+            shadows.append(shadow)
+            plane = shadow.planes[0] if shadow.planes else self._lost_tokens(tensor, terms, side)
+            carried = relabel(plane, labels, terms.out_labels, result.shape)
+            mixed |= carried is None
+            planes.append(plane if carried is None else carried)
+        return Shadow(
+            Role.LOGITS,
+            () if mixed else tuple(planes),
+            shadows[0].ancestors | shadows[1].ancestors,
+            factors=tuple(s.ancestors for s in shadows),
+            data=True,
+            mixed=mixed,
+        )
+
+    def _lost_tokens(self, tensor: Tensor, terms: Contraction, side: int) -> Tensor:
+        reason = self._transfer.of(tensor).lost or "an operation that is not known"
+        shape = torch.Size(
+            1 if label in terms.summed else n
+            for label, n in zip(terms.labels(side), tensor.shape, strict=True)
+        )
+        return self._transfer.spaces.unknown(shape, reason).expand(tensor.shape)
+
+    def _logits_times(
+        self, name: str, func: Callable[..., Any], args: Args, kwargs: Kwargs,
+        terms: Contraction, side: int,
+    ) -> Tensor:  # fmt: skip
+        """Logits meet values without a softmax: accepted if they were normalised by hand."""
+        operand = (terms.left, terms.right)[side]
+        shadow = self._transfer.of(operand)
+        axes = [i for i, label in enumerate(terms.labels(side)) if label in terms.summed]
+        normalised = (
+            len(axes) == 1
+            and not shadow.mixed
+            and bool((operand >= 0).all())
+            and bool(((operand.sum(axes[0]) - 1).abs() < _ROW_SUM_TOLERANCE).all())
+        )
+        if normalised:
+            softmax = Softmax(*self._scope.current(), has_logits=True, over_tokens=True)
+            along = [varies(plane, axes[0]) for plane in shadow.planes]
+            planes = shadow.planes[::-1] if along == [True, False] else shadow.planes
+            factors = shadow.factors[::-1] if along == [True, False] else shadow.factors
+            self._transfer.shadows[operand] = replace(
+                shadow, role=Role.PROBABILITIES, softmax=softmax, planes=planes, factors=factors
+            )
+            return self._probabilities_times(name, func, args, kwargs, terms, side)
+        result: Tensor = func(*args, **kwargs)
+        self.refuse(
+            "queries, keys and values are multiplied without a softmax (linear or sigmoid "
+            "attention)",
+            "the method needs attention probabilities",
+        )
+        return self._passed_over(terms, result, name)
+
+    def _passed_over(self, terms: Contraction, result: Tensor, name: str) -> Tensor:
+        """The shadow behind a call that is no record: the ancestors of all that went in."""
+        shadows = [self._transfer.of(t) for t in (terms.left, terms.right)]
+        merged = frozenset[int]().union(*(s.ancestors for s in shadows))
+        shadow = Shadow(ancestors=merged, data=True).without_tokens(name)
+        self._transfer.shadows[result] = replace(shadow, role=Role.TOKENS)
+        return result
+
+    def _probabilities_times(
+        self, name: str, func: Callable[..., Any], args: Args, kwargs: Kwargs,
+        terms: Contraction, side: int,
+    ) -> Tensor:  # fmt: skip
+        weights, values = (terms.left, terms.right)[:: 1 if side == 0 else -1]
+        shadow, other = self._transfer.of(weights), self._transfer.of(values)
+        labels = terms.labels(side)
+        over_keys = [
+            i for i, label in enumerate(labels)
+            if label in terms.summed and (len(shadow.planes) < 2 or varies(shadow.planes[1], i))
+        ]  # fmt: skip
+        mixes_heads = shadow.role is Role.PROBABILITIES and not other.data and not over_keys
+        if mixes_heads or (not shadow.planes and other.role <= Role.PARAMETER):
+            result: Tensor = func(*args, **kwargs)
+            self._transfer.shadows[result] = self._transfer.weighted(
+                weights, labels, terms.out_labels, terms.summed, result, name
+            )
+            return result
+        softmax = shadow.softmax
+        assert softmax is not None  # noqa: S101 - the caller looked for it
+        softmax.products += 1
+        if shadow.role is not Role.PROBABILITIES:
+            result = func(*args, **kwargs)
+            if softmax.over_tokens or _ATTENTION_NAME.search(softmax.module_type):
+                self.refuse(
+                    "a softmax that no product of queries and keys feeds meets values",
+                    "the method needs probabilities of queries over keys",
+                )
+            return self._passed_over(terms, result, name)
+        if not over_keys:  # a single key: the axis that is summed is the only candidate
+            over_keys = [i for i, label in enumerate(labels) if label in terms.summed]
+        if problem := self._problem(shadow, softmax, other, over_keys):
+            self.refuse(*problem)
+            return self._passed_over(terms, func(*args, **kwargs), name)
+        if torch.is_grad_enabled() and not weights.requires_grad:
+            weights.requires_grad_(True)  # noqa: FBT003 - nothing before it needs a gradient
+        result = func(*args, **kwargs)
+        outer = terms.labels(1 - side)
+        rows = [
+            i for i, label in enumerate(labels) if label in terms.out_labels and label not in outer
+        ]
+        rows = [i for i in rows if varies(shadow.planes[0], i)] or rows[-1:]
+        lead = [i for i in range(weights.ndim) if i not in (*over_keys, *rows[-1:])]
+        source = Explicit(weights, (*lead, *rows[-1:], over_keys[0]), not rows)
+        queries, keys = (p.permute(*lead, *rows[-1:], over_keys[0]) for p in shadow.planes)
+        if not rows:
+            queries, keys = queries.unsqueeze(-2), keys.unsqueeze(-2)
+        plane = relabel(shadow.planes[0], labels, terms.out_labels, result.shape)
+        self._record(
+            source, weights, result, plane,
+            queries.amax(-1) if varies(queries, -1) else queries[..., 0],
+            keys.amax(-2) if keys.stride(-2) else keys[..., 0, :],
+            shadow.factors, softmax,
+        )  # fmt: skip
+        return result
+
+    def _problem(
+        self, shadow: Shadow, softmax: Softmax, other: Shadow, over_keys: list[int]
+    ) -> tuple[str, str] | None:
+        if shadow.mixed:
+            return (
+                "attention between channels, not between tokens",
+                "leave the module out with layers=, or pass strict=False to skip such calls",
+            )
+        if other.role is Role.PROBABILITIES:
+            return (
+                "attention probabilities are multiplied with each other (Nyström attention)",
+                "relevance is not defined for such a product",
+            )
+        if softmax.products > 1:
+            return (
+                "the same probabilities enter more than one product",
+                "relevance is not defined where attention is split over products (Longformer, LED)",
+            )
+        if len(over_keys) != 1 or len(shadow.planes) != 2:
+            return (
+                f"queries and keys could not be told apart ({shadow.lost or 'unknown layout'})",
+                "rewrite the attention with F.scaled_dot_product_attention",
+            )
+        return None
+
+    # -- fused kernel -------------------------------------------------------------------------
+
+    def fused(self, func: Callable[..., Any], args: Args, kwargs: Kwargs) -> Tensor:
+        """Run `scaled_dot_product_attention` and record it."""
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        query, key, value = given["query"], given["key"], given["value"]
+        shadows = [self._transfer.tokens_of(t, "attention") for t in (query, key)]
+        result: Tensor = func(*args, **kwargs)
+        if torch.is_grad_enabled() and not result.requires_grad:
+            result.requires_grad_(True)  # noqa: FBT003 - nothing before it needs a gradient
+        self.dropout_seen |= given.get("dropout_p", 0.0) > 0
+        planes = []
+        for tensor, shadow in zip((query, key), shadows, strict=True):
+            if shadow.planes and varies(shadow.planes[0], -1):
+                self.refuse(
+                    "attention between channels, not between tokens",
+                    "leave the module out with layers=, or pass strict=False to skip such calls",
+                )
+                self._transfer.shadows[result] = Shadow(
+                    Role.TOKENS, (), shadows[0].ancestors | shadows[1].ancestors, data=True
+                )
+                return result
+            reason = shadow.lost or "a tensor that no input feeds"
+            planes.append(
+                shadow.planes[0][..., 0] if shadow.planes
+                else self._transfer.spaces.unknown(tensor.shape[:-1], reason)
+            )  # fmt: skip
+        queries, keys = planes
+        grouped = bool(given.get("enable_gqa"))
+        if grouped:
+            keys = keys.repeat_interleave(queries.shape[-2] // keys.shape[-2], -2)
+        keys = keys.expand(*queries.shape[:-1], keys.shape[-1])
+        source = Fused(
+            query, key, value, given.get("attn_mask"), bool(given.get("is_causal")),
+            given.get("scale"), grouped,
+        )  # fmt: skip
+        plane = queries.unsqueeze(-1).expand(result.shape)
+        factors = tuple(shadow.ancestors for shadow in shadows)
+        self._record(source, result, result, plane, queries, keys, factors, None)
+        return result
+
+    # -- records ------------------------------------------------------------------------------
+
+    def _record(
+        self, source: Explicit | Fused, at: Tensor, result: Tensor, plane: Tensor | None,
+        queries: Tensor, keys: Tensor, factors: tuple[frozenset[int], ...],
+        softmax: Softmax | None,
+    ) -> None:  # fmt: skip
+        """Make a record of a call whose result is `result` and whose gradient is taken `at`."""
+        planes = () if plane is None else (plane,)
+        passed = Shadow(Role.TOKENS, planes, factors[0] | factors[1], data=True)
+        self._transfer.shadows[result] = passed
+        try:
+            if not torch.is_grad_enabled():
+                raise Unreadable(
+                    "gradients are switched off here (reentrant checkpoint, custom "
+                    "autograd.Function or inference_mode inside the model)",
+                    "use torch.utils.checkpoint with use_reentrant=False, or torch.no_grad",
+                )
+            queries = self._found(queries, factors[0])
+            keys = self._found(keys, factors[1])
+            groups = group_heads(queries, keys, self._transfer.spaces, self._examples)
+            self._check_streams(groups.query_tokens, groups.key_tokens)
+        except Unreadable as problem:
+            self.refuse(problem.seen, problem.advice)
+            return
+        index = len(self.records)
+        self.records.append(
+            AttentionRecord(
+                index, *self._scope.current(), source, get_gradient_edge(at), groups.query_tokens,
+                groups.key_tokens, groups.examples, groups.pick, factors[0], factors[1],
+            )
+        )  # fmt: skip
+        if softmax is not None:
+            self._met[index] = softmax
+        self._transfer.shadows[result] = replace(passed, ancestors=frozenset([index]))
+
+    def _found(self, rows: Tensor, ancestors: frozenset[int]) -> Tensor:
+        """Rows whose tokens were lost on the way are those of the call before, if as many."""
+        spaces = self._transfer.spaces
+        lost = [spaces[i] for i in spaces.indices(compact(rows)) if spaces[i].kind == "unknown"]
+        if not lost:
+            return rows
+        unreadable = Unreadable(
+            f"its tokens could not be followed through {lost[0].name}",
+            "write that step with operations that keep tokens apart, or leave the call out with "
+            "layers=",
+        )
+        if not ancestors:
+            raise unreadable
+        before = self.records[max(ancestors)].query_tokens
+        count = rows[..., 0].numel()
+        if before.shape[-1] != rows.shape[-1] or len(before) != self._examples or (
+            count % self._examples
+        ):  # fmt: skip
+            raise unreadable
+        return before.repeat_interleave(count // self._examples, 0).view(rows.shape)
+
+    def _check_streams(self, queries: Tensor, keys: Tensor) -> None:
+        spaces = self._transfer.spaces
+        spaces.attend(torch.cat([queries.reshape(-1), keys.reshape(-1)]))
+        merged = {
+            spaces[i].name for ids in (queries, keys) for i in spaces.indices(ids)
+            if spaces[i].births
+        }  # fmt: skip
+        if merged:
+            raise Unreadable(
+                f"tokens of {', '.join(sorted(merged))} were merged or pooled between attention "
+                "calls (a hierarchical model)",
+                "relevance through merged tokens is not supported",
+            )
+        self.streams.join(keys)
+        self.streams.join(queries)
+        of_queries, of_keys = self.streams.roots(queries), self.streams.roots(keys)
+        if of_queries != of_keys:
+            names = [
+                "+".join(dict.fromkeys(spaces[i].name for i in spaces.indices(ids)))
+                for ids in (queries, keys)
+            ]
+            raise Unreadable(
+                f"cross-attention: queries from {names[0] or 'constants'}, keys from "
+                f"{names[1] or 'constants'}",
+                "only attention within one stream of tokens is supported; leave the call out with "
+                "layers=, or pass strict=False to skip such calls",
+            )
+
+    def close(self) -> list[AttentionRecord]:
+        """End of the forward pass: the readable records, with the names of their streams."""
+        split = {i for i, softmax in self._met.items() if softmax.products > 1}
+        for softmax in self.softmaxes:
+            if softmax.products:
+                continue
+            attends = bool(_ATTENTION_NAME.search(softmax.module_type))
+            if softmax.has_logits or (attends and softmax.over_tokens):
+                self.refusals.append(
+                    Refusal(
+                        softmax.module, softmax.module_type,
+                        "a softmax over tokens never meets values in a product",
+                        "the method needs probabilities that multiply values",
+                    )
+                )  # fmt: skip
+        self.records = [r for r in self.records if r.index not in split]
+        self.streams.close(
+            [(r.module, ids) for r in self.records for ids in (r.key_tokens, r.query_tokens)]
+        )
+        self.records = [
+            r.with_streams(self.streams.of(r.query_tokens).name, self.streams.of(r.key_tokens).name)
+            for r in self.records
+        ]
+        return self.records

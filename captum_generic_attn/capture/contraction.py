@@ -1,0 +1,98 @@
+"""Products as einsum sees them: which axes of the two factors are summed, kept, new.
+
+`transfer` reads a `Contraction` to carry token ids through matmul, bmm, einsum and the like, and
+`mode` to tell attention (probabilities summed over keys) from the mixing of heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Label = str
+
+
+@dataclass(frozen=True, eq=False)
+class Contraction:
+    """Two factors and the labels of their axes and of the result's."""
+
+    left: Tensor
+    right: Tensor
+    left_labels: tuple[Label, ...]
+    right_labels: tuple[Label, ...]
+    out_labels: tuple[Label, ...]
+    bias: Tensor | None = None
+
+    @property
+    def summed(self) -> set[Label]:
+        return (set(self.left_labels) & set(self.right_labels)) - set(self.out_labels)
+
+    def labels(self, side: int) -> tuple[Label, ...]:
+        return (self.left_labels, self.right_labels)[side]
+
+
+def read(name: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Contraction | None:
+    """The contraction that a call makes; `None` if it is not one of exactly two tensors."""
+    if name == "einsum":
+        return _einsum(args, kwargs)
+    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+    bias = None
+    if name in ("baddbmm", "addmm", "addbmm", "addmv") and len(tensors) == 3:
+        bias, *tensors = tensors
+    if len(tensors) != 2 or name == "addbmm":
+        return None
+    left, right = tensors[::-1] if name == "rmatmul" else tensors
+    if left.ndim == 0 or right.ndim == 0:
+        return None
+    depth = max(left.ndim, right.ndim, 2) - 2
+    lead = [f"lead{i}" for i in range(depth)]
+    rows = [*lead[depth - max(left.ndim - 2, 0) :], "row"] if left.ndim > 1 else []
+    columns = [*lead[depth - max(right.ndim - 2, 0) :]] if right.ndim > 1 else []
+    out = [*lead, *(["row"] if left.ndim > 1 else []), *(["column"] if right.ndim > 1 else [])]
+    return Contraction(
+        left,
+        right,
+        (*rows, "sum"),
+        (*columns, "sum", "column") if right.ndim > 1 else ("sum",),
+        tuple(out),
+        bias,
+    )
+
+
+def _einsum(args: Sequence[object], kwargs: Mapping[str, object]) -> Contraction | None:
+    equation = kwargs.get("equation", args[0] if args else None)
+    operands: list[object] = list(args[1:]) if "equation" not in kwargs else list(args)
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = list(operands[0])
+    if not isinstance(equation, str) or len(operands) != 2:
+        return None
+    left, right = operands
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor):
+        return None
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    first, second = inputs.split(",")
+    if not arrow:
+        letters = first.replace("...", "") + second.replace("...", "")
+        result = "..." * ("..." in inputs) + "".join(
+            sorted(c for c in set(letters) if letters.count(c) == 1)
+        )
+    hidden = max(
+        tensor.ndim - len(term.replace("...", ""))
+        for tensor, term in ((left, first), (right, second))
+        if "..." in term
+    ) if "..." in inputs else 0  # fmt: skip
+
+    def labels(term: str, depth: int) -> tuple[Label, ...]:
+        before, dots, after = term.partition("...")
+        middle = [f"dots{i}" for i in range(hidden - depth, hidden)] if dots else []
+        return (*before, *middle, *after)
+
+    return Contraction(
+        left,
+        right,
+        labels(first, left.ndim - len(first.replace("...", ""))),
+        labels(second, right.ndim - len(second.replace("...", ""))),
+        labels(result, hidden),
+    )

@@ -1,0 +1,123 @@
+"""Attention records: one per attention call, from which its probabilities and gradients follow.
+
+The fused kernel keeps its probabilities to itself; they are computed anew from queries, keys, mask
+and scale, and their gradient from the gradient of the kernel's output: `∂y/∂P = ∂y/∂O · Vᵀ`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+
+def _computing_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True, eq=False)
+class Explicit:
+    """Probabilities that the model computed itself; `order` brings their axes to [..., q, k]."""
+
+    tensor: Tensor
+    order: tuple[int, ...]
+    single_query: bool
+
+    def _arrange(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.permute(self.order)
+        return tensor.unsqueeze(-2) if self.single_query else tensor
+
+    def probabilities(self) -> Tensor:
+        return self._arrange(self.tensor.detach()).to(_computing_dtype(self.tensor))
+
+    def gradient(self, gradient: Tensor) -> Tensor:
+        return self._arrange(gradient).to(_computing_dtype(self.tensor))
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """The operands of `scaled_dot_product_attention`."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    causal: bool
+    scale: float | None
+    grouped: bool
+
+    def probabilities(self) -> Tensor:
+        """P `[..., H, Nq, Nk]`; rows that the mask leaves nothing are zero, as in the kernel."""
+        dtype = _computing_dtype(self.query)
+        query, key = self.query.detach().to(dtype), self._for_heads(self.key).to(dtype)
+        scale = 1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale
+        logits = query @ key.mT * scale
+        if self.causal:
+            allowed = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
+            logits = logits.masked_fill(~allowed, -math.inf)
+        if self.mask is not None:
+            mask = self.mask.detach()
+            blocked = mask.dtype == torch.bool
+            logits = logits.masked_fill(~mask, -math.inf) if blocked else logits + mask.to(dtype)
+        empty = (logits == -math.inf).all(-1, keepdim=True)
+        return logits.softmax(-1).masked_fill(empty, 0.0)
+
+    def gradient(self, gradient: Tensor) -> Tensor:
+        dtype = _computing_dtype(self.query)
+        return gradient.to(dtype) @ self._for_heads(self.value).to(dtype).mT
+
+    def _for_heads(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        if self.grouped:
+            return tensor.repeat_interleave(self.query.shape[-3] // tensor.shape[-3], -3)
+        return tensor
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionRecord:
+    """One attention call.
+
+    `query_tokens` `[G, Nq]` and `key_tokens` `[G, Nk]` are token ids of `G` groups: the examples
+    of the batch, or their windows; `examples` `[G]` says whose. `pick` `[G, H]` finds a group's
+    heads among the flattened leading axes of the probabilities. `query_ancestors` and
+    `key_ancestors` are the calls that the queries and keys depend on.
+    """
+
+    index: int
+    module: str
+    module_type: str
+    source: Explicit | Fused
+    edge: GradientEdge
+    query_tokens: Tensor
+    key_tokens: Tensor
+    examples: Tensor
+    pick: Tensor
+    query_ancestors: frozenset[int]
+    key_ancestors: frozenset[int]
+    query_stream: str = ""
+    key_stream: str = ""
+
+    @property
+    def heads(self) -> int:
+        return self.pick.shape[1]
+
+    def probabilities(self) -> Tensor:
+        """Attention probabilities, `[G, H, Nq, Nk]`, float32 or float64."""
+        return self._grouped(self.source.probabilities())
+
+    def gradient(self, gradient: Tensor) -> Tensor:
+        """The gradient of the probabilities from the one at `edge`, `[G, H, Nq, Nk]`."""
+        return self._grouped(self.source.gradient(gradient))
+
+    def with_streams(self, query_stream: str, key_stream: str) -> AttentionRecord:
+        return replace(self, query_stream=query_stream, key_stream=key_stream)
+
+    def _grouped(self, maps: Tensor) -> Tensor:
+        rows = maps.reshape(-1, *maps.shape[-2:])
+        flat = self.pick.reshape(-1)
+        if not torch.equal(flat, torch.arange(len(rows))):
+            rows = rows[flat.to(rows.device)]
+        return rows.reshape(*self.pick.shape, *maps.shape[-2:])

@@ -1,0 +1,176 @@
+"""Where in the model the forward pass is: module hooks that keep the stack of running modules.
+
+`mode` asks `Scope.current` for the name and type of the module that makes an attention call. The
+hooks return nothing, so they change nothing; they leave with the `with` block, and calls from
+other threads pass through unseen.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.utils.hooks import RemovableHandle
+
+_PASSIVE = (nn.Softmax, nn.Dropout, nn.Identity)
+
+
+def modules_of(forward_func: object) -> dict[str, nn.Module]:
+    """The outermost modules behind a forward function, by the names that it knows them by.
+
+    A module, a bound method of one or a `functools.partial` of either has one module, named `""`.
+    A closure may have several; they carry the names of their variables unless there is only one.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, value in _reachable(forward_func, depth=0):
+        if not any(value is known for known in found.values()):
+            found[name] = value
+    inner = {id(m) for root in found.values() for m in root.modules() if m is not root}
+    found = {name: module for name, module in found.items() if id(module) not in inner}
+    return {"": next(iter(found.values()))} if len(found) == 1 else found
+
+
+def _reachable(value: object, depth: int, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(value, nn.Module):
+        original = getattr(value, "_orig_mod", None)  # torch.compile wraps
+        yield name, original if isinstance(original, nn.Module) else value
+        return
+    if depth > 3:
+        return
+    if isinstance(value, functools.partial):
+        for i, item in enumerate((value.func, *value.args, *value.keywords.values())):
+            yield from _reachable(item, depth + 1, name or (f"partial{i}" if i else ""))
+        return
+    owner = getattr(value, "__self__", None)
+    if owner is not None and not isinstance(owner, (types.ModuleType, type)):
+        yield from _reachable(owner, depth + 1, name)
+    function = getattr(value, "__func__", value)
+    if isinstance(function, types.FunctionType):
+        function = getattr(function, "_torchdynamo_orig_callable", function)
+        function = getattr(function, "__wrapped__", function)
+    if isinstance(function, types.FunctionType):
+        code = function.__code__
+        for variable, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                content = cell.cell_contents
+            except ValueError:  # a cell that was not filled yet
+                continue
+            yield from _variable(content, depth, variable)
+        for variable in code.co_names:
+            if variable in function.__globals__:
+                yield from _variable(function.__globals__[variable], depth, variable)
+    elif depth == 0 and hasattr(value, "__dict__") and not isinstance(value, types.ModuleType):
+        for variable, content in vars(value).items():
+            yield from _variable(content, depth, variable)
+
+
+def _variable(content: object, depth: int, name: str) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(content, (nn.Module, functools.partial, types.MethodType, types.FunctionType)):
+        yield from _reachable(content, depth + 1, name)
+
+
+def qualified(prefix: str, name: str) -> str:
+    """`prefix.name`, either of which may be empty."""
+    return ".".join(part for part in (prefix, name) if part)
+
+
+class Scope:
+    """A context in which the stack of running modules is known.
+
+    Where no module can be found from the forward function, the outermost module that runs gives
+    the root of the names, seen through a process-wide hook that this thread alone listens to.
+    """
+
+    def __init__(self, roots: dict[str, nn.Module]) -> None:
+        self.modules: dict[str, nn.Module] = {}
+        self.parameters: dict[int, str] = {}
+        self._names: dict[int, str] = {}
+        self._stack: list[tuple[str, nn.Module]] = []
+        self._handles: list[RemovableHandle] = []
+        self._thread = threading.get_ident()
+        self._kept: list[Any] = []  # parameters stay alive, so that their ids stay theirs
+        self._roots = roots
+        for prefix, root in roots.items():
+            self._learn(prefix, root)
+
+    def _learn(self, prefix: str, root: nn.Module) -> None:
+        self._kept.append(root)
+        for name, module in root.named_modules():
+            self._names.setdefault(id(module), qualified(prefix, name))
+            self.modules.setdefault(qualified(prefix, name), module)
+        for name, tensor in (*root.named_parameters(), *root.named_buffers()):
+            self.parameters.setdefault(id(tensor), qualified(prefix, name))
+            self._kept.append(tensor)
+
+    def __enter__(self) -> Scope:
+        try:
+            if not self._roots:
+                self._handles.append(register_module_forward_pre_hook(self._enter))
+                self._handles.append(register_module_forward_hook(self._leave, always_call=True))
+            for module in self.modules.values():
+                if not isinstance(module, torch.jit.ScriptModule):
+                    self._handles.append(module.register_forward_pre_hook(self._enter))
+                    self._handles.append(
+                        module.register_forward_hook(self._leave, always_call=True)
+                    )
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _enter(self, module: nn.Module, _args: object) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        if not self._stack and id(module) not in self._names:
+            self._learn("", module)
+        self._stack.append((self._names.get(id(module), type(module).__name__), module))
+
+    def _leave(self, module: nn.Module, _args: object, _output: object) -> None:
+        if threading.get_ident() == self._thread:
+            while self._stack and self._stack.pop()[1] is not module:
+                pass
+
+    def current(self) -> tuple[str, str]:
+        """Name and type of the running module; softmax and dropout modules count as their owner."""
+        for name, module in reversed(self._stack):
+            if not isinstance(module, _PASSIVE):
+                return name, type(module).__name__
+        return "", "function"
+
+    def scripted_attention(self) -> list[str]:
+        """Names of scripted or traced modules with a softmax inside, where no hook can look."""
+        found = []
+        for name, module in self.modules.items():
+            if isinstance(module, torch.jit.ScriptModule):
+                text = str(getattr(module, "inlined_graph", ""))
+                if "softmax" in text or "scaled_dot_product" in text:
+                    found.append(name or type(module).__name__)
+        return found
+
+    def compiled(self) -> bool:
+        """Whether any module would run through `torch.compile`."""
+        return any(
+            hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None
+            for m in self.modules.values()
+        )
+
+
+def signature_of(forward_func: Callable[..., Any]) -> Callable[..., Any]:
+    """The function whose signature names the arguments: `forward` for a module."""
+    if isinstance(forward_func, nn.Module):
+        original = getattr(forward_func, "_orig_mod", forward_func)
+        return original.forward  # type: ignore[no-any-return]
+    return forward_func

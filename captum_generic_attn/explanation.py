@@ -1,0 +1,321 @@
+"""From the records of one forward pass to the relevance of every token, for one score.
+
+`attribution` captures a forward pass and asks `explain` for each target. Here the choices of the
+user (`Options`: which calls count, which rows are explained) meet the records; the equations are
+in `rules`, their order in `relevance`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from captum_generic_attn.capture import AttentionRecord, Capture
+from captum_generic_attn.relevance import Additions, Call, Relevance, Stream, read_out
+from captum_generic_attn.rules import average_heads
+from captum_generic_attn.tokens import TokenStream
+
+Layers = str | nn.Module | Sequence[str | nn.Module] | None
+Rows = int | Sequence[int] | Tensor | None
+RowsOption = Rows | Mapping[str, Rows]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose in the constructor of `GenericAttention`."""
+
+    layers: Layers
+    start_layer: int
+    rows: RowsOption
+    aggregate: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Values `[B, N]` of the tokens of each stream, and the relevance that they were read from."""
+
+    values: Mapping[str, Tensor]
+    relevance: Relevance | None
+
+
+def selected(capture: Capture, layers: Layers) -> set[str]:
+    """Names of the modules with attention that `layers` selects.
+
+    Raises:
+        ValueError: if an element selects none of them; the message lists them.
+    """
+    names = [*(r.module for r in capture.records), *(r.module for r in capture.refusals)]
+    if layers is None:
+        return set(names)
+    chosen: set[str] = set()
+    for element in [layers] if isinstance(layers, (str, nn.Module)) else layers:
+        if isinstance(element, nn.Module):
+            prefixes = [name for name, module in capture.modules.items() if module is element]
+        else:
+            prefixes = [element]
+        matched = {
+            name for name in names
+            if any(p == "" or name == p or name.startswith(f"{p}.") for p in prefixes)
+        }  # fmt: skip
+        if not matched:
+            shown = type(element).__name__ if isinstance(element, nn.Module) else repr(element)
+            raise ValueError(
+                f"layers={shown} selects no attention call; attention was seen in: "
+                f"{', '.join(dict.fromkeys(names))}"
+            )
+        chosen |= matched
+    return chosen
+
+
+def explain(
+    capture: Capture, score: Tensor, options: Options, *, retain_graph: bool, matrices: bool,
+    keep_calls: bool,
+) -> Explanation:  # fmt: skip
+    """Explain one score of each example.
+
+    Args:
+        capture: the forward pass.
+        score: `[B]`, one raw score per example, part of the forward pass's graph.
+        options: the user's choices.
+        retain_graph: whether another score of the same forward pass follows.
+        matrices: whether to return a `Relevance` too.
+        keep_calls: whether that keeps the maps of each call.
+
+    Raises:
+        ValueError: if an option does not fit the model, or relevance is not finite.
+    """
+    gradients = torch.autograd.grad(
+        score.sum(), [r.edge for r in capture.records], allow_unused=True, retain_graph=retain_graph
+    )
+    reached = {r.index: g for r, g in zip(capture.records, gradients, strict=True) if g is not None}
+    unused = _unused(capture, set(reached), options)
+    examples = len(score)
+    additions = Additions(aggregate=options.aggregate)
+    last = _last_calls(capture, reached)
+    automatic: dict[str, Tensor] = {}
+    calls = []
+    for record in capture.records:
+        read = last.get(record.query_stream) == record.index and record.index in capture.ancestors
+        per_head = None
+        if record.index in reached and (record.index not in unused or read):
+            gradient = record.gradient(reached.pop(record.index))
+            if read:
+                automatic[record.query_stream] = _explained_rows(
+                    record, gradient, capture, examples
+                )
+            if record.index not in unused:
+                probabilities = record.probabilities()
+                heads_mean = average_heads(probabilities, gradient)
+                if keep_calls:
+                    per_head = (probabilities * gradient).clamp(min=0)
+                additions.add(
+                    record.index, record.query_stream,
+                    _dense(record, heads_mean, capture, examples), record.key_ancestors,
+                )  # fmt: skip
+        calls.append(_call(record, capture, unused.get(record.index, ""), per_head))
+    rows = _rows(capture, automatic, options.rows, examples, score)
+    finals = {
+        stream.name: capture.ancestors if stream.name in automatic
+        else frozenset(r.index for r in capture.records)
+        for stream in capture.streams
+    }  # fmt: skip
+    values = {
+        name: read_out(additions.state(name, finals[name]), weights)
+        for name, weights in rows.items()
+    }
+    _check_finite(values, calls)
+    relevance = None
+    if matrices:
+        relevance = Relevance(
+            MappingProxyType({s.name: _stream(s) for s in capture.streams}),
+            MappingProxyType(rows),
+            tuple(calls),
+            MappingProxyType(_matrices(capture, additions, finals, examples, score)),
+        )
+    return Explanation(values, relevance)
+
+
+def _unused(capture: Capture, reached: set[int], options: Options) -> dict[int, str]:
+    """Why calls do not count: not selected, not reached, before `start_layer`."""
+    modules = selected(capture, options.layers)
+    unused: dict[int, str] = {}
+    pairs: dict[tuple[str, str], list[int]] = {}
+    for record in capture.records:
+        if record.module not in modules:
+            unused[record.index] = "not in layers"
+        elif record.index not in reached:
+            unused[record.index] = "does not reach the score"
+        else:
+            pair = record.query_stream, record.key_stream
+            pairs.setdefault(pair, []).append(record.index)
+    start = options.start_layer
+    longest = max((len(indices) for indices in pairs.values()), default=0)
+    if pairs and not -longest <= start < max(longest, 1):
+        counts = ", ".join(f"{len(i)} from {k} to {q}" for (q, k), i in pairs.items())
+        raise ValueError(f"start_layer={start} is out of range; attention calls: {counts}")
+    for indices in pairs.values():
+        kept = max(len(indices) + start, 0) if start < 0 else start
+        unused.update(dict.fromkeys(indices[:kept], "before start_layer"))
+    return unused
+
+
+def _last_calls(capture: Capture, reached: Mapping[int, Tensor]) -> dict[str, int]:
+    return {r.query_stream: r.index for r in capture.records if r.index in reached}
+
+
+def _explained_rows(
+    record: AttentionRecord, gradient: Tensor, capture: Capture, examples: int
+) -> Tensor:
+    """`[B, N]` weights of the rows of a call that the score depends on, equal, summing to 1."""
+    explained = (gradient != 0).any(-1).any(1)
+    stream = capture.streams.of(record.query_tokens)
+    places = capture.streams.positions(record.query_tokens).to(gradient.device)
+    weights = gradient.new_zeros(examples, stream.size + 1)
+    owners = record.examples.to(gradient.device)[:, None].expand_as(places)
+    weights.index_put_((owners, places), explained.to(weights.dtype), accumulate=True)
+    weights = (weights[:, :-1] > 0).to(weights.dtype)
+    return weights / weights.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _dense(record: AttentionRecord, maps: Tensor, capture: Capture, examples: int) -> Tensor:
+    """`[G, Nq, Nk]` maps of a call as `[B, N, N]` over all tokens of the stream."""
+    size = capture.streams.of(record.query_tokens).size
+    queries = capture.streams.positions(record.query_tokens)
+    keys = capture.streams.positions(record.key_tokens)
+    order = torch.arange(size)
+    if (
+        maps.shape == (examples, size, size)
+        and torch.equal(record.examples, torch.arange(examples))
+        and bool((queries == order).all())
+        and bool((keys == order).all())
+    ):
+        return maps
+    dense = maps.new_zeros(examples, size + 1, size + 1)  # the last place takes the padding
+    where = (
+        record.examples.to(maps.device)[:, None, None],
+        queries.to(maps.device)[:, :, None],
+        keys.to(maps.device)[:, None, :],
+    )
+    dense.index_put_(where, maps, accumulate=True)
+    return dense[:, :-1, :-1]
+
+
+def _rows(
+    capture: Capture, automatic: dict[str, Tensor], option: RowsOption, examples: int, score: Tensor
+) -> dict[str, Tensor]:
+    if option is None:
+        rows = automatic
+        for weights in rows.values():
+            dark = (weights.sum(-1) == 0).nonzero().flatten().tolist()
+            if dark and all(bool((w[dark] == 0).all()) for w in rows.values()):
+                _warn_no_gradient(dark, examples)
+                break
+        if not rows:
+            _warn_no_gradient(list(range(examples)), examples)
+            like = score.detach()
+            rows = {s.name: like.new_zeros(examples, s.size).float() for s in capture.streams}
+        return rows
+    streams = {s.name: s for s in capture.streams}
+    if isinstance(option, Mapping):
+        given = dict(option)
+        if unknown := [name for name in given if name not in streams]:
+            raise ValueError(f"rows= names {unknown}, but the streams are: {', '.join(streams)}")
+    else:
+        given = dict.fromkeys(automatic or streams, option)
+    like = next(iter(automatic.values()), score.detach())
+    return {
+        name: _row_weights(streams[name], choice, examples).to(like)
+        for name, choice in given.items()
+        if choice is not None
+    }
+
+
+def _row_weights(stream: TokenStream, choice: Rows, examples: int) -> Tensor:
+    """`[B, N]` weights summing to 1 from any form of `rows=`."""
+    forms = (
+        f"for stream {stream.name!r} of {stream.size} tokens and {examples} examples, rows= takes "
+        "an int, a list of ints, [B] or [B, k] indices, or [B, N] floating weights"
+    )
+    if isinstance(choice, Tensor) and choice.is_floating_point():
+        if choice.shape != (examples, stream.size):
+            raise ValueError(f"rows= has shape {tuple(choice.shape)}: {forms}")
+        weights = choice.detach().double()
+        if bool((weights < 0).any()) or bool((weights.sum(-1) == 0).any()):
+            raise ValueError("weights in rows= must not be negative nor all zero for an example")
+        return weights / weights.sum(-1, keepdim=True)
+    if isinstance(choice, Tensor) and choice.ndim > 0:
+        index = choice.detach().cpu().long()
+        index = index[:, None] if index.ndim == 1 else index
+        if index.ndim != 2 or len(index) != examples:
+            raise ValueError(f"rows= has shape {tuple(choice.shape)}: {forms}")
+    elif isinstance(choice, (int, Tensor)) and not isinstance(choice, bool):
+        index = torch.full((examples, 1), int(choice))
+    elif isinstance(choice, Sequence) and choice and all(type(i) is int for i in choice):
+        index = torch.tensor(list(choice)).expand(examples, -1)
+    else:
+        raise TypeError(f"rows={choice!r} is of no accepted form: {forms}")
+    if bool(((index < -stream.size) | (index >= stream.size)).any()):
+        raise ValueError(f"rows= holds an index out of range: {forms}")
+    weights = torch.zeros(examples, stream.size, dtype=torch.float64)
+    weights.scatter_(1, index % stream.size, 1.0)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _warn_no_gradient(examples: list[int], count: int) -> None:
+    which = "the score" if len(examples) == count else f"the score of example {examples}"
+    warnings.warn(
+        f"{which} has no gradient at any attention call (a zero head, or a score that does not "
+        "depend on attention): its attributions are zero",
+        UserWarning,
+        stacklevel=2,
+    )
+
+
+def _check_finite(values: Mapping[str, Tensor], calls: Sequence[Call]) -> None:
+    if all(bool(v.isfinite().all()) for v in values.values()):
+        return
+    modules = ", ".join(dict.fromkeys(call.module for call in calls if call.used))
+    raise ValueError(
+        "relevance is not finite: attention probabilities or their gradients hold NaN or infinity. "
+        f"Look for NaN in the weights of, or overflow in: {modules}"
+    )
+
+
+def _call(record: AttentionRecord, capture: Capture, reason: str, per_head: Tensor | None) -> Call:
+    return Call(
+        record.index,
+        record.module,
+        record.query_stream,
+        record.key_stream,
+        record.heads,
+        not reason,
+        reason,
+        capture.streams.positions(record.query_tokens),
+        capture.streams.positions(record.key_tokens),
+        None if per_head is None else per_head.mean(1),
+        per_head,
+    )
+
+
+def _stream(stream: TokenStream) -> Stream:
+    return Stream(stream.size, MappingProxyType(stream.parts))
+
+
+def _matrices(
+    capture: Capture, additions: Additions, finals: Mapping[str, frozenset[int]], examples: int,
+    score: Tensor,
+) -> dict[tuple[str, str], Tensor]:  # fmt: skip
+    matrices = {}
+    for stream in capture.streams:
+        matrix = additions.matrix(stream.name, finals[stream.name])
+        if matrix is None:
+            dtype = torch.float64 if score.dtype == torch.float64 else torch.float32
+            matrix = torch.eye(stream.size, dtype=dtype, device=score.device)
+            matrix = matrix.expand(examples, -1, -1)
+        matrices[stream.name, stream.name] = matrix
+    return matrices

@@ -1,0 +1,20 @@
+"""Tokens: where they are born, which of them an attention call reads, where they lie in an input.
+
+`spaces` numbers tokens as the model creates them, `streams` groups the tokens that attend to each
+other, `grid` maps a value per token back to the shape of the input that it came from.
+"""
+
+from captum_generic_attn.tokens.grid import Grid, fit_grid
+from captum_generic_attn.tokens.spaces import FOREIGN, PADDING, Space, TokenSpaces
+from captum_generic_attn.tokens.streams import TokenStream, TokenStreams
+
+__all__ = [
+    "FOREIGN",
+    "PADDING",
+    "Grid",
+    "Space",
+    "TokenSpaces",
+    "TokenStream",
+    "TokenStreams",
+    "fit_grid",
+]
