@@ -1,0 +1,185 @@
+"""Measures the demo model: does it name the garments, and do its explanations point at them?
+
+Called by `train_vit.py` at the end of training; alone, `python benchmarks/garments/report.py
+--data DIR` measures the shipped weights again. Writes `report.json`. Everything is measured on
+canvases of Fashion-MNIST's test split, with the float16-rounded weights that the package ships.
+
+An explanation points at its garment if the maximum of its map lies in the garment's box. Maps are
+[64, 64], interpolated bilinearly from the token grid. Where several pixels share the maximum, the
+score is the share of them inside the box: a constant map scores what chance scores.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+import typer
+from canvases import DEBIAN_FOLDER, TEST_SEED, Drawn, Floats, Ints, draw, load_split
+from PIL import Image
+from safetensors import safe_open
+from scipy.stats import bootstrap
+from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from tqdm import tqdm
+
+from captum_generic_attn import GenericAttention, demo
+
+HERE = Path(__file__).resolve().parent
+WEIGHTS = Path(demo.__file__).parent / "vit.safetensors"
+NAMED, EXPLAINED = 2000, 500
+CHUNK = 50
+
+Heatmaps = Callable[[Tensor, Tensor], Tensor]
+
+
+def pictures_of(drawn: Drawn) -> Tensor:
+    """The canvases as the model takes them: [B, 3, 64, 64]."""
+    return torch.stack([demo.preprocess(Image.fromarray(picture)) for picture in drawn.pictures])
+
+
+@torch.no_grad()
+def average_precisions(model: nn.Module, drawn: Drawn) -> Floats:
+    """Average precision of each class over the canvases: [7]."""
+    logits = torch.cat([model(chunk) for chunk in pictures_of(drawn).split(CHUNK)])
+    precisions: Floats = average_precision_score(drawn.labels, logits.numpy(), average=None)
+    return precisions
+
+
+def raw_attention(model: nn.Module) -> Heatmaps:
+    """The class token's row of the last layer's attention, mean over the heads. It is the same for
+    every class.
+    """
+    attention = model.blocks[-1].attn
+    attention.fused_attn = False
+    kept: list[Tensor] = []
+    attention.attn_drop.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+
+    @torch.no_grad()
+    def heatmaps(pictures: Tensor, _classes: Tensor) -> Tensor:
+        kept.clear()
+        model(pictures)
+        row = kept[0].mean(1)[:, 0, 1:]
+        side = round(row.shape[1] ** 0.5)
+        grid = row.unflatten(1, (side, side))[:, None]
+        return interpolate(grid, pictures.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+
+    return heatmaps
+
+
+def generic_attention(model: nn.Module, start_layer: int) -> Heatmaps:
+    method = GenericAttention(model, start_layer=start_layer, interpolation="bilinear")
+    return lambda pictures, classes: method.attribute(pictures, target=classes)[:, 0]
+
+
+def points(heatmaps: Tensor, boxes: Ints) -> Floats:
+    """The share of each map's maxima that lie in its box: heatmaps [N, 64, 64], boxes [N, 4]."""
+    highest = heatmaps == heatmaps.amax((1, 2), keepdim=True)
+    inside = torch.zeros_like(highest)
+    for mask, (left, top, right, bottom) in zip(inside, boxes.tolist(), strict=True):
+        mask[top:bottom, left:right] = True
+    shares: Floats = ((highest & inside).sum((1, 2)) / highest.sum((1, 2))).double().numpy()
+    return shares
+
+
+def localisation(drawn: Drawn, heatmaps: Heatmaps | None) -> Floats:
+    """The score of every place [B, 4]; NaN where it is empty. Chance, with `heatmaps` None."""
+    canvas, place = np.nonzero(drawn.classes >= 0)
+    boxes = drawn.boxes[canvas, place]
+    pictures, classes = pictures_of(drawn), torch.from_numpy(drawn.classes)
+    scores = np.full(drawn.classes.shape, np.nan)
+    if heatmaps is None:
+        scores[canvas, place] = (boxes[:, 2:] - boxes[:, :2]).prod(1) / demo.SIZE**2
+        return scores
+    for chunk in tqdm(np.array_split(np.arange(len(canvas)), len(canvas) // CHUNK)):
+        maps = heatmaps(pictures[canvas[chunk]], classes[canvas[chunk], place[chunk]])
+        scores[canvas[chunk], place[chunk]] = points(maps, boxes[chunk])
+    return scores
+
+
+def summary(drawn: Drawn, scores: Floats) -> dict[str, object]:
+    """Share of all explanations with its interval, and of each class."""
+    held = ~np.isnan(scores)
+    # Explanations of one canvas are not independent, so canvases are drawn again, not explanations.
+    interval = bootstrap(
+        (np.nansum(scores, 1), held.sum(1)),
+        lambda hits, asked, axis: hits.sum(axis) / asked.sum(axis),
+        paired=True,
+        n_resamples=5000,
+        method="percentile",
+        rng=np.random.default_rng(TEST_SEED),
+    ).confidence_interval
+    by_class = {
+        name: round(float(scores[drawn.classes == index].mean()), 4)
+        for index, name in enumerate(demo.CLASSES)
+    }
+    return {
+        "share": round(float(scores[held].mean()), 4),
+        "interval": [round(float(end), 4) for end in interval],
+        "by_class": by_class,
+    }
+
+
+def write_report(data: Path) -> None:
+    """Measures the shipped weights and writes `report.json` beside this script."""
+    split = load_split("test", data)
+    model = demo.load_model()
+    with safe_open(WEIGHTS, framework="pt") as file:
+        training = json.loads(file.metadata()["training"])
+    named, explained = draw(split, TEST_SEED, 0, NAMED), draw(split, TEST_SEED, 0, EXPLAINED)
+    precisions = average_precisions(model, named)
+    methods = {
+        "generic_attention": generic_attention(model, 0),
+        "generic_attention_last_layer_only": generic_attention(model, -1),
+        "raw_attention_last_layer": raw_attention(demo.load_model()),
+        "chance": None,
+    }
+    report = {
+        "model": {
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "bytes": WEIGHTS.stat().st_size,
+            "stored_as": "float16",
+            "training": training,
+        },
+        "average_precision": {
+            "canvases": NAMED,
+            "mean": round(float(precisions.mean()), 4),
+            "by_class": {
+                name: round(float(value), 4)
+                for name, value in zip(demo.CLASSES, precisions, strict=True)
+            },
+        },
+        "maximum_in_the_garments_box": {
+            "canvases": EXPLAINED,
+            "explanations": int((explained.classes >= 0).sum()),
+            "explained": "every garment on every canvas, whether or not the model names it",
+            "map": "bilinear, 64 × 64; tied maxima count by their share inside the box",
+            "interval": "95 %, percentile bootstrap over canvases, 5000 resamples",
+        }
+        | {name: summary(explained, localisation(explained, of)) for name, of in methods.items()},
+        "canvas_seed": TEST_SEED,
+        "python": platform.python_version(),
+        "versions": {
+            name: version(name)
+            for name in ("captum-generic-attn", "torch", "timm", "numpy", "scikit-learn", "scipy")
+        },
+    }
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    (HERE / "report.json").write_text(text, "utf-8")
+    print(text)
+
+
+def main(data: Path = DEBIAN_FOLDER, threads: int = 2) -> None:
+    """Measure the demo model on canvases of the test split and write report.json."""
+    torch.set_num_threads(threads)
+    write_report(data)
+
+
+if __name__ == "__main__":
+    typer.run(main)
