@@ -1,0 +1,134 @@
+"""Weights of models: read from files safely, or found to be out of reach without a long wait. The
+loaders in `classifiers` call it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+_ADVICE = "Give a file of weights with --weights FILE (safetensors or torch.save)."
+
+
+class UnavailableWeightsError(ValueError):
+    """The model is known, its weights are not to be had or do not fit; the message says how to give
+    them.
+    """
+
+
+@contextmanager
+def pretrained_weights(name: str) -> Iterator[None]:
+    """Turns whatever a library raises while it fetches the weights of `name` into a clear error."""
+    try:
+        yield
+    # Downloads fail with the exceptions of whichever HTTP client is underneath: no list of them
+    # would stay right.
+    except Exception as error:
+        raise UnavailableWeightsError(
+            f"no pretrained weights for {name}: {first_line(error)}. {_ADVICE}"
+        ) from error
+
+
+def cached_file(repository: str) -> dict[str, str]:
+    """The `file` setting that timm takes for a repository on disk, nothing if it can be downloaded.
+
+    The hub's client tries for the better part of a minute before it gives up on a host that does
+    not answer: with no connection, the answer should come at once.
+    """
+    if host_answers(hub_endpoint()):
+        return {}
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        path = try_to_load_from_cache(repository, file)
+        if isinstance(path, str):
+            return {"file": path}
+    raise UnavailableWeightsError(
+        f"no pretrained weights: {repository} is not on this machine, and the Hugging Face hub "
+        f"cannot be reached. {_ADVICE}"
+    )
+
+
+def hub_endpoint() -> str:
+    """Where Hugging Face's client would download from."""
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
+
+
+def host_answers(url: str, seconds: float = 5.0) -> bool:
+    """Whether the host of `url` takes a connection; taken for granted behind a proxy."""
+    parts = urlsplit(url)
+    if parts.scheme in urllib.request.getproxies():
+        return True
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    try:
+        socket.create_connection((str(parts.hostname), port), timeout=seconds).close()
+    except OSError:
+        return False
+    return True
+
+
+def require_host(url: str) -> None:
+    """Raises `ConnectionError` if the host of `url` takes no connection."""
+    if not host_answers(url):
+        raise ConnectionError(f"{urlsplit(url).hostname} cannot be reached")
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, out of the wrapping that training scripts put round them."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    # The libraries' own words are left out: torch's advise to switch its safety off.
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        raise UnavailableWeightsError(
+            f"{str(path)!r} holds no weights that can be read safely: safetensors, or what "
+            "torch.save makes of model.state_dict(), is needed"
+        ) from error
+    for wrapping in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapping), dict):
+            state = state[wrapping]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UnavailableWeightsError(
+            f"{str(path)!r} holds no state dict, but {type(state).__name__}: "
+            "save model.state_dict()"
+        )
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def fill(model: nn.Module, state: dict[str, Tensor], name: str, path: Path) -> None:
+    """Loads the tensors of the file `path` into the model called `name`; all have to fit."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        details = str(error).partition("\n")[2].strip()
+        raise UnavailableWeightsError(
+            f"the weights in {str(path)!r} do not fit {name}: {_shortened(details)}"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line, at most 300 characters of it."""
+    return _shortened(str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__)
+
+
+def _shortened(text: str, length: int = 300) -> str:
+    return text if len(text) <= length else text[: length - 2] + " …"

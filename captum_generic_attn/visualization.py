@@ -1,0 +1,161 @@
+"""Pictures of relevance: arrays in, arrays or Matplotlib figures out. The command line calls them;
+notebooks may.
+
+No function touches pyplot's state, so that figures can be made in threads and without a display; a
+notebook shows a returned figure by itself, and `figure.savefig(path)` writes it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["heatmap_figure", "overlay"]
+
+# A sequential, perceptually uniform map from black: cold places darken the picture, hot ones light
+# up, and it reads the same in print and with colour-blind eyes.
+_COLORMAP = "inferno"
+_OPACITY = 0.65
+# ITU-R BT.601.
+_LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def overlay(
+    image: ArrayLike, heatmap: ArrayLike, *, maximum: float | None = None
+) -> NDArray[np.float64]:
+    """A heat map laid over its picture: `[H, W, 3]`, colours in 0 … 1.
+
+    The picture is turned to grey, so that every colour is the heat map's. Black is 0, bright yellow
+    `maximum`; negative values count as 0 (the method's relevance has none).
+
+    Args:
+        image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes.
+        heatmap: `[H, W]`, one finite value per pixel.
+        maximum: the value drawn brightest; by default the map's own largest. Give the same to
+            overlays that will be compared.
+
+    Raises:
+        ValueError: the shapes do not fit, or a value is NaN or infinite.
+
+    Example:
+        >>> import numpy as np
+        >>> from captum_generic_attn.visualization import overlay
+        >>> heat = np.zeros((4, 4))
+        >>> heat[1, 2] = 3.0
+        >>> picture = overlay(np.full((4, 4, 3), 0.5), heat)
+        >>> picture.shape, picture.sum(axis=2).argmax() == 1 * 4 + 2
+        ((4, 4, 3), True)
+    """
+    grey, heat = _grey(image), _heat(heatmap)
+    if grey.shape != heat.shape:
+        raise ValueError(
+            f"the heat map is {_size(heat)}, its picture {_size(grey)} pixels: they must be of one "
+            "size (attribute with return_input_shape=True makes a map of the picture's size)"
+        )
+    colours = colormaps[_COLORMAP](_scale(heat, maximum)(heat))[..., :3]
+    blended: NDArray[np.float64] = _OPACITY * colours + (1 - _OPACITY) * grey[..., None]
+    return blended
+
+
+def heatmap_figure(
+    image: ArrayLike,
+    heatmaps: Sequence[ArrayLike] | NDArray[np.floating[Any]],
+    titles: Sequence[str],
+    *,
+    title: str = "",
+) -> Figure:
+    """A figure with the picture and one overlay per heat map, all on one scale, with its bar.
+
+    The panels share the scale so that they can be compared: a class with little relevance looks
+    dark beside one with much.
+
+    Args:
+        image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes.
+        heatmaps: at least one `[H, W]`, or an array `[T, H, W]`; one finite value per pixel.
+        titles: one per heat map.
+        title: stands over the picture.
+
+    Raises:
+        ValueError: no heat map, not one title for each, or shapes that do not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> from captum_generic_attn.visualization import heatmap_figure
+        >>> left, right = np.eye(8), np.eye(8)[::-1]
+        >>> figure = heatmap_figure(np.zeros((8, 8)), [left, right], ["left", "right"])
+        >>> [axes.get_title() for axes in figure.axes[:3]]
+        ['', 'left', 'right']
+    """
+    if len(heatmaps) == 0:
+        raise ValueError("there is no heat map to draw")
+    if len(heatmaps) != len(titles):
+        raise ValueError(f"{len(heatmaps)} heat maps need as many titles, not {len(titles)}")
+    picture = _picture(image)
+    maximum = max(_heat(heatmap).max() for heatmap in heatmaps)
+    overlays = [overlay(picture, heatmap, maximum=maximum) for heatmap in heatmaps]
+
+    panels = len(heatmaps) + 1
+    columns = min(panels, 4)
+    rows = -(-panels // columns)
+    height = 2.6 * picture.shape[0] / picture.shape[1]
+    figure = Figure(figsize=(2.6 * columns + 0.9, (height + 0.45) * rows), layout="compressed")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    grid[0].imshow(picture, cmap="gray", vmin=0, vmax=1)
+    grid[0].set_title(title, fontsize=11)
+    for axes, panel, name in zip(grid[1:], overlays, titles, strict=False):
+        axes.imshow(panel)
+        axes.set_title(name, fontsize=11)
+    scale = ScalarMappable(_scale(np.zeros((1, 1)), maximum), cmap=_COLORMAP)
+    bar = figure.colorbar(scale, ax=list(grid), label="relevance", pad=0.02, aspect=30)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+def _picture(image: ArrayLike) -> NDArray[np.float64]:
+    given = np.asarray(image)
+    picture = given / 255 if given.dtype == np.uint8 else given.astype(np.float64)
+    if picture.ndim != 2 and picture.shape[2:] != (3,):
+        raise ValueError(f"a picture is [H, W] or [H, W, 3], not {list(picture.shape)}")
+    if not (picture.min() >= 0 and picture.max() <= 1):
+        raise ValueError(
+            f"a picture's values are in 0 … 1 (or bytes), not {picture.min():.3g} … "
+            f"{picture.max():.3g}: undo the model's normalisation first"
+        )
+    return picture
+
+
+def _grey(image: ArrayLike) -> NDArray[np.float64]:
+    picture = _picture(image)
+    return picture if picture.ndim == 2 else (picture @ _LUMA).clip(0, 1)
+
+
+def _heat(heatmap: ArrayLike) -> NDArray[np.float64]:
+    heat = np.asarray(heatmap, dtype=np.float64)
+    if heat.ndim != 2:
+        raise ValueError(f"a heat map is [H, W], not {list(heat.shape)}: take one channel of it")
+    if not np.isfinite(heat).all():
+        raise ValueError("the heat map holds NaN or infinite values")
+    return heat
+
+
+def _scale(heat: NDArray[np.float64], maximum: float | None) -> Normalize:
+    top = float(heat.max()) if maximum is None else maximum
+    # A map of zeros is black, and no division by zero.
+    return Normalize(vmin=0.0, vmax=top if top > 0 else 1.0, clip=True)
+
+
+def _size(array: NDArray[np.float64]) -> str:
+    return f"{array.shape[0]} × {array.shape[1]}"
