@@ -1,7 +1,7 @@
 """`GenericAttention`: the method as a Captum attribution; the only room that knows Captum.
 
 Inputs are checked, the forward pass is captured (`capture`), each target is explained
-(`explanation`), and values per token go back to the shape of the inputs (`tokens.grid`).
+(`explanation`), and values per token go back to the shape of the inputs (`input_maps`).
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from captum_generic_attn.explanation import (
     explain,
     selected,
 )
+from captum_generic_attn.input_maps import maps_of_inputs
 from captum_generic_attn.relevance import Relevance
 from captum_generic_attn.score import OutputChoice, check_target, choose_output
-from captum_generic_attn.tokens import Grid, fit_grid
 
 _INTERPOLATIONS = ("bilinear", "nearest")
 
 
-class GenericAttention(GradientAttribution):  # type: ignore[misc]
+class GenericAttention(GradientAttribution):
     """Generic attention explainability (Chefer et al., ICCV 2021) for any transformer.
 
     Which tokens made the model give this score: attention maps, weighted by their gradients,
@@ -189,12 +189,15 @@ class GenericAttention(GradientAttribution):  # type: ignore[misc]
             >>> method.attribute_targets(torch.rand(1, 3, 160, 160), [0, 3]).shape
             torch.Size([2, 1, 3, 160, 160])
         """
-        if isinstance(targets, (str, int)) or not isinstance(targets, (Sequence, Tensor)):
+        given: object = targets
+        listed = isinstance(given, Sequence) and not isinstance(given, str)
+        if not listed and not (isinstance(given, Tensor) and given.ndim > 0):
             raise TypeError(f"targets must be a sequence of targets, not {type(targets).__name__}")
         if len(targets) == 0:
             raise ValueError("targets is empty; pass at least one target")
-        if targets_per_backward is not None and targets_per_backward < 1:
-            raise ValueError(f"targets_per_backward={targets_per_backward} must be at least 1")
+        bound = targets_per_backward
+        if bound is not None and (not isinstance(bound, int) or bound < 1):
+            raise ValueError(f"targets_per_backward={bound!r} must be an int of at least 1")
         return cast(
             TensorOrTupleOfTensorsGeneric,
             self._attribute(
@@ -249,7 +252,13 @@ class GenericAttention(GradientAttribution):  # type: ignore[misc]
     ) -> object:  # fmt: skip
         tensors = self._check_inputs(inputs)
         results = [
-            self._to_inputs(capture, explanation, tensors, return_input_shape, first=i == 0)
+            maps_of_inputs(
+                capture,
+                explanation.values,
+                tensors,
+                self.interpolation if return_input_shape else None,
+                warn=i == 0,
+            )
             for i, (capture, explanation) in enumerate(
                 self._explanations(tensors, targets, additional, matrices=False, keep_calls=False)
             )
@@ -263,14 +272,15 @@ class GenericAttention(GradientAttribution):  # type: ignore[misc]
         self, inputs: tuple[Tensor, ...], targets: list[TargetType], additional: object, *,
         matrices: bool, keep_calls: bool,
     ) -> list[tuple[Capture, Explanation]]:  # fmt: skip
-        try:
-            return list(self._run(inputs, targets, additional, matrices, keep_calls))
-        except RuntimeError as error:
-            if "modified by an inplace operation" not in str(error):
-                raise
-        # The model overwrites what its own backward needs; keep copies, and start again.
-        with torch.autograd.graph.allow_mutation_on_saved_tensors():
-            return list(self._run(inputs, targets, additional, matrices, keep_calls))
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            try:
+                return list(self._run(inputs, targets, additional, matrices, keep_calls))
+            except RuntimeError as error:
+                if "modified by an inplace operation" not in str(error):
+                    raise
+            # The model overwrites what its own backward needs; keep copies, and start again.
+            with torch.autograd.graph.allow_mutation_on_saved_tensors():
+                return list(self._run(inputs, targets, additional, matrices, keep_calls))
 
     def _run(
         self, inputs: tuple[Tensor, ...], targets: list[TargetType], additional: object,
@@ -291,12 +301,13 @@ class GenericAttention(GradientAttribution):  # type: ignore[misc]
                 "inference_mode, or computed outside torch"
             )
         for i, target in enumerate(targets):
-            with torch.enable_grad():
-                score = _run_forward(lambda *_: capture.output, inputs, target)
-            explanation = explain(
-                capture, score.reshape(len(inputs[0])), options,
-                retain_graph=i + 1 < len(targets), matrices=matrices, keep_calls=keep_calls,
-            )  # fmt: skip
+            score = _run_forward(lambda *_: capture.output, inputs, target)
+            # Under the user's autocast, relevance would lose the digits that it is made for.
+            with torch.autocast(score.device.type, enabled=False):
+                explanation = explain(
+                    capture, score.reshape(len(inputs[0])), options,
+                    retain_graph=i + 1 < len(targets), matrices=matrices, keep_calls=keep_calls,
+                )  # fmt: skip
             yield capture, explanation
 
     def _check_inputs(self, inputs: object) -> tuple[Tensor, ...]:
@@ -322,7 +333,7 @@ class GenericAttention(GradientAttribution):  # type: ignore[misc]
             raise UnsupportedAttentionError(no_attention_message(capture))
         modules = selected(capture, self.layers)
         refused = [r for r in capture.refusals if r.module in modules]
-        listed = "".join(f"\n  {refusal}" for refusal in refused)
+        listed = "".join(f"\n  {seen}" for seen in dict.fromkeys(map(str, refused)))
         if refused and self.strict:
             raise UnsupportedAttentionError(f"attention that cannot be explained:{listed}")
         if refused:
@@ -340,73 +351,3 @@ class GenericAttention(GradientAttribution):  # type: ignore[misc]
                 UserWarning,
                 stacklevel=2,
             )
-
-    # -- from tokens to inputs ----------------------------------------------------------------
-
-    def _to_inputs(
-        self, capture: Capture, explanation: Explanation, inputs: tuple[Tensor, ...],
-        return_input_shape: bool, *, first: bool,
-    ) -> list[Tensor]:  # fmt: skip
-        maps = []
-        silent = []
-        for tensor, name in zip(inputs, capture.input_names, strict=True):
-            parts = [
-                self._to_input(name, tensor, grid, values, return_input_shape)
-                for grid, values in _values_of_input(capture, explanation, name, tensor)
-            ]
-            if not parts:
-                silent.append(name)
-                dtype = next(iter(explanation.values.values())).dtype
-                parts = [torch.zeros(tensor.shape, dtype=dtype, device=tensor.device)]
-            if len({part.shape for part in parts}) > 1:
-                shapes = [tuple(part.shape[1:]) for part in parts]
-                raise ValueError(
-                    f"{name} feeds tokens on several grids, {shapes}; ask for "
-                    "return_input_shape=True, which adds their maps"
-                )
-            maps.append(torch.stack(parts).sum(0) if len(parts) > 1 else parts[0])
-        if silent and first:
-            warnings.warn(
-                f"{', '.join(silent)} reaches no attention that the score depends on: zeros",
-                UserWarning,
-                stacklevel=2,
-            )
-        return maps
-
-    def _to_input(
-        self, name: str, tensor: Tensor, grid: Grid | None, values: Tensor,
-        return_input_shape: bool,
-    ) -> Tensor:  # fmt: skip
-        values = values.to(tensor.device)
-        if not return_input_shape:
-            return values if grid is None else grid.to_tokens(values).contiguous()
-        if grid is None:
-            raise ValueError(
-                f"where the {values.shape[1]} tokens of {name} lie in its shape "
-                f"{tuple(tensor.shape)} could not be told: they form no regular grid. Use "
-                "return_input_shape=False for one value per token"
-            )
-        return grid.to_input(values, tensor.shape, self.interpolation)
-
-
-def _values_of_input(
-    capture: Capture, explanation: Explanation, name: str, tensor: Tensor
-) -> Iterator[tuple[Grid | None, Tensor]]:
-    """Grid and `[B, n]` values of every group of tokens that an input feeds."""
-    for stream in capture.streams:
-        if stream.name not in explanation.values:
-            continue
-        values = explanation.values[stream.name]
-        for index, places in stream.places.items():
-            space = capture.spaces[index]
-            own = [(space, places)]
-            for absorbed, table in capture.spaces.absorbed_into(space):
-                own.append((absorbed, torch.where(table >= 0, places[table.clamp(min=0)], -1)))
-            for member, positions in own:
-                if member.name != name or member.kind != "token":
-                    continue
-                grid = None
-                if member.coordinates is not None:
-                    grid = fit_grid(member.coordinates, tensor.shape)
-                picked = values[:, positions.clamp(min=0).to(values.device)]
-                yield grid, picked.masked_fill((positions < 0).to(values.device), 0.0)

@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from captum_generic_attn.capture import AttentionRecord, Capture
+from captum_generic_attn.capture import AttentionRecord, Capture, Refusal
 from captum_generic_attn.relevance import Additions, Call, Relevance, Stream, read_out
 from captum_generic_attn.rules import average_heads
 from captum_generic_attn.tokens import TokenStream
@@ -60,7 +60,7 @@ def selected(capture: Capture, layers: Layers) -> set[str]:
             prefixes = [element]
         matched = {
             name for name in names
-            if any(p == "" or name == p or name.startswith(f"{p}.") for p in prefixes)
+            if any(p in ("", name) or name.startswith(f"{p}.") for p in prefixes)
         }  # fmt: skip
         if not matched:
             shown = type(element).__name__ if isinstance(element, nn.Module) else repr(element)
@@ -96,18 +96,18 @@ def explain(
     unused = _unused(capture, set(reached), options)
     examples = len(score)
     additions = Additions(aggregate=options.aggregate)
-    last = _last_calls(capture, reached)
-    automatic: dict[str, Tensor] = {}
+    final = _final_calls(capture, set(reached))
+    explained_rows: dict[str, Tensor] = {}
     calls = []
     for record in capture.records:
-        read = last.get(record.query_stream) == record.index and record.index in capture.ancestors
+        read = record.index in final and record.index in capture.ancestors
         per_head = None
         if record.index in reached and (record.index not in unused or read):
             gradient = record.gradient(reached.pop(record.index))
             if read:
-                automatic[record.query_stream] = _explained_rows(
-                    record, gradient, capture, examples
-                )
+                explained = _explained_rows(record, gradient, capture, examples)
+                before = explained_rows.get(record.query_stream, torch.zeros_like(explained))
+                explained_rows[record.query_stream] = before | explained
             if record.index not in unused:
                 probabilities = record.probabilities()
                 heads_mean = average_heads(probabilities, gradient)
@@ -118,6 +118,7 @@ def explain(
                     _dense(record, heads_mean, capture, examples), record.key_ancestors,
                 )  # fmt: skip
         calls.append(_call(record, capture, unused.get(record.index, ""), per_head))
+    automatic = {name: _equal_weights(rows, score) for name, rows in explained_rows.items()}
     rows = _rows(capture, automatic, options.rows, examples, score)
     finals = {
         stream.name: capture.ancestors if stream.name in automatic
@@ -134,7 +135,7 @@ def explain(
         relevance = Relevance(
             MappingProxyType({s.name: _stream(s) for s in capture.streams}),
             MappingProxyType(rows),
-            tuple(calls),
+            tuple(sorted([*calls, *map(_refused, capture.refusals)], key=lambda c: c.index)),
             MappingProxyType(_matrices(capture, additions, finals, examples, score)),
         )
     return Explanation(values, relevance)
@@ -154,31 +155,46 @@ def _unused(capture: Capture, reached: set[int], options: Options) -> dict[int, 
             pair = record.query_stream, record.key_stream
             pairs.setdefault(pair, []).append(record.index)
     start = options.start_layer
-    longest = max((len(indices) for indices in pairs.values()), default=0)
-    if pairs and not -longest <= start < max(longest, 1):
+    if not all(-len(indices) <= start < len(indices) for indices in pairs.values()):
         counts = ", ".join(f"{len(i)} from {k} to {q}" for (q, k), i in pairs.items())
         raise ValueError(f"start_layer={start} is out of range; attention calls: {counts}")
     for indices in pairs.values():
-        kept = max(len(indices) + start, 0) if start < 0 else start
-        unused.update(dict.fromkeys(indices[:kept], "before start_layer"))
+        unused.update(dict.fromkeys(indices[: start % len(indices)], "before start_layer"))
     return unused
 
 
-def _last_calls(capture: Capture, reached: Mapping[int, Tensor]) -> dict[str, int]:
-    return {r.query_stream: r.index for r in capture.records if r.index in reached}
+def _final_calls(capture: Capture, reached: set[int]) -> set[int]:
+    """The last calls of each stream: those that no later call of the stream depends on.
+
+    Usually one; several where a layer works in parallel branches or in chunks of queries.
+    """
+    streams = {r.index: r.query_stream for r in capture.records if r.index in reached}
+    behind: dict[int, frozenset[int]] = {}
+    passed: set[int] = set()
+    for record in capture.records:
+        direct = record.query_ancestors | record.key_ancestors
+        behind[record.index] = direct.union(*(behind.get(i, frozenset()) for i in direct))
+        if record.index in reached:
+            stream = streams[record.index]
+            passed |= {i for i in behind[record.index] if streams.get(i) == stream}
+    return set(streams) - passed
 
 
 def _explained_rows(
     record: AttentionRecord, gradient: Tensor, capture: Capture, examples: int
 ) -> Tensor:
-    """`[B, N]` weights of the rows of a call that the score depends on, equal, summing to 1."""
+    """`[B, N]` True for the query rows of a call whose gradient is not zero."""
     explained = (gradient != 0).any(-1).any(1)
     stream = capture.streams.of(record.query_tokens)
     places = capture.streams.positions(record.query_tokens).to(gradient.device)
-    weights = gradient.new_zeros(examples, stream.size + 1)
+    rows = gradient.new_zeros(examples, stream.size + 1)  # the last place takes the padding
     owners = record.examples.to(gradient.device)[:, None].expand_as(places)
-    weights.index_put_((owners, places), explained.to(weights.dtype), accumulate=True)
-    weights = (weights[:, :-1] > 0).to(weights.dtype)
+    rows.index_put_((owners, places), explained.to(rows.dtype), accumulate=True)
+    return rows[:, :-1] > 0
+
+
+def _equal_weights(explained: Tensor, score: Tensor) -> Tensor:
+    weights = explained.to(torch.float64 if score.dtype == torch.float64 else torch.float32)
     return weights / weights.sum(-1, keepdim=True).clamp(min=1)
 
 
@@ -221,18 +237,16 @@ def _rows(
             rows = {s.name: like.new_zeros(examples, s.size).float() for s in capture.streams}
         return rows
     streams = {s.name: s for s in capture.streams}
-    if isinstance(option, Mapping):
-        given = dict(option)
-        if unknown := [name for name in given if name not in streams]:
-            raise ValueError(f"rows= names {unknown}, but the streams are: {', '.join(streams)}")
-    else:
-        given = dict.fromkeys(automatic or streams, option)
+    given = option if isinstance(option, Mapping) else dict.fromkeys(automatic or streams, option)
+    if unknown := [name for name in given if name not in streams]:
+        raise ValueError(f"rows= names {unknown}, but the streams are: {', '.join(streams)}")
     like = next(iter(automatic.values()), score.detach())
-    return {
+    chosen = {
         name: _row_weights(streams[name], choice, examples).to(like)
         for name, choice in given.items()
         if choice is not None
     }
+    return {**automatic, **chosen}
 
 
 def _row_weights(stream: TokenStream, choice: Rows, examples: int) -> Tensor:
@@ -300,6 +314,11 @@ def _call(record: AttentionRecord, capture: Capture, reason: str, per_head: Tens
         None if per_head is None else per_head.mean(1),
         per_head,
     )
+
+
+def _refused(refusal: Refusal) -> Call:
+    none = torch.zeros(0, 0, dtype=torch.long)
+    return Call(refusal.index, refusal.module, "", "", 0, False, str(refusal), none, none)
 
 
 def _stream(stream: TokenStream) -> Stream:

@@ -169,7 +169,7 @@ class Relevance:
             like = self.matrices[query_stream, query_stream]
             size = self.streams[key_stream].tokens
             matrix = like.new_zeros(*like.shape[:2], size)
-        return matrix[:, rows, columns]
+        return matrix[:, rows, columns].clone()
 
     def _find(self, name: str) -> tuple[str, slice]:
         if name in self.streams:
@@ -191,10 +191,8 @@ class Relevance:
             lines.append(f"  {name}: {stream.tokens} tokens ({parts}){read}")
         used = sum(call.used for call in self.calls)
         batch = next(iter(self.matrices.values())).shape[0]
-        return "\n".join(
-            [f"Relevance of {batch} examples, {used} of {len(self.calls)} attention calls used"]
-            + lines
-        )
+        calls = f"{used} of {len(self.calls)} attention calls used"
+        return "\n".join([f"Relevance of {batch} examples, {calls}", *lines])
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write to a safetensors file.
@@ -239,26 +237,30 @@ class Relevance:
         Raises:
             ValueError: if the file is no saved `Relevance`.
         """
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         tensors: dict[tuple[object, ...], Tensor] = {}
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if not {"streams", "calls"} <= set(metadata):
-                raise ValueError(f"{path} holds no saved Relevance: its metadata has {[*metadata]}")
-            for key in file.keys():  # noqa: SIM118 - no mapping
-                tensors[tuple(json.loads(key))] = file.get_tensor(key)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if not {"streams", "calls"} <= set(metadata):
+                    raise ValueError(
+                        f"{path} holds no saved Relevance: its metadata has {[*metadata]}"
+                    )
+                for key in file.keys():  # noqa: SIM118 - no mapping
+                    tensors[tuple(json.loads(key))] = file.get_tensor(key)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file: {error}") from error
         streams = {
             name: Stream(size, MappingProxyType({p: slice(*ends) for p, ends in parts.items()}))
             for name, (size, parts) in json.loads(metadata["streams"]).items()
         }
-        calls = [
-            Call(**plain, **{
-                str(key[2]): tensor for key, tensor in tensors.items()
-                if key[0] == "call" and key[1] == plain["index"]
-            })
-            for plain in json.loads(metadata["calls"])
-        ]  # fmt: skip
+        calls = []
+        for plain in json.loads(metadata["calls"]):
+            for key, tensor in tensors.items():
+                if key[:2] == ("call", plain["index"]):
+                    plain[key[2]] = tensor
+            calls.append(Call(**plain))
         return cls(
             MappingProxyType(streams),
             MappingProxyType({str(k[1]): t for k, t in tensors.items() if k[0] == "rows"}),

@@ -71,7 +71,9 @@ def _from_mapping(returned: Mapping[str, object], output: OutputChoice) -> objec
             return returned[output]
         raise ValueError(f"output={output!r} is not among the model's outputs: {_list(returned)}")
     if isinstance(output, int):
-        return _from_sequence(list(returned.values()), output)
+        raise ValueError(  # noqa: TRY004 - the type is right for other models
+            f"output={output} is no name; the model returns {_list(returned)}"
+        )
     for field in OUTPUT_FIELDS:
         if isinstance(returned.get(field), Tensor):
             return returned[field]
@@ -86,6 +88,10 @@ def _from_sequence(returned: tuple[Any, ...] | list[Any], output: OutputChoice) 
         if -len(returned) <= output < len(returned):
             return returned[output]
         raise ValueError(f"output={output} is out of range; the model returns {listed}")
+    if isinstance(output, str):
+        raise ValueError(
+            f"output={output!r}, but the model returns a tuple, without names: {listed}"
+        )
     floating = [t for t in returned if isinstance(t, Tensor) and t.is_floating_point()]
     if output is None and len(floating) == 1:
         return floating[0]
@@ -145,8 +151,12 @@ def check_target(output: Tensor, target: object, examples: int) -> None:
             raise ValueError(
                 f"target lists {len(target)} choices for {examples} examples: {_forms(shape)}"
             )
+        if len({isinstance(choice, tuple) for choice in target}) > 1:
+            raise TypeError(f"target mixes ints and tuples: {_forms(shape)}")
         for choice in target:
             _check_choice(choice, shape)
+            if isinstance(choice, int) and choice < 0:
+                raise ValueError(f"target {choice} in a list counts from the end: pass indices ≥ 0")
     else:
         _check_choice(target, shape)
 
@@ -161,7 +171,7 @@ def _check_choice(choice: object, shape: tuple[int, ...]) -> None:
             f"{shape}: {_forms(shape)}"
         )
     for i, size in zip(place, shape[1:], strict=True):
-        if not -size <= int(i) < size:  # type: ignore[call-overload]
+        if not -size <= int(i) < size:
             raise ValueError(
                 f"target {i} is out of range for an axis of {size} in the output of shape {shape}"
             )

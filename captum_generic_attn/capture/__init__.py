@@ -2,10 +2,10 @@
 
 `forward` runs the model under `mode`, a function mode that carries a shadow (`shadow`) beside each
 tensor by the transfers of `transfer`, looked up by the families of `operations`; `scope` knows
-which module is running; `attention` turns what it recognises into records (`record`).
+which module is running; `attention` recognises attention calls and `recorder` keeps them as
+records (`record`).
 """
 
-from captum_generic_attn.capture.attention import Refusal
 from captum_generic_attn.capture.forward import (
     Capture,
     UnsupportedAttentionError,
@@ -13,6 +13,7 @@ from captum_generic_attn.capture.forward import (
     no_attention_message,
 )
 from captum_generic_attn.capture.record import AttentionRecord
+from captum_generic_attn.capture.recorder import Refusal
 
 __all__ = [
     "AttentionRecord",

@@ -1,66 +1,40 @@
 """Recognises attention: from the product of queries and keys over the softmax to the values.
 
-Called by `mode` for products, softmaxes and fused kernels. What is attention becomes an
-`AttentionRecord`; what looks like it but cannot be explained becomes a `Refusal`.
+Called by `mode` for products, softmaxes and fused kernels. What is attention goes to `recorder`
+as a call to record; what looks like it but cannot be explained, as a refusal.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
 from captum_generic_attn.capture.contraction import Contraction
-from captum_generic_attn.capture.heads import Unreadable, group_heads
-from captum_generic_attn.capture.planes import compact, relabel, varies
-from captum_generic_attn.capture.record import AttentionRecord, Explicit, Fused
+from captum_generic_attn.capture.operations import argument
+from captum_generic_attn.capture.planes import relabel, varies
+from captum_generic_attn.capture.record import Explicit, Fused
+from captum_generic_attn.capture.recorder import Recorder
 from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
-from captum_generic_attn.capture.transfer import Args, Kwargs, Transfer, argument
-from captum_generic_attn.tokens.streams import TokenStreams
+from captum_generic_attn.capture.transfer import Transfer
 
-_ATTENTION_NAME = re.compile(r"attn|attention", re.IGNORECASE)
+Args = Sequence[Any]
+Kwargs = Mapping[str, Any]
+
 _ROW_SUM_TOLERANCE = 1e-3
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """An attention call that cannot be explained: where, what was seen, what to do."""
-
-    module: str
-    module_type: str
-    seen: str
-    advice: str
-
-    def __str__(self) -> str:
-        where = f"{self.module or 'the forward function'} ({self.module_type})"
-        return f"{where}: {self.seen}; {self.advice}"
-
-
 class Attention:
-    """The attention calls of one forward pass, in execution order."""
+    """Recognises the attention calls of one forward pass and hands them to a `Recorder`."""
 
-    def __init__(self, transfer: Transfer, scope: Scope, examples: int) -> None:
-        self.records: list[AttentionRecord] = []
-        self.refusals: list[Refusal] = []
-        self.softmaxes: list[Softmax] = []
-        self.streams = TokenStreams(transfer.spaces)
-        self.dropout_seen = False
-        self._met: dict[int, Softmax] = {}
+    def __init__(self, transfer: Transfer, recorder: Recorder, scope: Scope) -> None:
         self._transfer = transfer
+        self._recorder = recorder
         self._scope = scope
-        self._examples = examples
-
-    def refuse(self, seen: str, advice: str) -> None:
-        """Note that the running module made a call that cannot be explained."""
-        refusal = Refusal(*self._scope.current(), seen, advice)
-        if refusal not in self.refusals:
-            self.refusals.append(refusal)
 
     # -- softmax ------------------------------------------------------------------------------
 
@@ -72,7 +46,7 @@ class Attention:
         logits = shadow.role is Role.LOGITS
         along = [varies(plane, axis) for plane in shadow.planes]
         softmax = Softmax(*self._scope.current(), logits, any(along))
-        self.softmaxes.append(softmax)
+        self._recorder.softmaxes.append(softmax)
         if logits and shadow.planes:
             if along == [True, False]:  # keys were the first factor
                 shadow = replace(shadow, planes=shadow.planes[::-1], factors=shadow.factors[::-1])
@@ -167,7 +141,7 @@ class Attention:
             )
             return self._probabilities_times(name, func, args, kwargs, terms, side)
         result: Tensor = func(*args, **kwargs)
-        self.refuse(
+        self._recorder.refuse(
             "queries, keys and values are multiplied without a softmax (linear or sigmoid "
             "attention)",
             "the method needs attention probabilities",
@@ -205,8 +179,8 @@ class Attention:
         softmax.products += 1
         if shadow.role is not Role.PROBABILITIES:
             result = func(*args, **kwargs)
-            if softmax.over_tokens or _ATTENTION_NAME.search(softmax.module_type):
-                self.refuse(
+            if softmax.over_tokens or softmax.in_attention_module:
+                self._recorder.refuse(
                     "a softmax that no product of queries and keys feeds meets values",
                     "the method needs probabilities of queries over keys",
                 )
@@ -214,10 +188,10 @@ class Attention:
         if not over_keys:  # a single key: the axis that is summed is the only candidate
             over_keys = [i for i, label in enumerate(labels) if label in terms.summed]
         if problem := self._problem(shadow, softmax, other, over_keys):
-            self.refuse(*problem)
+            self._recorder.refuse(*problem)
             return self._passed_over(terms, func(*args, **kwargs), name)
         if torch.is_grad_enabled() and not weights.requires_grad:
-            weights.requires_grad_(True)  # noqa: FBT003 - nothing before it needs a gradient
+            weights.requires_grad_(True)  # nothing before it needs a gradient
         result = func(*args, **kwargs)
         outer = terms.labels(1 - side)
         rows = [
@@ -230,7 +204,7 @@ class Attention:
         if not rows:
             queries, keys = queries.unsqueeze(-2), keys.unsqueeze(-2)
         plane = relabel(shadow.planes[0], labels, terms.out_labels, result.shape)
-        self._record(
+        self._recorder.record(
             source, weights, result, plane,
             queries.amax(-1) if varies(queries, -1) else queries[..., 0],
             keys.amax(-2) if keys.stride(-2) else keys[..., 0, :],
@@ -273,12 +247,12 @@ class Attention:
         shadows = [self._transfer.tokens_of(t, "attention") for t in (query, key)]
         result: Tensor = func(*args, **kwargs)
         if torch.is_grad_enabled() and not result.requires_grad:
-            result.requires_grad_(True)  # noqa: FBT003 - nothing before it needs a gradient
-        self.dropout_seen |= given.get("dropout_p", 0.0) > 0
+            result.requires_grad_(True)  # nothing before it needs a gradient
+        self._recorder.dropout_seen |= given.get("dropout_p", 0.0) > 0
         planes = []
         for tensor, shadow in zip((query, key), shadows, strict=True):
             if shadow.planes and varies(shadow.planes[0], -1):
-                self.refuse(
+                self._recorder.refuse(
                     "attention between channels, not between tokens",
                     "leave the module out with layers=, or pass strict=False to skip such calls",
                 )
@@ -302,115 +276,5 @@ class Attention:
         )  # fmt: skip
         plane = queries.unsqueeze(-1).expand(result.shape)
         factors = tuple(shadow.ancestors for shadow in shadows)
-        self._record(source, result, result, plane, queries, keys, factors, None)
+        self._recorder.record(source, result, result, plane, queries, keys, factors, None)
         return result
-
-    # -- records ------------------------------------------------------------------------------
-
-    def _record(
-        self, source: Explicit | Fused, at: Tensor, result: Tensor, plane: Tensor | None,
-        queries: Tensor, keys: Tensor, factors: tuple[frozenset[int], ...],
-        softmax: Softmax | None,
-    ) -> None:  # fmt: skip
-        """Make a record of a call whose result is `result` and whose gradient is taken `at`."""
-        planes = () if plane is None else (plane,)
-        passed = Shadow(Role.TOKENS, planes, factors[0] | factors[1], data=True)
-        self._transfer.shadows[result] = passed
-        try:
-            if not torch.is_grad_enabled():
-                raise Unreadable(
-                    "gradients are switched off here (reentrant checkpoint, custom "
-                    "autograd.Function or inference_mode inside the model)",
-                    "use torch.utils.checkpoint with use_reentrant=False, or torch.no_grad",
-                )
-            queries = self._found(queries, factors[0])
-            keys = self._found(keys, factors[1])
-            groups = group_heads(queries, keys, self._transfer.spaces, self._examples)
-            self._check_streams(groups.query_tokens, groups.key_tokens)
-        except Unreadable as problem:
-            self.refuse(problem.seen, problem.advice)
-            return
-        index = len(self.records)
-        self.records.append(
-            AttentionRecord(
-                index, *self._scope.current(), source, get_gradient_edge(at), groups.query_tokens,
-                groups.key_tokens, groups.examples, groups.pick, factors[0], factors[1],
-            )
-        )  # fmt: skip
-        if softmax is not None:
-            self._met[index] = softmax
-        self._transfer.shadows[result] = replace(passed, ancestors=frozenset([index]))
-
-    def _found(self, rows: Tensor, ancestors: frozenset[int]) -> Tensor:
-        """Rows whose tokens were lost on the way are those of the call before, if as many."""
-        spaces = self._transfer.spaces
-        lost = [spaces[i] for i in spaces.indices(compact(rows)) if spaces[i].kind == "unknown"]
-        if not lost:
-            return rows
-        unreadable = Unreadable(
-            f"its tokens could not be followed through {lost[0].name}",
-            "write that step with operations that keep tokens apart, or leave the call out with "
-            "layers=",
-        )
-        if not ancestors:
-            raise unreadable
-        before = self.records[max(ancestors)].query_tokens
-        count = rows[..., 0].numel()
-        if before.shape[-1] != rows.shape[-1] or len(before) != self._examples or (
-            count % self._examples
-        ):  # fmt: skip
-            raise unreadable
-        return before.repeat_interleave(count // self._examples, 0).view(rows.shape)
-
-    def _check_streams(self, queries: Tensor, keys: Tensor) -> None:
-        spaces = self._transfer.spaces
-        spaces.attend(torch.cat([queries.reshape(-1), keys.reshape(-1)]))
-        merged = {
-            spaces[i].name for ids in (queries, keys) for i in spaces.indices(ids)
-            if spaces[i].births
-        }  # fmt: skip
-        if merged:
-            raise Unreadable(
-                f"tokens of {', '.join(sorted(merged))} were merged or pooled between attention "
-                "calls (a hierarchical model)",
-                "relevance through merged tokens is not supported",
-            )
-        self.streams.join(keys)
-        self.streams.join(queries)
-        of_queries, of_keys = self.streams.roots(queries), self.streams.roots(keys)
-        if of_queries != of_keys:
-            names = [
-                "+".join(dict.fromkeys(spaces[i].name for i in spaces.indices(ids)))
-                for ids in (queries, keys)
-            ]
-            raise Unreadable(
-                f"cross-attention: queries from {names[0] or 'constants'}, keys from "
-                f"{names[1] or 'constants'}",
-                "only attention within one stream of tokens is supported; leave the call out with "
-                "layers=, or pass strict=False to skip such calls",
-            )
-
-    def close(self) -> list[AttentionRecord]:
-        """End of the forward pass: the readable records, with the names of their streams."""
-        split = {i for i, softmax in self._met.items() if softmax.products > 1}
-        for softmax in self.softmaxes:
-            if softmax.products:
-                continue
-            attends = bool(_ATTENTION_NAME.search(softmax.module_type))
-            if softmax.has_logits or (attends and softmax.over_tokens):
-                self.refusals.append(
-                    Refusal(
-                        softmax.module, softmax.module_type,
-                        "a softmax over tokens never meets values in a product",
-                        "the method needs probabilities that multiply values",
-                    )
-                )  # fmt: skip
-        self.records = [r for r in self.records if r.index not in split]
-        self.streams.close(
-            [(r.module, ids) for r in self.records for ids in (r.key_tokens, r.query_tokens)]
-        )
-        self.records = [
-            r.with_streams(self.streams.of(r.query_tokens).name, self.streams.of(r.key_tokens).name)
-            for r in self.records
-        ]
-        return self.records

@@ -27,9 +27,11 @@ class Contraction:
 
     @property
     def summed(self) -> set[Label]:
+        """Labels that both factors have and the result has not."""
         return (set(self.left_labels) & set(self.right_labels)) - set(self.out_labels)
 
     def labels(self, side: int) -> tuple[Label, ...]:
+        """Labels of the left (0) or right (1) factor."""
         return (self.left_labels, self.right_labels)[side]
 
 

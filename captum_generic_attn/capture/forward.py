@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_generic_attn.capture.attention import Attention, Refusal
 from captum_generic_attn.capture.mode import CaptureMode
 from captum_generic_attn.capture.record import AttentionRecord
+from captum_generic_attn.capture.recorder import Recorder, Refusal
 from captum_generic_attn.capture.scope import Scope, modules_of, signature_of
 from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.transfer import Transfer
@@ -63,7 +65,7 @@ def capture_forward(
     additional: tuple[Any, ...],
     choose: Callable[[Any], Tensor],
 ) -> Capture:
-    """Run `forward_func(*inputs, *additional)` and record its attention.
+    """Run `forward_func(*inputs, *additional)` and record its recorder.
 
     Args:
         forward_func: the model, or a function round it.
@@ -86,31 +88,38 @@ def capture_forward(
                 f"{name or 'the model'} (DataParallel) runs its replicas in other threads, where "
                 "attention cannot be seen. Pass its .module instead."
             )
+    names = _argument_names(forward_func, len(inputs) + len(additional))
+    _check_devices(scope, dict(zip(names, (*inputs, *additional), strict=True)))
     spaces = TokenSpaces()
     transfer = Transfer(spaces, scope.parameters)
-    attention = Attention(transfer, scope, len(inputs[0]))
-    names = _argument_names(forward_func, len(inputs) + len(additional))
+    recorder = Recorder(transfer, scope, len(inputs[0]))
     with torch.inference_mode(mode=False), torch.enable_grad():
         copies: dict[int, Tensor] = {}
         arguments = [
             _traced(value, name, transfer, copies, explained=i < len(inputs))
             for i, (value, name) in enumerate(zip((*inputs, *additional), names, strict=True))
         ]
-        with _eager(scope), scope, CaptureMode(transfer, attention):
-            returned = forward_func(*arguments)
-            output = choose(returned)
+        try:
+            with _eager(), scope, CaptureMode(transfer, recorder, scope):
+                output = choose(forward_func(*arguments))
+        except Exception as error:
+            if recorder.foreign_kernel:
+                raise UnsupportedAttentionError(
+                    f"attention that cannot be explained:\n  {recorder.refusals[-1]}"
+                ) from error
+            raise
         shadow = transfer.of(output) if isinstance(output, Tensor) else Shadow()
-        records = attention.close()
+        records = recorder.close()
     return Capture(
         output,
         records,
         shadow.ancestors,
         spaces,
-        attention.streams,
+        recorder.streams,
         tuple(names[: len(inputs)]),
-        attention.refusals,
-        [s for s in attention.softmaxes if not s.products],
-        attention.dropout_seen,
+        recorder.refusals,
+        [s for s in recorder.softmaxes if not s.products],
+        recorder.dropout_seen,
         scope.modules,
     )
 
@@ -120,7 +129,7 @@ def _argument_names(forward_func: Callable[..., Any], count: int) -> list[str]:
     with contextlib.suppress(TypeError, ValueError):
         for parameter in inspect.signature(signature_of(forward_func)).parameters.values():
             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-                names.append(parameter.name)  # noqa: PERF401 - stops at *args
+                names.append(parameter.name)  # stops at *args
             else:
                 break
     return [*names[:count], *(f"input{i}" for i in range(len(names), count))]
@@ -128,7 +137,7 @@ def _argument_names(forward_func: Callable[..., Any], count: int) -> list[str]:
 
 def _traced(
     value: object, name: str, transfer: Transfer, copies: dict[int, Tensor], *, explained: bool
-) -> Any:  # noqa: ANN401
+) -> Any:
     """An argument as the model gets it: an alias of the user's tensor, with tokens to follow."""
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         return type(value)(
@@ -141,7 +150,7 @@ def _traced(
         plain = value.clone() if value.is_inference() else value
         alias = plain.detach() if explained or plain is not value else plain
         if explained and alias.is_floating_point():
-            alias.requires_grad_(True)  # noqa: FBT003 - the alias is ours
+            alias.requires_grad_(True)  # the alias is ours
         elif alias is value:
             alias = plain.view_as(plain)  # shadows must not outlive the call on the user's tensor
         copies[id(value)] = alias
@@ -151,19 +160,58 @@ def _traced(
     return copies[id(value)]
 
 
-@contextlib.contextmanager
-def _eager(scope: Scope) -> Iterator[None]:
-    """Compiled modules run uncompiled meanwhile: a compiler must not trace the capture."""
-    if scope.compiled():
-        with torch.compiler.set_stance("force_eager"):
+class _CompilerPause:
+    """Pauses `torch.compile` while captures are in flight: it must not trace one.
+
+    The compiler's stance belongs to the whole process, so captures in several threads share one
+    pause: the first one in sets it, the last one out restores what was.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._undo = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if self._inside == 0:
+                self._undo.enter_context(torch.compiler.set_stance("force_eager"))
+            self._inside += 1
+        try:
             yield
-    else:
-        yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._undo.close()
+
+
+_pause_compiler = _CompilerPause()
+
+
+def _eager() -> contextlib.AbstractContextManager[None]:
+    """Compiled modules run uncompiled meanwhile; without Dynamo loaded there are none."""
+    return _pause_compiler() if "torch._dynamo" in sys.modules else contextlib.nullcontext()
+
+
+def _check_devices(scope: Scope, arguments: dict[str, Any]) -> None:
+    """See that inputs and model are on one device, unless the model is spread over several."""
+    tensors = {name: a for name, a in arguments.items() if isinstance(a, Tensor)}
+    devices = {str(tensor.device) for tensor in scope.tensors()}
+    places = {name: str(tensor.device) for name, tensor in tensors.items()}
+    if len(devices) == 1:
+        places["the model"] = devices.pop()
+    if len(devices) > 1 and "meta" not in places.values():
+        return
+    if len(set(places.values())) > 1 or "meta" in places.values():
+        listed = ", ".join(f"{name} is on {device}" for name, device in places.items())
+        raise ValueError(f"{listed}: move the inputs and the model to one device that holds values")
 
 
 def no_attention_message(capture: Capture) -> str:
     """What to say where no attention call was found or left."""
-    reasons = [f"\n  {refusal}" for refusal in capture.refusals]
+    reasons = dict.fromkeys(f"\n  {refusal}" for refusal in capture.refusals)
     softmaxes = [f"{s.module} ({s.module_type})" for s in capture.ignored]
     seen = f" Softmaxes that met no values: {', '.join(softmaxes)}." if softmaxes else ""
     return (

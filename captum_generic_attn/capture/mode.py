@@ -6,7 +6,7 @@ of the operation and applies its transfer; products, softmaxes and fused kernels
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,29 +14,32 @@ from torch.overrides import TorchFunctionMode
 
 from captum_generic_attn.capture import contraction
 from captum_generic_attn.capture.attention import Attention
-from captum_generic_attn.capture.operations import Family, canonical, family_of
+from captum_generic_attn.capture.operations import Family, canonical, family_of, tensors_in
+from captum_generic_attn.capture.recorder import Recorder
+from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.shadow import Role
-from captum_generic_attn.capture.transfer import Args, Transfer, tensors_in
+from captum_generic_attn.capture.transfer import Transfer
 from captum_generic_attn.capture.undispatched import dispatches_itself, undispatched
 
 
 class CaptureMode(TorchFunctionMode):
     """Interprets the forward pass of one thread while it is active."""
 
-    def __init__(self, transfer: Transfer, attention: Attention) -> None:
+    def __init__(self, transfer: Transfer, recorder: Recorder, scope: Scope) -> None:
         super().__init__()
         self._transfer = transfer
-        self._attention = attention
+        self._attention = Attention(transfer, recorder, scope)
+        self._recorder = recorder
         self._opened: set[object] = set()
         self._known: dict[object, tuple[str, bool, Family]] = {}
 
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: object,  # noqa: ARG002 - the protocol's
-        args: Args = (),
+        types: object,  # the protocol's
+        args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         """Run one operation and give its results their shadows."""
         kwargs = kwargs or {}
         if dispatches_itself(func) and func not in self._opened:
@@ -59,20 +62,17 @@ class CaptureMode(TorchFunctionMode):
         if family is Family.ATTENTION:
             return self._attention.fused(func, args, kwargs)
         if family is Family.FOREIGN_ATTENTION:
-            self._attention.refuse(
-                f"the kernel {name} keeps its probabilities to itself",
-                'use the "sdpa" or "eager" implementation of attention',
-            )
+            self._recorder.refuse_kernel(name)
         out = func(*args, **kwargs)
         if family is Family.SOFTMAX:
             self._attention.softmax(args, kwargs, out)
         else:
             if family is Family.EMBEDDING and torch.is_grad_enabled() and not out.requires_grad:
-                out.requires_grad_(True)  # noqa: FBT003 - frozen weights must leave a graph
+                out.requires_grad_(True)  # frozen weights must leave a graph
             if family is Family.PRODUCT:
                 self._check_many_factors(args, kwargs, name)
                 family = Family.TOKENWISE
-            self._transfer.apply(family, name, func, args, kwargs, out, in_place)
+            self._transfer.apply(family, name, func, args, kwargs, out, in_place=in_place)
         return out
 
     def _identify(self, func: Callable[..., Any]) -> tuple[str, bool, Family]:
@@ -82,12 +82,12 @@ class CaptureMode(TorchFunctionMode):
             known = self._known[func] = name, in_place, family_of(name)
         return known
 
-    def _check_many_factors(self, args: Args, kwargs: dict[str, Any], name: str) -> None:
+    def _check_many_factors(self, args: Sequence[Any], kwargs: dict[str, Any], name: str) -> None:
         for tensor in tensors_in((args, kwargs)):
             shadow = self._transfer.of(tensor)
             if shadow.role is Role.PROBABILITIES and shadow.softmax is not None:
                 shadow.softmax.products += 1
-                self._attention.refuse(
+                self._recorder.refuse(
                     f"attention probabilities enter {name} with other than one other tensor",
                     "write the product with values as a matmul or an einsum of two tensors",
                 )

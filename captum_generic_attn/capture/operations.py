@@ -8,7 +8,12 @@ that this makes unusable names the operation.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
+from typing import Any
+
+from torch import Tensor
 
 
 class Family(Enum):
@@ -38,7 +43,7 @@ _LISTS: dict[Family, str] = {
         stride item tolist eq ne lt gt le ge isnan isinf isfinite argmax argmin argsort allclose
         equal all any nonzero data_ptr get_device element_size cumsum shape dtype device layout
         requires_grad grad grad_fn is_leaf len bool int float hash repr format bernoulli
-        log_softmax is_contiguous storage_offset is_cuda names untyped_storage is_nested is_sparse
+        is_contiguous storage_offset is_cuda names untyped_storage is_nested is_sparse
         is_inference is_meta is_mps is_quantized""",
     Family.SAME: """
         contiguous clone detach to type type_as float half bfloat16 double cpu cuda data real
@@ -55,8 +60,8 @@ _LISTS: dict[Family, str] = {
     Family.JOIN: "cat concat concatenate stack hstack vstack dstack column_stack row_stack",
     Family.PAD: "pad constant_pad_nd",
     Family.WRITE: """
-        setitem copy masked_scatter index_copy index_put index_add scatter scatter_add select_scatter
-        slice_scatter""",
+        setitem copy masked_scatter index_copy index_put index_add scatter scatter_add
+        select_scatter slice_scatter""",
     Family.REDUCE: """
         mean sum amax amin max min prod std var norm logsumexp nanmean nansum vector_norm median
         var_mean std_mean topk sort kthvalue mode""",
@@ -108,3 +113,47 @@ def family_of(name: str) -> Family:
     if _FOREIGN_ATTENTION.search(name):
         return Family.FOREIGN_ATTENTION
     return _FAMILIES.get(name, Family.TOKENWISE)
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """One call of a torch function: what went in, what came out."""
+
+    name: str
+    func: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    inputs: Sequence[Tensor]
+    results: Sequence[Tensor]
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument that may be given by place or by name."""
+        return argument(self.args, self.kwargs, position, name, default)
+
+
+def argument(
+    args: Sequence[Any], kwargs: Mapping[str, Any], position: int, name: str, default: Any = None
+) -> Any:
+    """An argument of a call that may be given by place or by name."""
+    return args[position] if len(args) > position else kwargs.get(name, default)
+
+
+def tensors_in(value: object, depth: int = 0) -> Iterator[Tensor]:
+    """All tensors in nested containers, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth < 4 and isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item, depth + 1)
+    elif depth < 4 and isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item, depth + 1)
+
+
+def on_cpu(value: Any) -> Any:
+    """An argument as an operation on planes takes it: tensors detached, on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if type(value) in (list, tuple):
+        return type(value)(on_cpu(item) for item in value)
+    return value

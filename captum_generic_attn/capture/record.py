@@ -31,9 +31,11 @@ class Explicit:
         return tensor.unsqueeze(-2) if self.single_query else tensor
 
     def probabilities(self) -> Tensor:
+        """P `[..., H, Nq, Nk]`."""
         return self._arrange(self.tensor.detach()).to(_computing_dtype(self.tensor))
 
     def gradient(self, gradient: Tensor) -> Tensor:
+        """Its gradient, from the gradient of `tensor`."""
         return self._arrange(gradient).to(_computing_dtype(self.tensor))
 
 
@@ -66,6 +68,7 @@ class Fused:
         return logits.softmax(-1).masked_fill(empty, 0.0)
 
     def gradient(self, gradient: Tensor) -> Tensor:
+        """The gradient of P, from the gradient of the kernel's output."""
         dtype = _computing_dtype(self.query)
         return gradient.to(dtype) @ self._for_heads(self.value).to(dtype).mT
 
@@ -102,6 +105,7 @@ class AttentionRecord:
 
     @property
     def heads(self) -> int:
+        """Number of heads."""
         return self.pick.shape[1]
 
     def probabilities(self) -> Tensor:
@@ -113,6 +117,7 @@ class AttentionRecord:
         return self._grouped(self.source.gradient(gradient))
 
     def with_streams(self, query_stream: str, key_stream: str) -> AttentionRecord:
+        """The same record, with its streams named."""
         return replace(self, query_stream=query_stream, key_stream=key_stream)
 
     def _grouped(self, maps: Tensor) -> Tensor:

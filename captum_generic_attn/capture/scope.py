@@ -11,10 +11,10 @@ import functools
 import threading
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -111,7 +111,7 @@ class Scope:
             self.parameters.setdefault(id(tensor), qualified(prefix, name))
             self._kept.append(tensor)
 
-    def __enter__(self) -> Scope:
+    def __enter__(self) -> Scope:  # noqa: PYI034 - Self needs Python 3.11
         try:
             if not self._roots:
                 self._handles.append(register_module_forward_pre_hook(self._enter))
@@ -160,17 +160,14 @@ class Scope:
                     found.append(name or type(module).__name__)
         return found
 
-    def compiled(self) -> bool:
-        """Whether any module would run through `torch.compile`."""
-        return any(
-            hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None
-            for m in self.modules.values()
-        )
+    def tensors(self) -> Iterator[Tensor]:
+        """Parameters and buffers of the modules that are known."""
+        return (kept for kept in self._kept if isinstance(kept, Tensor))
 
 
 def signature_of(forward_func: Callable[..., Any]) -> Callable[..., Any]:
     """The function whose signature names the arguments: `forward` for a module."""
     if isinstance(forward_func, nn.Module):
         original = getattr(forward_func, "_orig_mod", forward_func)
-        return original.forward  # type: ignore[no-any-return]
+        return cast(Callable[..., Any], original.forward)
     return forward_func

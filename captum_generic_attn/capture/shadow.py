@@ -7,9 +7,11 @@ by the tensor object, never on the tensor.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import cast
 
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
@@ -35,6 +37,11 @@ class Softmax:
     has_logits: bool
     over_tokens: bool
     products: int = 0
+
+    @property
+    def in_attention_module(self) -> bool:
+        """Whether the name of the module's class says that it is attention."""
+        return re.search("attn|attention", self.module_type, re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +87,7 @@ class Shadows:
         self._shadows: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __getitem__(self, tensor: Tensor) -> Shadow:
-        shadow: Shadow = self._shadows.get(tensor, NO_SHADOW)
-        return shadow
+        return cast(Shadow, self._shadows.get(tensor, NO_SHADOW))  # type: ignore[no-untyped-call]
 
     def __setitem__(self, tensor: Tensor, shadow: Shadow) -> None:
         self._shadows[tensor] = shadow

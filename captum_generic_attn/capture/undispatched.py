@@ -25,7 +25,7 @@ class _Answering:
     def __init__(self, module: types.ModuleType) -> None:
         self._module = module
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+    def __getattr__(self, name: str) -> Any:
         if name in _QUESTIONS:
             return _no
         value = getattr(self._module, name)

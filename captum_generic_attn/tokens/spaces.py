@@ -48,6 +48,7 @@ class Space:
 
     @property
     def stop(self) -> int:
+        """The first id after this space."""
         return self.base + self.size * max(self.examples, 1)
 
 
@@ -58,6 +59,7 @@ class TokenSpaces:
         self._spaces: list[Space] = []
         self._same: dict[tuple[int, int], Tensor] = {}
         self._attended: set[int] = set()
+        self._table: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __getitem__(self, index: int) -> Space:
         return self._spaces[index]
@@ -77,6 +79,7 @@ class TokenSpaces:
         base = self._spaces[-1].stop if self._spaces else 0
         space = Space(len(self._spaces), base, size, examples, name, kind, coordinates, births)
         self._spaces.append(space)
+        self._table = None
         return space
 
     def of_input(self, name: str, shape: torch.Size) -> Tensor:
@@ -173,11 +176,13 @@ class TokenSpaces:
 
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Space index, example (-1: all) and local number of each id; all -1 for no token."""
-        if len(self._spaces) == 0:
-            return ids * 0 - 1, ids * 0 - 1, ids * 0 - 1
-        bases = torch.tensor([s.base for s in self._spaces])
-        sizes = torch.tensor([max(s.size, 1) for s in self._spaces])
-        shared = torch.tensor([s.examples == 0 for s in self._spaces])
+        if self._table is None:
+            self._table = (
+                torch.tensor([s.base for s in self._spaces]),
+                torch.tensor([max(s.size, 1) for s in self._spaces]),
+                torch.tensor([s.examples == 0 for s in self._spaces]),
+            )
+        bases, sizes, shared = self._table
         ids = ids.long()
         index = torch.bucketize(ids, bases, right=True) - 1
         index = torch.where(ids < 0, -1, index)
@@ -213,8 +218,8 @@ class TokenSpaces:
                 kept, absorbed = kept.narrow(axis, 0, 1), absorbed.narrow(axis, 0, 1)
         to, _, to_local = self.locate(kept.reshape(-1))
         of, example, of_local = self.locate(absorbed.reshape(-1))
-        for a in of.unique().tolist():
-            for k in to[of == a].unique().tolist():
+        for a in set(of.tolist()):
+            for k in set(to[of == a].tolist()):
                 if a < 0 or k < 0 or a == k or (a, k) in self._same or (k, a) in self._same:
                     continue
                 pick = (of == a) & (to == k) & (example == example[of == a].min())

@@ -1,0 +1,178 @@
+"""Keeps the records of one forward pass, and says which calls cannot be explained, and why.
+
+`attention` recognises calls and hands them over; `forward` closes the book. Here a call's tokens
+are sorted into examples and heads, its queries and keys are compared, and streams are joined.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from captum_generic_attn.capture.heads import Unreadable, group_heads
+from captum_generic_attn.capture.planes import compact
+from captum_generic_attn.capture.record import AttentionRecord, Explicit, Fused
+from captum_generic_attn.capture.scope import Scope
+from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
+from captum_generic_attn.capture.transfer import Transfer
+from captum_generic_attn.tokens.streams import TokenStreams
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An attention call that cannot be explained: where, what was seen, what to do."""
+
+    index: int
+    module: str
+    module_type: str
+    seen: str
+    advice: str
+
+    def __str__(self) -> str:
+        where = f"{self.module or 'the forward function'} ({self.module_type})"
+        return f"{where}: {self.seen}; {self.advice}"
+
+
+class Recorder:
+    """The attention calls of one forward pass, in execution order."""
+
+    def __init__(self, transfer: Transfer, scope: Scope, examples: int) -> None:
+        self.records: list[AttentionRecord] = []
+        self.refusals: list[Refusal] = []
+        self.softmaxes: list[Softmax] = []
+        self.streams = TokenStreams(transfer.spaces)
+        self.dropout_seen = False
+        self.foreign_kernel = False
+        self._calls = 0
+        self._read: dict[int, Tensor] = {}
+        self._met: dict[int, Softmax] = {}
+        self._transfer = transfer
+        self._scope = scope
+        self._examples = examples
+
+    def refuse(self, seen: str, advice: str) -> None:
+        """Note that the running module made a call that cannot be explained."""
+        self.refusals.append(Refusal(self._next_index(), *self._scope.current(), seen, advice))
+
+    def _next_index(self) -> int:
+        self._calls += 1
+        return self._calls - 1
+
+    def refuse_kernel(self, name: str) -> None:
+        """Note that a fused kernel other than PyTorch's own was called."""
+        self.foreign_kernel = True
+        self.refuse(
+            f"the kernel {name} keeps its probabilities to itself",
+            'use the "sdpa" or "eager" implementation of attention',
+        )
+
+    def record(
+        self, source: Explicit | Fused, at: Tensor, result: Tensor, plane: Tensor | None,
+        queries: Tensor, keys: Tensor, factors: tuple[frozenset[int], ...],
+        softmax: Softmax | None,
+    ) -> None:  # fmt: skip
+        """Make a record of a call whose result is `result` and whose gradient is taken `at`."""
+        planes = () if plane is None else (plane,)
+        passed = Shadow(Role.TOKENS, planes, factors[0] | factors[1], data=True)
+        self._transfer.shadows[result] = passed
+        try:
+            if not torch.is_grad_enabled():
+                raise Unreadable(
+                    "gradients are switched off here (reentrant checkpoint, custom "
+                    "autograd.Function or inference_mode inside the model)",
+                    "use torch.utils.checkpoint with use_reentrant=False, or torch.no_grad",
+                )
+            queries = self._found(queries, factors[0])
+            keys = self._found(keys, factors[1])
+            groups = group_heads(queries, keys, self._transfer.spaces, self._examples)
+            self._check_streams(groups.query_tokens, groups.key_tokens)
+        except Unreadable as problem:
+            self.refuse(problem.seen, problem.advice)
+            return
+        index = self._next_index()
+        self._read[index] = groups.query_tokens
+        self.records.append(
+            AttentionRecord(
+                index, *self._scope.current(), source, get_gradient_edge(at), groups.query_tokens,
+                groups.key_tokens, groups.examples, groups.pick, factors[0], factors[1],
+            )
+        )  # fmt: skip
+        if softmax is not None:
+            self._met[index] = softmax
+        self._transfer.shadows[result] = replace(passed, ancestors=frozenset([index]))
+
+    def _found(self, rows: Tensor, ancestors: frozenset[int]) -> Tensor:
+        """Rows whose tokens were lost on the way are those of the call before, if as many."""
+        spaces = self._transfer.spaces
+        lost = [spaces[i] for i in spaces.indices(compact(rows)) if spaces[i].kind == "unknown"]
+        if not lost:
+            return rows
+        unreadable = Unreadable(
+            f"its tokens could not be followed through {lost[0].name}",
+            "write that step with operations that keep tokens apart, or leave the call out with "
+            "layers=",
+        )
+        if not ancestors:
+            raise unreadable
+        before = self._read[max(ancestors)]
+        count = rows[..., 0].numel()
+        if before.shape[-1] != rows.shape[-1] or len(before) != self._examples or (
+            count % self._examples
+        ):  # fmt: skip
+            raise unreadable
+        return before.repeat_interleave(count // self._examples, 0).view(rows.shape)
+
+    def _check_streams(self, queries: Tensor, keys: Tensor) -> None:
+        spaces = self._transfer.spaces
+        spaces.attend(torch.cat([queries.reshape(-1), keys.reshape(-1)]))
+        merged = {
+            spaces[i].name for ids in (queries, keys) for i in spaces.indices(ids)
+            if spaces[i].births
+        }  # fmt: skip
+        if merged:
+            raise Unreadable(
+                f"tokens of {', '.join(sorted(merged))} were merged or pooled between attention "
+                "calls (a hierarchical model)",
+                "relevance through merged tokens is not supported",
+            )
+        self.streams.join(keys)
+        self.streams.join(queries)
+        of_queries, of_keys = self.streams.roots(queries), self.streams.roots(keys)
+        if of_queries != of_keys:
+            names = [
+                "+".join(dict.fromkeys(spaces[i].name for i in spaces.indices(ids)))
+                for ids in (queries, keys)
+            ]
+            raise Unreadable(
+                f"cross-attention: queries from {names[0] or 'constants'}, keys from "
+                f"{names[1] or 'constants'}",
+                "only attention within one stream of tokens is supported; leave the call out with "
+                "layers=, or pass strict=False to skip such calls",
+            )
+
+    def close(self) -> list[AttentionRecord]:
+        """End of the forward pass: the readable records, with the names of their streams."""
+        split = {i for i, softmax in self._met.items() if softmax.products > 1}
+        for softmax in self.softmaxes:
+            if softmax.products:
+                continue
+            if softmax.has_logits or (softmax.in_attention_module and softmax.over_tokens):
+                self.refusals.append(
+                    Refusal(
+                        self._next_index(), softmax.module, softmax.module_type,
+                        "a softmax over tokens never meets values in a product",
+                        "the method needs probabilities that multiply values",
+                    )
+                )  # fmt: skip
+        self.records = [r for r in self.records if r.index not in split]
+        self.streams.close(
+            [(r.module, ids) for r in self.records for ids in (r.key_tokens, r.query_tokens)]
+        )
+        self.records = [
+            r.with_streams(self.streams.of(r.query_tokens).name, self.streams.of(r.key_tokens).name)
+            for r in self.records
+        ]
+        return self.records

@@ -1,0 +1,101 @@
+"""From values per token to maps of the inputs: the last step before Captum.
+
+`attribution` hands over the values of every stream; here they go back to the inputs that fed it,
+by the token spaces of the forward pass and the grids that they form.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from captum_generic_attn.capture import Capture
+from captum_generic_attn.tokens import Grid, TokenStream, fit_grid
+
+
+def maps_of_inputs(
+    capture: Capture, values: Mapping[str, Tensor], inputs: tuple[Tensor, ...],
+    interpolation: str | None, *, warn: bool,
+) -> list[Tensor]:  # fmt: skip
+    """One map for each input.
+
+    Args:
+        capture: the forward pass.
+        values: `[B, N]` values of the tokens, by stream.
+        inputs: the user's inputs.
+        interpolation: `"bilinear"` or `"nearest"` for maps of the inputs' shapes; `None` for one
+            value per token.
+        warn: whether to warn of inputs that reach no attention; they get zeros.
+
+    Raises:
+        ValueError: if the tokens of an input form no regular grid, or several.
+    """
+    maps = []
+    silent = []
+    for tensor, name in zip(inputs, capture.input_names, strict=True):
+        parts = []
+        for stream in capture.streams:
+            if stream.name in values:
+                for grid, part in _feeding(capture, stream, values[stream.name], name, tensor):
+                    parts.append(_lay_out(name, tensor, grid, part, interpolation))
+        if not parts:
+            silent.append(name)
+            dtype = next(iter(values.values())).dtype
+            parts = [torch.zeros(tensor.shape, dtype=dtype, device=tensor.device)]
+        if len({part.shape for part in parts}) > 1:
+            shapes = [tuple(part.shape[1:]) for part in parts]
+            raise ValueError(
+                f"{name} feeds tokens on several grids, {shapes}; ask for return_input_shape=True, "
+                "which adds their maps"
+            )
+        maps.append(torch.stack(parts).sum(0))
+    if silent and warn:
+        warnings.warn(
+            f"{', '.join(silent)} reaches no attention that the score depends on: zeros",
+            UserWarning,
+            stacklevel=2,
+        )
+    return maps
+
+
+def _feeding(
+    capture: Capture, stream: TokenStream, values: Tensor, name: str, tensor: Tensor
+) -> list[tuple[Grid | None, Tensor]]:
+    """Grid and `[B, n]` values of the tokens of a stream that come from an input.
+
+    Tokens that were summed into one (word and position, the branches of a stem) are one token: an
+    input that feeds it twice gets its value once.
+    """
+    found = []
+    for index, places in stream.places.items():
+        space = capture.spaces[index]
+        sources = [(space, torch.arange(space.size)), *capture.spaces.absorbed_into(space)]
+        named = [(s, table) for s, table in sources if s.name == name and s.kind == "token"]
+        fitted = [(_grid(s.coordinates, tensor), table) for s, table in named]
+        for grid, table in sorted(fitted, key=lambda pair: pair[0] is None)[:1]:
+            positions = torch.where(table >= 0, places[table.clamp(min=0)], -1).to(values.device)
+            picked = values[:, positions.clamp(min=0)]
+            found.append((grid, picked.masked_fill(positions < 0, 0.0)))
+    return found
+
+
+def _grid(coordinates: Tensor | None, tensor: Tensor) -> Grid | None:
+    return None if coordinates is None else fit_grid(coordinates, tensor.shape)
+
+
+def _lay_out(
+    name: str, tensor: Tensor, grid: Grid | None, values: Tensor, interpolation: str | None
+) -> Tensor:
+    values = values.to(tensor.device)
+    if interpolation is None:
+        return values if grid is None else grid.to_tokens(values)
+    if grid is None:
+        raise ValueError(
+            f"where the {values.shape[1]} tokens of {name} lie in its shape "
+            f"{tuple(tensor.shape)} could not be told: they form no regular grid. Use "
+            "return_input_shape=False for one value per token"
+        )
+    return grid.to_input(values, tensor.shape, interpolation)
