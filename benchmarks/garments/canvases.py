@@ -22,8 +22,9 @@ from captum_generic_attn.demo import CLASSES, SIZE
 
 SOURCE = 28
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-TEST_SEED = 2040
-"""Seed of every canvas of the test split: those of the report and those that the package ships."""
+TEST_SEED = 2007
+"""Seed of every canvas of the test split: those of the report and, as its first 24, those that the
+package ships. It was taken for the looks of its first canvas, before any model had seen it."""
 
 # Fashion-MNIST's own labels: 0 T-shirt, 1 trouser, 2 pullover, 3 dress, 4 coat, 5 sandal,
 # 6 shirt, 7 sneaker, 8 bag, 9 ankle boot.
@@ -34,7 +35,7 @@ _FILES = {
 }
 _MOST = 4
 _LAYOUTS = 24
-_SCALES = (20.0 / SOURCE, 32.0 / SOURCE)
+_SCALES = (24.0 / SOURCE, 32.0 / SOURCE)
 _TINTS = np.float32(
     [
         [196, 94, 66],  # terracotta
@@ -112,13 +113,14 @@ def load_split(name: str, folder: Path = DEBIAN_FOLDER) -> Split:
 def draw(split: Split, seed: int, start: int, count: int) -> Drawn:
     """Draws the canvases `start` to `start + count` of `seed`.
 
-    Each holds two to four garments of different classes (equally likely), each at its own scale
-    (the 28-pixel source drawn 20 to 32 pixels wide), mirrored or not, in a tint of its own, on a
-    pale plain ground. Boxes never overlap.
+    Each holds two to four garments, each at its own scale (the 28-pixel source drawn 24 to 32
+    pixels wide) and in a tint of its own, on a pale plain ground. Boxes never overlap. Classes are
+    equally likely and independent, so that a garment says nothing about its neighbours: what tells
+    a class is in its own boxes.
     """
     dice = _Dice(seed, start, count)
     amount = 2 + (dice.roll(1)[:, 0] * 3).astype(np.int64)
-    classes = np.argsort(dice.roll(len(CLASSES)), axis=1)[:, :_MOST]
+    classes = (dice.roll(_MOST) * len(CLASSES)).astype(np.int64)
     garments = _pick(split.classes, classes, dice.roll(_MOST))
     present = np.arange(_MOST) < amount[:, None]
 
@@ -130,15 +132,14 @@ def draw(split: Split, seed: int, start: int, count: int) -> Drawn:
     corners = _lay_out(sizes, present, dice)
     boxes = np.where(present[..., None], np.concatenate([corners, corners + sizes], -1), 0)
 
-    mirrored = dice.roll(_MOST) < 0.5
-    cloth = _project(np.float32(split.images[garments]) / 255, sources, boxes, mirrored)
+    cloth = _project(np.float32(split.images[garments]) / 255, sources, boxes)
     tints = _TINTS[np.argsort(dice.roll(len(_TINTS)), axis=1)[:, :_MOST]]
     grounds = _GROUNDS[(dice.roll(1)[:, 0] * len(_GROUNDS)).astype(np.int64)]
     pictures = _paint(cloth, tints, grounds)
 
-    labels = np.zeros((count, len(CLASSES)), np.float32)
-    np.put_along_axis(labels, classes, present.astype(np.float32), 1)
-    return Drawn(pictures, labels, np.where(present, classes, -1), boxes)
+    classes = np.where(present, classes, -1)
+    labels = (classes[..., None] == np.arange(len(CLASSES))).any(1).astype(np.float32)
+    return Drawn(pictures, labels, classes, boxes)
 
 
 class _Dice:
@@ -205,22 +206,21 @@ def _lay_out(sizes: Ints, present: NDArray[np.bool_], dice: _Dice) -> Ints:
     return chosen
 
 
-def _project(images: Planes, sources: Ints, boxes: Ints, mirrored: NDArray[np.bool_]) -> Planes:
+def _project(images: Planes, sources: Ints, boxes: Ints) -> Planes:
     """Each garment [B, 4, 28, 28], its source box stretched over its box on the canvas:
     [B, 4, 64, 64].
     """
-    across = _resampling(sources[..., 0::2], boxes[..., 0::2], mirrored)
-    down = _resampling(sources[..., 1::2], boxes[..., 1::2], np.zeros_like(mirrored))
+    across = _resampling(sources[..., 0::2], boxes[..., 0::2])
+    down = _resampling(sources[..., 1::2], boxes[..., 1::2])
     projected: Planes = down @ images @ across.swapaxes(-1, -2)
     return projected
 
 
-def _resampling(source: Ints, target: Ints, mirrored: NDArray[np.bool_]) -> Planes:
+def _resampling(source: Ints, target: Ints) -> Planes:
     """Linear interpolation along one axis as matrices [B, 4, 64, 28]; zero outside `target`."""
     (first, last), (start, stop) = np.moveaxis(source, -1, 0), np.moveaxis(target, -1, 0)
     pixels = np.arange(SIZE) + 0.5
     share = (pixels - start[..., None]) / np.maximum(stop - start, 1)[..., None]
-    share = np.where(mirrored[..., None], 1 - share, share)
     where = first[..., None] + share * (last - first)[..., None]
     distance = np.abs(np.float32(where)[..., None] - np.arange(0.5, SOURCE, dtype=np.float32))
     inside = (share > 0) & (share < 1) & (stop > start)[..., None]

@@ -22,11 +22,12 @@ import typer
 from canvases import DEBIAN_FOLDER, Split, draw, load_split
 from muon import Muon
 from safetensors.torch import save_file
+from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
-from captum_generic_attn.demo import CLASSES, SIZE
+from captum_generic_attn.demo import CLASSES, MEAN, SIZE, STD
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS = HERE.parents[1] / "captum_generic_attn" / "demo" / "vit.safetensors"
@@ -38,7 +39,7 @@ CONFIG = {
     "num_heads": 4,
     "num_classes": len(CLASSES),
 }
-MEAN, STD = 0.95, 0.3
+CHECKPOINT_EVERY = 250
 WATCHED = 5000
 """So many garments at the end of the training split are not trained on, but watched."""
 
@@ -48,6 +49,17 @@ def batch(split: Split, seed: int, start: int, count: int) -> tuple[torch.Tensor
     drawn = draw(split, seed, start, count)
     pixels = torch.from_numpy(drawn.pictures).permute(0, 3, 1, 2).float() / 255
     return (pixels - MEAN) / STD, torch.from_numpy(drawn.labels)
+
+
+@torch.no_grad()
+def start_with_places(model: VisionTransformer) -> None:
+    """Starts the position embedding with waves along both axes, so that nearness need not be learnt
+    first. It is trained like any other parameter.
+    """
+    waves = build_sincos2d_pos_embed(
+        list(model.patch_embed.grid_size), model.embed_dim, temperature=100
+    )
+    model.pos_embed[0, model.num_prefix_tokens :] = waves
 
 
 def optimizers_of(model: VisionTransformer, highest: float) -> tuple[torch.optim.Optimizer, ...]:
@@ -98,6 +110,7 @@ def train(
     settings = {"seed": seed, "steps": steps, "batch_size": batch_size, "learning_rate": highest}
     torch.manual_seed(seed)
     model = VisionTransformer(**CONFIG)
+    start_with_places(model)
     optimizers = optimizers_of(model, highest)
     done, seconds, core_seconds = 0, 0.0, 0.0
     if checkpoint.is_file():
@@ -128,7 +141,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        if (step + 1) % 250 == 0 or step + 1 == steps:
+        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
             loss_of_watched = watched_loss(model, watched, seed)
             write_atomically(
                 checkpoint,

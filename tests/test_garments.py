@@ -1,0 +1,330 @@
+"""The benchmark that trains and measures the demo model: its canvases, its training, its figures.
+
+Fashion-MNIST is not needed: a stand-in whose classes are rectangles of different widths is.
+"""
+
+import gzip
+import itertools
+import math
+import struct
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+# Fashion-MNIST's label of a stand-in of each of the seven classes.
+LABEL = (0, 1, 3, 5, 7, 8, 9)
+
+
+@pytest.fixture(scope="module")
+def garments():
+    """The benchmark's modules, which are scripts beside the package."""
+    for needed in ("scipy", "sklearn", "tqdm"):
+        pytest.importorskip(needed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks" / "garments")
+        import canvases
+        import muon
+        import report
+        import train_vit
+
+        yield SimpleNamespace(canvases=canvases, muon=muon, report=report, train_vit=train_vit)
+        for name in ("canvases", "muon", "report", "train_vit"):
+            sys.modules.pop(name)
+
+
+def write_idx(path, array):
+    header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+def write_split(folder, copies=4):
+    """Garment of class c: a rectangle 20 high and 6 + 2c wide."""
+    kinds = np.tile(np.arange(7), copies)
+    images = np.zeros((len(kinds), 28, 28), np.uint8)
+    for image, kind in zip(images, kinds, strict=True):
+        image[4:24, 3 : 9 + 2 * kind] = 200
+    write_idx(folder / "train-images-idx3-ubyte.gz", images)
+    labels = np.array(LABEL, np.uint8)[kinds]
+    write_idx(folder / "train-labels-idx1-ubyte.gz", labels)
+
+
+@pytest.fixture(scope="module")
+def split(garments, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fashion")
+    write_split(folder)
+    return garments.canvases.load_split("train", folder)
+
+
+def test_split_has_classes_and_boxes(split):
+    assert split.images.shape == (28, 28, 28)
+    assert split.classes.tolist() == list(range(7)) * 4
+    assert split.boxes.tolist() == [[3, 4, 9 + 2 * kind, 24] for kind in range(7)] * 4
+
+
+def test_tops_are_one_class(garments, tmp_path):
+    write_idx(tmp_path / "train-images-idx3-ubyte.gz", np.full((10, 28, 28), 255, np.uint8))
+    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.arange(10, dtype=np.uint8))
+    classes = garments.canvases.load_split("train", tmp_path).classes
+    named = [garments.canvases.CLASSES[kind] for kind in classes]
+    assert named == [
+        *("top", "trouser", "top", "dress", "top", "sandal", "top", "sneaker", "bag", "ankle boot")
+    ]
+
+
+def test_missing_data_says_how_to_get_it(garments, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"dataset-fashion-mnist.*--data DIR"):
+        garments.canvases.load_split("test", tmp_path)
+
+
+def test_wrong_files_are_named(garments, tmp_path):
+    write_split(tmp_path)
+    labels = tmp_path / "train-labels-idx1-ubyte.gz"
+    write_idx(labels, np.zeros(3, np.uint8))
+    with pytest.raises(ValueError, match=r"holds \(28, 28, 28\) and .*labels.* \(3,\)"):
+        garments.canvases.load_split("train", tmp_path)
+    labels.write_bytes(gzip.compress(b"no idx file"))
+    with pytest.raises(ValueError, match=r"labels-idx1-ubyte\.gz is not an idx file"):
+        garments.canvases.load_split("train", tmp_path)
+
+
+def test_a_canvas_depends_on_its_seed_and_index_alone(garments, split):
+    draw = garments.canvases.draw
+    many, one = draw(split, 3, 0, 12), draw(split, 3, 7, 1)
+    for name in ("pictures", "labels", "classes", "boxes"):
+        assert (getattr(many, name)[7] == getattr(one, name)[0]).all(), name
+    assert len({picture.tobytes() for picture in many.pictures}) == 12
+    assert not (draw(split, 4, 7, 1).pictures == one.pictures).all()
+
+
+def test_canvases_hold_what_they_say(garments, split):
+    drawn = garments.canvases.draw(split, 0, 0, 400)
+    assert set((drawn.classes >= 0).sum(1).tolist()) == {2, 3, 4}
+    for picture, labels, classes, boxes in zip(
+        drawn.pictures, drawn.labels, drawn.classes, drawn.boxes, strict=True
+    ):
+        held = [kind for kind in classes.tolist() if kind >= 0]
+        assert sorted(set(held)) == np.nonzero(labels)[0].tolist()
+        seen = np.zeros((64, 64), int)
+        for kind, (left, top, right, bottom) in zip(held, boxes.tolist(), strict=False):
+            assert 0 <= left < right <= 64
+            assert 0 <= top < bottom <= 64
+            # Width by height, as in the source, but for the rounding of either to whole pixels.
+            height, width = bottom - top, right - left
+            assert abs(width / height - (6 + 2 * kind) / 20) < 1.2 / height
+            seen[top:bottom, left:right] += 1
+        assert seen.max() == 1, "boxes overlap"
+        ground = picture[seen == 0]
+        assert (ground == ground[0]).all(), "something lies outside the boxes"
+        assert (picture[seen == 1] != ground[0]).any(-1).all(), "a box holds bare ground"
+
+
+def test_classes_are_equally_likely_and_independent(garments, split):
+    classes = garments.canvases.draw(split, 0, 0, 4000).classes
+    assert np.bincount(classes[classes >= 0], minlength=7) / (classes >= 0).sum() == pytest.approx(
+        np.full(7, 1 / 7), abs=0.012
+    )
+    together = np.histogram2d(classes[:, 0], classes[:, 1], bins=np.arange(8))[0] / len(classes)
+    assert together == pytest.approx(np.full((7, 7), 1 / 49), abs=0.012)
+
+
+def test_scales_and_places_vary(garments, split):
+    drawn = garments.canvases.draw(split, 0, 0, 400)
+    boxes = drawn.boxes[drawn.classes >= 0]
+    heights = np.unique(boxes[:, 3] - boxes[:, 1])
+    low, high = garments.canvases._SCALES
+    assert heights.min() == round(20 * low)
+    assert heights.max() == round(20 * high)
+    for axis in (0, 1):
+        starts = boxes[:, axis]
+        assert len(np.unique(starts)) > 40
+        assert starts.min() == 0
+        assert boxes[:, axis + 2].max() == 64
+
+
+def test_crowded_canvases_fall_back_to_quarters(garments, tmp_path):
+    """Garments that fill 28 × 28 pixels often leave no free layout for four."""
+    images = np.full((7, 28, 28), 255, np.uint8)
+    split = garments.canvases.Split(images, np.arange(7), np.tile([0, 0, 28, 28], (7, 1)))
+    drawn = garments.canvases.draw(split, 0, 0, 200)
+    for boxes, classes in zip(drawn.boxes, drawn.classes, strict=True):
+        seen = np.zeros((64, 64), int)
+        for left, top, right, bottom in boxes[classes >= 0]:
+            seen[top:bottom, left:right] += 1
+        assert seen.max() == 1
+
+
+@pytest.mark.parametrize("shape", [(5, 8, 20), (3, 20, 8), (6, 6)])
+def test_muon_orthogonalizes(garments, shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    result = garments.muon.orthogonalized(matrices)
+    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+    # Same singular vectors; singular values of well-conditioned matrices near 1.
+    projected = left.mT @ result @ right.mT
+    spread = projected.diagonal(dim1=-2, dim2=-1)
+    assert torch.allclose(projected, torch.diag_embed(spread), atol=1e-4)
+    sound = values > 0.1 * values.amax(-1, keepdim=True)
+    assert ((spread > 0.6) & (spread < 1.3))[sound].all()
+
+
+def test_muon_decays_and_moves_by_the_rate(garments):
+    matrix = torch.nn.Parameter(torch.eye(4))
+    optimizer = garments.muon.Muon([{"params": [matrix]}], lr=0.1, weight_decay=0.5)
+    matrix.grad = torch.eye(4)
+    expected = (1 - 0.1 * 0.5) * torch.eye(4)
+    expected -= 0.1 * 0.2 * math.sqrt(4) * garments.muon.orthogonalized(torch.eye(4)[None])[0]
+    optimizer.step()
+    assert torch.allclose(matrix.detach(), expected, atol=1e-6)
+
+
+def test_learning_rate_warms_up_and_ends_at_zero(garments):
+    rates = [garments.train_vit.learning_rate(step, 100, 2.0) for step in range(101)]
+    assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
+    assert max(rates) == pytest.approx(2.0)
+    assert all(later < sooner for sooner, later in itertools.pairwise(rates[5:]))
+    assert rates[-1] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.fixture
+def small(garments, monkeypatch):
+    """Training as it is, of a tiny model."""
+    monkeypatch.setattr(garments.train_vit, "WATCHED", 7)
+    monkeypatch.setattr(garments.train_vit, "CHECKPOINT_EVERY", 2)
+    config = garments.train_vit.CONFIG | {"patch_size": 16, "embed_dim": 16, "depth": 1}
+    monkeypatch.setattr(garments.train_vit, "CONFIG", config)
+    return garments.train_vit
+
+
+def test_training_cut_off_and_resumed_ends_the_same(small, split, tmp_path, monkeypatch):
+    settings = {"seed": 1, "steps": 5, "batch_size": 4, "highest": 1e-2}
+    whole, _ = small.train(split, tmp_path / "whole.pt", **settings)
+
+    draw, drawn = small.batch, []
+
+    def cut_off(split, seed, start, count):
+        if seed == 1:
+            drawn.append(start)
+        if len(drawn) == 4:
+            raise KeyboardInterrupt
+        return draw(split, seed, start, count)
+
+    monkeypatch.setattr(small, "batch", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        small.train(split, tmp_path / "cut.pt", **settings)
+    resumed, training = small.train(split, tmp_path / "cut.pt", **settings)
+    # Four steps were begun, two of them kept; three more make five.
+    assert drawn == [0, 4, 8, 12, 8, 12, 16]
+    for (name, weight), other in zip(
+        whole.state_dict().items(), resumed.state_dict().values(), strict=True
+    ):
+        assert torch.equal(weight, other), name
+    assert training["canvases"] == 20
+    assert training["seed"] == 1
+
+
+def test_a_checkpoint_of_other_settings_is_refused(small, split, tmp_path):
+    small.train(split, tmp_path / "vit.pt", 1, 1, 4, 1e-2)
+    with pytest.raises(ValueError, match=r"belongs to a run with .*'seed': 1.*--runs"):
+        small.train(split, tmp_path / "vit.pt", 2, 1, 4, 1e-2)
+
+
+def test_training_moves_every_parameter(small, split, tmp_path):
+    model, _ = small.train(split, tmp_path / "vit.pt", 0, 3, 4, 1e-2)
+    torch.manual_seed(0)
+    untrained = small.VisionTransformer(**small.CONFIG)
+    small.start_with_places(untrained)
+    for (name, trained), first in zip(
+        model.named_parameters(), untrained.parameters(), strict=True
+    ):
+        assert not torch.equal(trained, first), name
+
+
+def test_only_the_maximum_counts_and_ties_count_by_share(garments):
+    maps, inside = torch.zeros(4, 64, 64), torch.zeros(4, 64, 64, dtype=torch.bool)
+    maps[:3, 10, 20] = 1
+    maps[2, 50, 50] = 1
+    inside[0, 10, 20] = inside[1, 11, 20] = inside[2, 5:15, 15:30] = inside[3, :32, :16] = True
+    # The last map is constant: the share of the picture that lies inside.
+    assert garments.report.points(maps, inside).tolist() == [1, 0, 0.5, 16 * 32 / 64**2]
+
+
+def test_right_places_are_all_boxes_of_a_class(garments, split):
+    drawn = garments.canvases.draw(split, 0, 0, 60)
+    places = garments.report.right_places(drawn).numpy()
+    assert (places.any((2, 3)) == (drawn.labels == 1)).all()
+    twice = 0
+    for place, classes, boxes in zip(places, drawn.classes, drawn.boxes, strict=True):
+        for kind in range(7):
+            own = boxes[classes == kind]
+            twice += len(own) > 1
+            assert place[kind].sum() == ((own[:, 2:] - own[:, :2]).prod(1)).sum()
+            assert all(place[kind, top, left] for left, top, _, _ in own)
+    assert twice > 5
+
+
+def test_raw_attention_is_the_last_layers_class_row(garments):
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(3)
+    config = {"img_size": 64, "patch_size": 16, "embed_dim": 8, "num_heads": 2, "depth": 2}
+    model = VisionTransformer(**config).eval()
+    pictures = torch.randn(2, 3, 64, 64)
+    heatmaps = garments.report.raw_attention(model)(pictures, torch.tensor([0, 1]))
+
+    with torch.no_grad():
+        tokens = model._pos_embed(model.patch_embed(pictures))
+        block = model.blocks[1]
+        mixed = block.attn.qkv(block.norm1(model.blocks[0](tokens)))
+        queries, keys, _ = mixed.reshape(2, 17, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        weights = (queries @ keys.mT / 2).softmax(-1).mean(1)[:, 0, 1:].reshape(2, 1, 4, 4)
+    expected = torch.nn.functional.interpolate(weights, (64, 64), mode="bilinear")[:, 0]
+    assert torch.allclose(heatmaps, expected, atol=1e-6)
+
+
+def test_summary_counts_explanations_and_draws_canvases_again(garments, split):
+    drawn = garments.canvases.draw(split, 0, 0, 50)
+    scores = np.where(drawn.labels == 1, np.arange(7) == 0, np.nan)
+    summary = garments.report.summary(scores)
+    share = drawn.labels[:, 0].sum() / drawn.labels.sum()
+    assert summary["share"] == pytest.approx(share, abs=5e-5)
+    assert summary["by_class"] == {name: float(name == "top") for name in garments.canvases.CLASSES}
+    low, high = summary["interval"]
+    assert low < share < high
+    assert high - low < 0.25
+
+
+def test_every_class_on_a_canvas_is_asked_for_and_no_other(garments, split):
+    drawn = garments.canvases.draw(split, 0, 0, 40)
+    places = garments.report.right_places(drawn)
+    pictures = garments.report.pictures_of(drawn)
+
+    def oracle(asked, classes):
+        """Points at the last pixel of the right place."""
+        found = [(pictures == picture).all((1, 2, 3)).nonzero()[0, 0] for picture in asked]
+        maps = places[found, classes] * torch.arange(4096.0).reshape(64, 64)
+        assert len(asked) == len(classes) <= garments.report.CHUNK
+        return maps
+
+    scores = garments.report.localisation(drawn, oracle)
+    assert ((scores == 1) == (drawn.labels == 1)).all()
+    assert (np.isnan(scores) == (drawn.labels == 0)).all()
+    chance = garments.report.localisation(drawn, None)
+    area = places.double().mean((2, 3)).numpy()
+    np.testing.assert_allclose(chance[drawn.labels == 1], area[drawn.labels == 1])
+    np.testing.assert_array_equal(np.isnan(chance), drawn.labels == 0)
+
+
+def test_the_shipped_canvases_are_the_first_of_their_seed(garments):
+    from captum_generic_attn import demo
+
+    folder = garments.canvases.DEBIAN_FOLDER
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is missing: needs Debian's package dataset-fashion-mnist")
+    split = garments.canvases.load_split("test", folder)
+    drawn = garments.canvases.draw(split, garments.canvases.TEST_SEED, 0, 24)
+    for canvas, picture in zip(demo.canvases(), drawn.pictures, strict=True):
+        assert (np.asarray(canvas.image()) == picture).all(), canvas.path.name
