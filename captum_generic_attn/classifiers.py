@@ -177,9 +177,14 @@ def load_classifier(name: str | None = None, weights: Path | None = None) -> Ima
 def _shipped() -> ImageClassifier:
     from captum_generic_attn import demo
 
-    half = (0.5, 0.5, 0.5)
     return ImageClassifier(
-        "the shipped model", demo.load_model(), demo.preprocess, demo.CLASSES, True, half, half
+        "the shipped model",
+        demo.load_model(),
+        demo.preprocess,
+        demo.CLASSES,
+        True,
+        (demo.MEAN,) * 3,
+        (demo.STD,) * 3,
     )
 
 

@@ -118,6 +118,8 @@ def explain(
     model gets it, and a heat map for each explained class.
     """
     _check_output(output, image)
+    if weights is not None and model is None:
+        _wrong("--weights", "give the model that they belong to as well: --model NAME")
     classifier = _load(model, weights)
     targets = [_index(classifier, name) for name in target or []]
 

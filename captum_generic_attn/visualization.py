@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = ["heatmap_figure", "overlay"]
 
-# A sequential, perceptually uniform map from black: cold places darken the picture, hot ones light
-# up, and it reads the same in print and with colour-blind eyes.
-_COLORMAP = "inferno"
-_OPACITY = 0.65
+# A sequential map of even steps, readable with colour-blind eyes. It is laid over a pale grey
+# picture, the more opaque the higher the relevance: nothing is hidden where nothing is relevant.
+_COLORMAP = "YlOrRd"
+_OPACITY = 0.85
+_PALENESS = 0.4
 # ITU-R BT.601.
 _LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -35,13 +36,13 @@ def overlay(
 ) -> NDArray[np.float64]:
     """A heat map laid over its picture: `[H, W, 3]`, colours in 0 … 1.
 
-    The picture is turned to grey, so that every colour is the heat map's. Black is 0, bright yellow
-    `maximum`; negative values count as 0 (the method's relevance has none).
+    The picture is turned to a pale grey, so that every colour is the heat map's: none is 0, dark
+    red is `maximum`; negative values count as 0 (the method's relevance has none).
 
     Args:
         image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes.
         heatmap: `[H, W]`, one finite value per pixel.
-        maximum: the value drawn brightest; by default the map's own largest. Give the same to
+        maximum: the value drawn darkest; by default the map's own largest. Give the same to
             overlays that will be compared.
 
     Raises:
@@ -53,8 +54,10 @@ def overlay(
         >>> heat = np.zeros((4, 4))
         >>> heat[1, 2] = 3.0
         >>> picture = overlay(np.full((4, 4, 3), 0.5), heat)
-        >>> picture.shape, picture.sum(axis=2).argmax() == 1 * 4 + 2
-        ((4, 4, 3), True)
+        >>> picture.shape
+        (4, 4, 3)
+        >>> np.argwhere(np.ptp(picture, axis=2) > 0).tolist()  # where there is colour
+        [[1, 2]]
     """
     grey, heat = _grey(image), _heat(heatmap)
     if grey.shape != heat.shape:
@@ -62,9 +65,10 @@ def overlay(
             f"the heat map is {_size(heat)}, its picture {_size(grey)} pixels: they must be of one "
             "size (attribute with return_input_shape=True makes a map of the picture's size)"
         )
-    colours = colormaps[_COLORMAP](_scale(heat, maximum)(heat))[..., :3]
-    blended: NDArray[np.float64] = _OPACITY * colours + (1 - _OPACITY) * grey[..., None]
-    return blended
+    top = float(heat.max()) if maximum is None else maximum
+    # A map of zeros shows the picture alone.
+    share = (heat / top).clip(0, 1) if top > 0 else np.zeros_like(heat)
+    return _coloured(share, _PALENESS + (1 - _PALENESS) * grey)
 
 
 def heatmap_figure(
@@ -77,7 +81,7 @@ def heatmap_figure(
     """A figure with the picture and one overlay per heat map, all on one scale, with its bar.
 
     The panels share the scale so that they can be compared: a class with little relevance looks
-    dark beside one with much.
+    pale beside one with much.
 
     Args:
         image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes.
@@ -117,7 +121,8 @@ def heatmap_figure(
     for axes, panel, name in zip(grid[1:], overlays, titles, strict=False):
         axes.imshow(panel)
         axes.set_title(name, fontsize=11)
-    scale = ScalarMappable(_scale(np.zeros((1, 1)), maximum), cmap=_COLORMAP)
+    steps = _coloured(np.linspace(0, 1, 256), np.ones(256))
+    scale = ScalarMappable(Normalize(0, maximum if maximum > 0 else 1), ListedColormap(steps))
     bar = figure.colorbar(scale, ax=list(grid), label="relevance", pad=0.02, aspect=30)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)
@@ -151,10 +156,13 @@ def _heat(heatmap: ArrayLike) -> NDArray[np.float64]:
     return heat
 
 
-def _scale(heat: NDArray[np.float64], maximum: float | None) -> Normalize:
-    top = float(heat.max()) if maximum is None else maximum
-    # A map of zeros is black, and no division by zero.
-    return Normalize(vmin=0.0, vmax=top if top > 0 else 1.0, clip=True)
+def _coloured(share: NDArray[np.float64], grey: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shares of the maximum in colours over what is behind them."""
+    # The square root lets low relevance show as well.
+    opacity = _OPACITY * np.sqrt(share)[..., None]
+    colours = colormaps[_COLORMAP](share)[..., :3]
+    blended: NDArray[np.float64] = opacity * colours + (1 - opacity) * grey[..., None]
+    return blended
 
 
 def _size(array: NDArray[np.float64]) -> str:

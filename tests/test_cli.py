@@ -1,0 +1,403 @@
+"""The command line: what it prints, what it writes, and how it fails."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from captum_generic_attn import GenericAttention, checkpoints, demo, visualization
+from captum_generic_attn.classifiers import load_classifier
+from captum_generic_attn.cli import app
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """What the command hands to the drawing of its figures, which goes on as usual."""
+    calls = []
+    draw = visualization.heatmap_figure
+
+    def record(image, heatmaps, titles, **options):
+        calls.append({"image": image, "heatmaps": heatmaps, "titles": titles, **options})
+        return draw(image, heatmaps, titles, **options)
+
+    monkeypatch.setattr(visualization, "heatmap_figure", record)
+    return calls
+
+
+@pytest.fixture
+def unreachable(monkeypatch, tmp_path):
+    """No host answers, and nothing was downloaded before."""
+    monkeypatch.setattr(checkpoints, "host_answers", lambda url: False)
+    monkeypatch.setattr("captum_generic_attn.classifiers.host_answers", lambda url: False)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repo, file: None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    assert isinstance(result.exception, SystemExit | None)
+    # Errors come in a box as wide as the terminal.
+    return " ".join(re.sub("[│╭╮╰╯─]", " ", result.output).split())
+
+
+def explain(*arguments, code=0):
+    return run("explain", *arguments, code=code)
+
+
+def listed(output):
+    """The printed classes: index -> (probability, explained?)."""
+    rows = re.findall(r" (\d+) (?:class \d+|\D+?) (\d\.\d{3})( explained)?", output)
+    return {int(index): (float(share), bool(mark)) for index, share, mark in rows}
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    """A small timm model with random weights in both kinds of file."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=1000).eval()
+    folder = tmp_path_factory.mktemp("weights")
+    save_file(model.state_dict(), folder / "vit.safetensors")
+    torch.save({"epoch": 3, "state_dict": model.state_dict()}, folder / "vit.pth")
+    return model, folder
+
+
+# ---------------------------------------------------------------- the shipped model and picture
+
+
+def test_without_arguments_it_explains_the_shipped_picture(figures):
+    output = explain()
+    pixels = demo.preprocess(demo.canvases()[0].image())[None]
+    model = demo.load_model()
+    probabilities = model(pixels).sigmoid()[0]
+    best = probabilities.topk(3)
+
+    assert "What the shipped model sees (7 classes, probabilities by sigmoid)" in output
+    assert output.endswith("Wrote explanation.png")
+    assert listed(output) == {
+        index: (pytest.approx(share, abs=6e-4), True)
+        for index, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    }
+    assert list(listed(output)) == best.indices.tolist()
+    assert all(demo.CLASSES[index] in output for index in best.indices)
+
+    (drawn,) = figures
+    expected = GenericAttention(model).attribute_targets(pixels, best.indices.tolist())
+    assert np.abs(drawn["heatmaps"] - expected[:, 0, 0].numpy()).max() < 1e-6
+    original = np.asarray(demo.canvases()[0].image()) / 255
+    assert np.abs(drawn["image"] - original).max() < 1e-6
+    assert drawn["titles"] == [
+        f"{demo.CLASSES[index]}  {probabilities[index]:.2f}" for index in best.indices
+    ]
+
+
+def test_the_figure_is_a_picture_of_four_panels():
+    explain()
+    with Image.open("explanation.png") as figure:
+        pixels = np.asarray(figure.convert("RGB")).astype(int)
+    height, width, _ = pixels.shape
+    assert 3 < width / height < 5
+    # The canvas comes first, with its colours; the last panel is grey but for the heat.
+    colourful = np.ptp(pixels, axis=2) > 60
+    assert colourful[:, : width // 4].mean() > 0.02
+    assert (pixels < 128).any(axis=2).mean() > 0.01
+
+
+def test_the_heat_lies_on_the_garment_that_the_class_names(figures):
+    canvases = demo.canvases()
+    hits = []
+    for canvas in canvases[:6]:
+        names = [garment.name for garment in canvas.garments]
+        explain(canvas.path, *(part for name in names for part in ("--target", name)))
+        for garment, heat in zip(canvas.garments, figures[-1]["heatmaps"], strict=True):
+            row, column = np.unravel_index(heat.argmax(), heat.shape)
+            left, top, right, bottom = garment.box
+            # A patch of 8 pixels may peak beside the box of a garment that it covers in part.
+            hits.append(left - 4 <= column < right + 4 and top - 4 <= row < bottom + 4)
+    assert len(hits) >= 12
+    assert np.mean(hits) > 0.75
+
+
+def test_targets_are_names_in_any_case_or_indices_and_come_in_order(figures):
+    output = explain("--target", "ANKLE boot", "--target", "0", "--target", "6", "--top", "1")
+    (drawn,) = figures
+    assert [title.split("  ")[0] for title in drawn["titles"]] == ["ankle boot", "top"]
+    classes = listed(output)
+    assert {index for index, (_, explained) in classes.items() if explained} == {0, 6}
+    # The most probable class is printed as well, explained or not.
+    assert classes[next(iter(classes))][0] == max(share for share, _ in classes.values())
+
+
+def test_start_layer_is_the_one_of_the_method(figures):
+    explain("--target", "bag", "--start-layer=-1")
+    pixels = demo.preprocess(demo.canvases()[0].image())[None]
+    model = demo.load_model()
+    last = GenericAttention(model, start_layer=-1).attribute(pixels, 5)[0, 0].numpy()
+    every = GenericAttention(model).attribute(pixels, 5)[0, 0].numpy()
+    assert np.abs(figures[0]["heatmaps"][0] - last).max() < 1e-6
+    assert np.abs(every - last).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("ending", "mark"), [("jpg", b"\xff\xd8\xff"), ("pdf", b"%PDF"), ("svg", b"<svg")]
+)
+def test_the_ending_says_the_format(ending, mark, tmp_path):
+    (tmp_path / "sub").mkdir()
+    output = explain("--output", f"sub/figure.{ending}")
+    assert output.endswith(f"Wrote sub/figure.{ending}")
+    assert mark in (tmp_path / "sub" / f"figure.{ending}").read_bytes()[:500]
+
+
+def test_a_picture_of_a_phone_is_turned_upright(figures):
+    upright = demo.canvases()[0].image()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90° to the right"
+    upright.transpose(Image.Transpose.ROTATE_90).save("phone.png", exif=exif)
+    explain("phone.png")
+    assert np.abs(figures[0]["image"] - np.asarray(upright) / 255).max() < 1e-6
+    assert figures[0]["title"] == "phone.png"
+
+
+# ---------------------------------------------------------------- other libraries' models
+
+
+@pytest.mark.parametrize("file", ["vit.safetensors", "vit.pth"])
+def test_a_timm_model_with_weights_of_a_file(vit, file, figures):
+    model, folder = vit
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (170, 200, 3), dtype=np.uint8)).save("noise.png")
+    output = explain(
+        "noise.png", "--model", "timm/test_vit", "--weights", folder / file, "--target", "tabby"
+    )
+    assert "What timm/test_vit sees (1000 classes, probabilities by softmax)" in output
+    assert "tabby, tabby cat" in output
+
+    data = timm.data.resolve_model_data_config(model)
+    with Image.open("noise.png") as image:
+        pixels = timm.data.create_transform(**data, is_training=False)(image)[None]
+    probabilities = model(pixels).softmax(-1)[0].detach()
+    assert listed(output)[281] == (pytest.approx(float(probabilities[281]), abs=6e-4), True)
+    expected = GenericAttention(model).attribute(pixels, 281)[0, 0].numpy()
+    assert np.abs(figures[0]["heatmaps"][0] - expected).max() < 1e-6
+
+
+def test_the_number_of_classes_follows_from_the_weights(tmp_path):
+    model = timm.create_model("test_vit", num_classes=5)
+    save_file(model.state_dict(), tmp_path / "five.safetensors")
+    output = explain("--model", "test_vit", "--weights", "five.safetensors", "--top", "9")
+    assert "(5 classes, probabilities by softmax)" in output
+    assert sorted(listed(output)) == [0, 1, 2, 3, 4]
+    assert sum(share for share, _ in listed(output).values()) == pytest.approx(1, abs=3e-3)
+    assert "class 4" in output
+
+
+@pytest.mark.slow
+@pytest.mark.ci_sample
+def test_a_torchvision_model_with_weights_of_a_file(tmp_path, figures):
+    from torchvision.models import vit_b_32
+
+    model = vit_b_32(num_classes=3).eval()
+    # torchvision's head starts with zeros, which no relevance passes.
+    torch.nn.init.normal_(model.heads.head.weight)
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+    output = explain("--model", "vit_b_32", "--weights", "vit.pth", "--target", "2")
+    assert "What torchvision/vit_b_32 sees (3 classes, probabilities by softmax)" in output
+    image = demo.canvases()[0].image()
+    pixels = load_classifier("torchvision/vit_b_32", tmp_path / "vit.pth").preprocess(image)[None]
+    assert pixels.shape == (1, 3, 224, 224)
+    share = model(pixels).softmax(-1)[0, 2].item()
+    assert listed(output)[2] == (pytest.approx(share, abs=6e-4), True)
+    expected = GenericAttention(model).attribute(pixels, 2)[0, 0].numpy()
+    assert np.abs(figures[0]["heatmaps"][0] - expected).max() < 1e-6
+
+
+def hugging_face_vit(**options):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3}
+    pixels = {"image_size": 32, "patch_size": 8, "intermediate_size": 48}
+    return transformers.ViTConfig(
+        **sizes, **pixels, id2label={0: "cat", 1: "dog", 2: "house"}, **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("problem", "kind"),
+    [("single_label_classification", "softmax"), ("multi_label_classification", "sigmoid")],
+)
+def test_a_folder_of_hugging_face(problem, kind, tmp_path, figures):
+    transformers = pytest.importorskip("transformers")
+    config = hugging_face_vit(problem_type=problem)
+    model = transformers.ViTForImageClassification(config).eval()
+    model.save_pretrained(tmp_path / "saved")
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
+    processor.save_pretrained(tmp_path / "saved")
+
+    output = explain("--model", "saved", "--target", "Dog")
+    assert f"What saved sees (3 classes, probabilities by {kind})" in output
+    pixels = processor(images=demo.canvases()[0].image(), return_tensors="pt")["pixel_values"]
+    logits = model(pixels).logits[0]
+    share = logits.softmax(-1)[1] if kind == "softmax" else logits.sigmoid()[1]
+    assert listed(output)[1] == (pytest.approx(float(share), abs=6e-4), True)
+    expected = GenericAttention(model).attribute(pixels, 1)[0, 0].numpy()
+    assert np.abs(figures[0]["heatmaps"][0] - expected).max() < 1e-6
+    assert figures[0]["image"].shape == (32, 32, 3)
+    assert figures[0]["image"].max() > 0.9
+
+
+def test_a_folder_without_a_trained_classifier_is_refused(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    transformers.ViTModel(hugging_face_vit()).save_pretrained(tmp_path / "saved")
+    transformers.ViTImageProcessor().save_pretrained(tmp_path / "saved")
+    output = explain("--model", "saved", code=1)
+    assert "the folder 'saved' holds no trained image classifier" in output
+    assert "classifier.weight" in output
+
+
+def test_a_folder_without_an_image_processor_is_refused(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = hugging_face_vit()
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "saved")
+    output = explain("--model", "saved", code=1)
+    assert "no image classifier with its image processor can be loaded from the folder" in output
+
+
+# ---------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["missing.png"], 2, "'missing.png' does not exist"),
+        (["text.png"], 1, "'text.png' is no picture that Pillow can read"),
+        (["cut.png"], 1, "'cut.png' cannot be read"),
+        (["--target", "shoe"], 2, "no class 'shoe' among its 7"),
+        (["--target", "sneakr"], 2, "nearest: sneaker"),
+        (["--target", "7"], 2, "index 7 is out of range: the shipped model has the classes 0 to 6"),
+        (["--target=-1"], 2, "class index -1 is out of range"),
+        (["--target", ""], 2, "no class '' among its 7"),
+        (["--model", "vit_tiny_patch16_225"], 2, "vit_tiny_patch16_224"),
+        (["--model", "timm/vit_b_16"], 2, "neither timm nor torchvision has a model of that name"),
+        (["--model", "vit_tiny_patch16_224.nonsense"], 2, "nonsense"),
+        (["--weights", "text.png"], 2, "--model NAME"),
+        (["--model", "test_vit", "--weights", "text.png"], 1, "no weights that can be read safely"),
+        (["--model", "test_vit", "--weights", "list.pth"], 1, "holds no state dict, but list"),
+        (["--model", "test_vit", "--weights", "odd.pth"], 1, "do not fit timm/test_vit: Missing"),
+        (["--model", ".", "--weights", "odd.pth"], 1, "Hugging Face model brings its own weights"),
+        (["--start-layer", "4"], 1, "start_layer=4"),
+        (["--top", "0"], 2, "Invalid value for '--top'"),
+        (["--output", "figure.doc"], 2, "'figure.doc' ends with no picture format"),
+        (["--output", "figure"], 2, "'figure' ends with no picture format"),
+        (["--output", "nowhere/figure.png"], 2, "no file in an existing folder"),
+        (["canvas.png", "--output", "canvas.png"], 2, "it would be overwritten"),
+    ],
+)
+def test_failures_say_what_to_do(arguments, code, message, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    canvas = demo.canvases()[0].path.read_bytes()
+    (tmp_path / "canvas.png").write_bytes(canvas)
+    (tmp_path / "cut.png").write_bytes(canvas[: len(canvas) // 2])
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"odd": torch.ones(2)}, tmp_path / "odd.pth")
+    output = explain(*arguments, code=code)
+    assert message in output
+    assert "Traceback" not in output
+    assert (tmp_path / "canvas.png").read_bytes() == canvas
+    assert not (tmp_path / "explanation.png").exists()
+
+
+def test_weights_that_would_run_code_are_not_loaded(tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "harm"), "w"))
+
+    torch.save({"harm": Harm()}, tmp_path / "harm.pth")
+    output = explain("--model", "test_vit", "--weights", "harm.pth", code=1)
+    assert "'harm.pth' holds no weights that can be read safely" in output
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_full_disk_is_told(tmp_path):
+    full = tmp_path / "full.png"
+    try:
+        full.symlink_to("/dev/full")
+    except OSError:
+        pytest.skip("no symbolic links")
+    if not full.exists():
+        pytest.skip("no /dev/full")
+    assert "'full.png' cannot be written: No space left" in explain("--output", full.name, code=1)
+
+
+def test_a_model_without_attention_is_refused(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=3)
+    save_file(model.state_dict(), tmp_path / "resnet.safetensors")
+    output = explain("--model", "test_resnet", "--weights", "resnet.safetensors", code=1)
+    assert "Error: timm/test_resnet: " in output
+    assert "no attention" in output
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("vit_tiny_patch16_224", "the Hugging Face hub cannot be reached"),
+        ("vit_b_16", "no pretrained weights for torchvision/vit_b_16"),
+        ("google/vit-base-patch16-224", "a folder that save_pretrained wrote can be given"),
+    ],
+)
+def test_pretrained_weights_that_cannot_be_had(model, message, unreachable):
+    output = explain("--model", model, code=1)
+    assert message in output
+    assert ("--weights FILE" in output) == ("/" not in model)
+
+
+def test_hosts_that_do_not_answer(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    # Port 9 (discard) of this machine: nobody listens.
+    assert not checkpoints.host_answers("http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert checkpoints.host_answers("http://127.0.0.1:9")
+
+
+def test_warnings_of_the_method_are_passed_on(tmp_path):
+    model = timm.create_model("test_vit", num_classes=3)
+    torch.nn.init.zeros_(model.head.weight)
+    save_file(model.state_dict(), tmp_path / "zero.safetensors")
+    output = explain("--model", "test_vit", "--weights", "zero.safetensors")
+    assert output.count("Warning: ") == 1
+    assert output.endswith("Wrote explanation.png")
+
+
+# ---------------------------------------------------------------- the program
+
+
+def test_a_name_that_several_classes_share_needs_an_index():
+    from dataclasses import replace
+
+    birds = replace(load_classifier(), classes=("crane, bird", "crane, machine", "owl"))
+    with pytest.raises(ValueError, match=r"ambiguous, give its index: 0 = 'crane, bird'; 1 = "):
+        birds.index("crane")
+    assert birds.index("crane, machine") == birds.index("Machine") == 1
+
+
+def test_version_and_help():
+    from importlib.metadata import version
+
+    expected = f"captum-generic-attn {version('captum-generic-attn')}"
+    assert run("--version") == expected
+    for option in ("IMAGE", "--model", "--weights", "--target", "--output", "--start-layer"):
+        assert option in explain("--help")
+    module = [sys.executable, "-m", "captum_generic_attn", "--version"]
+    answer = subprocess.run(module, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == expected
