@@ -273,16 +273,15 @@ def test_raw_attention_is_the_last_layers_class_row(garments):
     config = {"img_size": 64, "patch_size": 16, "embed_dim": 8, "num_heads": 2, "depth": 2}
     model = VisionTransformer(**config).eval()
     pictures = torch.randn(2, 3, 64, 64)
-    heatmaps = garments.report.raw_attention(model)(pictures, torch.tensor([0, 1]))
+    maps = garments.report.raw_attention(model)(pictures, torch.tensor([0, 1]))
 
     with torch.no_grad():
         tokens = model._pos_embed(model.patch_embed(pictures))
         block = model.blocks[1]
         mixed = block.attn.qkv(block.norm1(model.blocks[0](tokens)))
         queries, keys, _ = mixed.reshape(2, 17, 3, 2, 4).permute(2, 0, 3, 1, 4)
-        weights = (queries @ keys.mT / 2).softmax(-1).mean(1)[:, 0, 1:].reshape(2, 1, 4, 4)
-    expected = torch.nn.functional.interpolate(weights, (64, 64), mode="bilinear")[:, 0]
-    assert torch.allclose(heatmaps, expected, atol=1e-6)
+        weights = (queries @ keys.mT / 2).softmax(-1).mean(1)[:, 0, 1:].reshape(2, 4, 4)
+    torch.testing.assert_close(maps, weights, atol=1e-6, rtol=0)
 
 
 def test_summary_counts_explanations_and_draws_canvases_again(garments, split):
@@ -299,23 +298,40 @@ def test_summary_counts_explanations_and_draws_canvases_again(garments, split):
 
 def test_every_class_on_a_canvas_is_asked_for_and_no_other(garments, split):
     drawn = garments.canvases.draw(split, 0, 0, 40)
-    places = garments.report.right_places(drawn)
+    pixels = garments.report.right_places(drawn).double()
+    tokens = pixels.reshape(40, 7, 8, 8, 8, 8).amax((3, 5))
     pictures = garments.report.pictures_of(drawn)
 
-    def oracle(asked, classes):
-        """Points at the last pixel of the right place."""
-        found = [(pictures == picture).all((1, 2, 3)).nonzero()[0, 0] for picture in asked]
-        maps = places[found, classes] * torch.arange(4096.0).reshape(64, 64)
+    def best_token(asked, classes):
+        """Highest where most of the right place is."""
         assert len(asked) == len(classes) <= garments.report.CHUNK
-        return maps
+        found = [(pictures == picture).all((1, 2, 3)).nonzero()[0, 0] for picture in asked]
+        return pixels[found, classes].reshape(-1, 8, 8, 8, 8).mean((2, 4))
 
-    scores = garments.report.localisation(drawn, oracle)
-    assert ((scores == 1) == (drawn.labels == 1)).all()
-    assert (np.isnan(scores) == (drawn.labels == 0)).all()
+    absent = drawn.labels == 0
+    scores = garments.report.localisation(drawn, best_token)
+    for values in scores.values():
+        assert (np.isnan(values) == absent).all()
+    assert (scores["token"][~absent] == 1).all()
+    # A narrow garment may lie beside the centre of every token that shows it.
+    assert scores["pixel"][~absent].mean() > 0.9
     chance = garments.report.localisation(drawn, None)
-    area = places.double().mean((2, 3)).numpy()
-    np.testing.assert_allclose(chance[drawn.labels == 1], area[drawn.labels == 1])
-    np.testing.assert_array_equal(np.isnan(chance), drawn.labels == 0)
+    for way, right in (("pixel", pixels), ("token", tokens)):
+        np.testing.assert_array_equal(np.isnan(chance[way]), absent)
+        area = right.mean((2, 3)).numpy()
+        np.testing.assert_allclose(chance[way][~absent], area[~absent], rtol=1e-6)
+
+
+def test_the_explained_tokens_are_what_users_get(garments, split):
+    """The report interpolates by itself; it must be the package's own map."""
+    from captum_generic_attn import GenericAttention, demo
+
+    pictures = garments.report.pictures_of(garments.canvases.draw(split, 0, 0, 3))
+    model, classes = demo.load_model(), torch.tensor([0, 3, 6])
+    maps = garments.report.generic_attention(model, 0)(pictures, classes)
+    fine = torch.nn.functional.interpolate(maps[:, None], (64, 64), mode="bilinear")
+    expected = GenericAttention(model).attribute(pictures, target=classes)
+    torch.testing.assert_close(fine.expand_as(expected), expected)
 
 
 def test_the_shipped_canvases_are_the_first_of_their_seed(garments):
