@@ -37,7 +37,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY) ## explain the shipped picture with the shipped model: writes explanation.png
-	@$(BIN)/captum-generic-attn explain --output explanation.png
+	@$(BIN)/captum-generic-attn explain --output "$(CURDIR)/explanation.png"
 
 test: $(READY) ## set up, then `make check`
 	@$(MAKE) --no-print-directory check

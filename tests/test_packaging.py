@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Where the name of the import is not that of the distribution.
-DISTRIBUTIONS = {"PIL": "pillow", "open_clip": "open_clip_torch"}
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "open_clip": "open_clip_torch"}
 
 
 @pytest.fixture(scope="module")
