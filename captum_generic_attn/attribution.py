@@ -315,9 +315,10 @@ class GenericAttention(GradientAttribution):
         for i, part in enumerate(parts):
             if not isinstance(part, Tensor):
                 raise TypeError(f"inputs[{i}] must be a tensor, not {type(part).__name__}")
-            if part.ndim == 0 or len(part) == 0:
+            if part.ndim == 0 or part.numel() == 0:
                 raise ValueError(
-                    f"inputs[{i}] has shape {tuple(part.shape)}; it needs at least one example"
+                    f"inputs[{i}] has shape {tuple(part.shape)}; it needs at least one example, "
+                    "and something in it"
                 )
             if len(part) != len(parts[0]):
                 sizes = [len(p) for p in parts]

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from captum_generic_attn.rules import self_attention_update
 
+_METADATA = "relevance"  # of a saved file: all that is no tensor
+
 
 class Additions:
     """What each attention call adds to the relevance of its stream.
@@ -222,7 +224,8 @@ class Relevance:
             name: [s.tokens, {part: [p.start, p.stop] for part, p in s.parts.items()}]
             for name, s in self.streams.items()
         }
-        save_file(tensors, path, {"streams": json.dumps(streams), "calls": json.dumps(calls)})
+        # One entry: the order of several is not kept, and equal objects make equal files.
+        save_file(tensors, path, {_METADATA: json.dumps({"streams": streams, "calls": calls})})
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Relevance:
@@ -243,20 +246,21 @@ class Relevance:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                if not {"streams", "calls"} <= set(metadata):
+                if _METADATA not in metadata:
                     raise ValueError(
                         f"{path} holds no saved Relevance: its metadata has {[*metadata]}"
                     )
+                plain_parts = json.loads(metadata[_METADATA])
                 for key in file.keys():  # noqa: SIM118 - no mapping
                     tensors[tuple(json.loads(key))] = file.get_tensor(key)
         except SafetensorError as error:
             raise ValueError(f"{path} is no safetensors file: {error}") from error
         streams = {
             name: Stream(size, MappingProxyType({p: slice(*ends) for p, ends in parts.items()}))
-            for name, (size, parts) in json.loads(metadata["streams"]).items()
+            for name, (size, parts) in plain_parts["streams"].items()
         }
         calls = []
-        for plain in json.loads(metadata["calls"]):
+        for plain in plain_parts["calls"]:
             for key, tensor in tensors.items():
                 if key[:2] == ("call", plain["index"]):
                     plain[key[2]] = tensor

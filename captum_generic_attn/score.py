@@ -89,7 +89,7 @@ def _from_sequence(returned: tuple[Any, ...] | list[Any], output: OutputChoice) 
             return returned[output]
         raise ValueError(f"output={output} is out of range; the model returns {listed}")
     if isinstance(output, str):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004 - the type is right for other models
             f"output={output!r}, but the model returns a tuple, without names: {listed}"
         )
     floating = [t for t in returned if isinstance(t, Tensor) and t.is_floating_point()]

@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_generic_attn.capture.mode import CaptureMode
+from captum_generic_attn.capture.operations import Family, family_of
 from captum_generic_attn.capture.record import AttentionRecord
-from captum_generic_attn.capture.recorder import Recorder, Refusal
+from captum_generic_attn.capture.recorder import Recorder, Refusal, kernel_refusal
 from captum_generic_attn.capture.scope import Scope, modules_of, signature_of
 from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.transfer import Transfer
@@ -103,9 +105,9 @@ def capture_forward(
             with _eager(), scope, CaptureMode(transfer, recorder, scope):
                 output = choose(forward_func(*arguments))
         except Exception as error:
-            if recorder.foreign_kernel:
+            if kernel := _foreign_kernel(error, scope):
                 raise UnsupportedAttentionError(
-                    f"attention that cannot be explained:\n  {recorder.refusals[-1]}"
+                    f"attention that cannot be explained:\n  {kernel}"
                 ) from error
             raise
         shadow = transfer.of(output) if isinstance(output, Tensor) else Shadow()
@@ -122,6 +124,18 @@ def capture_forward(
         recorder.dropout_seen,
         scope.modules,
     )
+
+
+def _foreign_kernel(error: Exception, scope: Scope) -> Refusal | None:
+    """The refusal of a fused kernel that failed, such as one without a backward pass."""
+    place = "", "function"
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module):
+            place = scope.name_of(owner)
+        if family_of(frame.f_code.co_name) is Family.FOREIGN_ATTENTION:
+            return Refusal(-1, *place, *kernel_refusal(frame.f_code.co_name))
+    return None
 
 
 def _argument_names(forward_func: Callable[..., Any], count: int) -> list[str]:

@@ -36,6 +36,14 @@ class Refusal:
         return f"{where}: {self.seen}; {self.advice}"
 
 
+def kernel_refusal(name: str) -> tuple[str, str]:
+    """What was seen and what to do where a fused kernel other than PyTorch's own is called."""
+    return (
+        f"the kernel {name} keeps its probabilities to itself",
+        'use the "sdpa" or "eager" implementation of attention',
+    )
+
+
 class Recorder:
     """The attention calls of one forward pass, in execution order."""
 
@@ -45,7 +53,6 @@ class Recorder:
         self.softmaxes: list[Softmax] = []
         self.streams = TokenStreams(transfer.spaces)
         self.dropout_seen = False
-        self.foreign_kernel = False
         self._calls = 0
         self._read: dict[int, Tensor] = {}
         self._met: dict[int, Softmax] = {}
@@ -63,11 +70,7 @@ class Recorder:
 
     def refuse_kernel(self, name: str) -> None:
         """Note that a fused kernel other than PyTorch's own was called."""
-        self.foreign_kernel = True
-        self.refuse(
-            f"the kernel {name} keeps its probabilities to itself",
-            'use the "sdpa" or "eager" implementation of attention',
-        )
+        self.refuse(*kernel_refusal(name))
 
     def record(
         self, source: Explicit | Fused, at: Tensor, result: Tensor, plane: Tensor | None,

@@ -143,6 +143,10 @@ class Scope:
             while self._stack and self._stack.pop()[1] is not module:
                 pass
 
+    def name_of(self, module: nn.Module) -> tuple[str, str]:
+        """Name and type of a module."""
+        return self._names.get(id(module), ""), type(module).__name__
+
     def current(self) -> tuple[str, str]:
         """Name and type of the running module; softmax and dropout modules count as their owner."""
         for name, module in reversed(self._stack):
