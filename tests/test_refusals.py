@@ -135,7 +135,8 @@ def test_strict_false_skips_and_warns_once() -> None:
         warnings.simplefilter("always")
         actual = explain(model, inputs, strict=False)
         relevance = GenericAttention(model, strict=False).relevance(inputs, TARGET)
-    laws.assert_same(actual, oracles.read_row(oracles.propagate([first]), 0))
+    # The skipped calls are ordinary operations now: through their values every row is read.
+    laws.assert_same(actual, oracles.read_row(oracles.propagate([first]), range(TOKENS)))
     ours = [str(one.message) for one in caught if one.category is UserWarning]
     assert len(ours) == 2  # one for each of the two calls
     assert "blocks.1.attention" in ours[0]
@@ -409,7 +410,6 @@ HIERARCHICAL = {
     "swin_tiny_patch4_window7_224": STAGES | dict(img_size=56, window_size=7),
     "swinv2_tiny_window8_256": STAGES | dict(img_size=64, window_size=4),
     "xcit_nano_12_p16_224": COLUMNS,
-    "samvit_base_patch16_224": COLUMNS | dict(window_size=2, global_attn_indexes=()),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from captum_generic_attn import GenericAttention, Relevance
 
 TOLERANCE = 1e-10
+Explained = TypeVar("Explained")
 
 
 def assert_same(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
@@ -28,18 +29,21 @@ def used_modules(relevance: Relevance) -> list[str]:
 
 
 def output_under_capture(
-    model: nn.Module, explain: Callable[[], object], field: str | None = None
-) -> Tensor:
-    """What `model` itself returned while `explain` ran, seen by a hook of the test's own."""
+    model: nn.Module, explain: Callable[[], Explained], field: str | None = None
+) -> tuple[Tensor, Explained]:
+    """What `model` itself returned while `explain` ran, and what that returned.
+
+    A hook of the test's own looks at the model.
+    """
     seen: list[Any] = []
     handle = model.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     try:
-        explain()
+        result = explain()
     finally:
         handle.remove()
     assert seen, "the model did not run"
     output = seen[-1] if field is None else seen[-1][field]
-    return output.detach()
+    return output.detach(), result
 
 
 def assert_batch_is_its_examples(

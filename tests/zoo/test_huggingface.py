@@ -218,38 +218,32 @@ def test_captum_and_the_fused_call_written_out_agree(explained):
     laws.assert_same(explained.expected["sdpa"], explained.expected["eager"], 1e-6)
 
 
-def test_every_attention_layer_is_one_used_call(explained, implementation):
-    method = GenericAttention(explained.models[implementation])
-    options = dict(zip(("attention_mask",), explained.extra, strict=False))
-    name = "input_ids" if explained.extra else "pixel_values"
-    if options:  # by name: not every family takes the mask second
-        method = GenericAttention(explained.forward(implementation))
-    relevance = method.relevance(explained.inputs, torch.tensor(TARGETS), explained.extra or None)
-    used = laws.used_modules(relevance)
-    assert len(used) == 2
-    for found, expected in zip(used, explained.family.module_names(), strict=True):
-        assert found == expected or found.endswith(f".{expected}")
-    assert {call.heads for call in relevance.calls if call.used} == {4}
-    assert {call.query_stream for call in relevance.calls} == {name}
-    tokens = relevance.streams[name].tokens
-    rows = relevance.rows[name].double()
-    torch.testing.assert_close(rows, row_weights(explained.family, tokens), rtol=0, atol=1e-7)
-
-
-def test_output_is_untouched(explained, implementation):
+def test_calls_rows_and_output(explained, implementation):
     model = explained.models[implementation]
     forward = explained.forward(implementation)
-    seen = laws.output_under_capture(
+    method = GenericAttention(forward)
+    seen, relevance = laws.output_under_capture(
         model,
-        lambda: GenericAttention(forward).attribute(explained.inputs, 1, explained.extra or None),
+        lambda: method.relevance(explained.inputs, torch.tensor(TARGETS), explained.extra or None),
         "logits",
     )
     with torch.no_grad():
         laws.assert_same(seen, forward(explained.inputs, *explained.extra).logits, 1e-12)
+    used = [call for call in relevance.calls if call.used]
+    assert len(used) == 2
+    for call, name in zip(used, explained.family.module_names(), strict=True):
+        assert call.module == name or call.module.endswith(f".{name}")
+    assert {call.heads for call in used} == {4}
+    name = "input_ids" if explained.extra else "pixel_values"
+    assert {call.query_stream for call in relevance.calls} == {name}
+    rows = relevance.rows[name].double()
+    weights = row_weights(explained.family, relevance.streams[name].tokens)
+    torch.testing.assert_close(rows, weights, rtol=0, atol=1e-7)
 
 
-def test_batch_is_its_examples(explained, implementation):
-    method = GenericAttention(explained.forward(implementation))
+def test_batch_is_its_examples(explained):
+    fused = "sdpa" if "sdpa" in explained.models else "eager"
+    method = GenericAttention(explained.forward(fused))
     laws.assert_batch_is_its_examples(method, explained.inputs, TARGETS, explained.extra)
 
 
@@ -261,15 +255,9 @@ def test_values_in_the_shape_of_the_input(explained, implementation):
         expected = expected.repeat_interleave(8, 1).repeat_interleave(8, 2)
         expected = expected[:, None].expand(-1, 3, -1, -1)
     laws.assert_same(actual, expected)
-
-
-def test_padding_gets_nothing(explained, implementation):
-    if not explained.extra:
-        pytest.skip("pictures have no padding")
-    method = GenericAttention(explained.forward(implementation))
-    values = method.attribute(explained.inputs, torch.tensor(TARGETS), explained.extra)
-    assert not values[1, LENGTHS[1] :].any()
-    assert values[1, : LENGTHS[1]].any()
+    if explained.extra:  # padding gets nothing
+        assert not actual[1, LENGTHS[1] :].any()
+        assert actual[1, : LENGTHS[1]].any()
 
 
 # --- the last token of a language model -------------------------------------------------------

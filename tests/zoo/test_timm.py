@@ -30,6 +30,11 @@ class Family:
     modules: tuple[str, ...] = ("blocks.0.attn", "blocks.1.attn")
     groups: tuple[int, ...] = (1, 1)  # how many calls in a row read the same state
     options: dict[str, Any] = field(default_factory=dict)
+    first_centre: float | None = None  # the pixel that the first token is centred on
+
+    @property
+    def centre(self) -> float:
+        return (self.patch - 1) / 2 if self.first_centre is None else self.first_centre
 
     @property
     def size(self) -> tuple[int, int]:
@@ -61,7 +66,7 @@ PARALLEL = tuple(f"blocks.{i}.attns.{j}.attn" for i in range(2) for j in range(2
 FAMILIES = (
     Family("vit_tiny_patch16_224"),
     Family("vit_small_patch32_224", grid=(2, 3), patch=32),
-    Family("vit_base_patch16_xp_224"),
+    Family("vit_base_patch16_xp_224", modules=("blocks.0", "blocks.1")),
     Family("deit_tiny_distilled_patch16_224", prefix=2, pooled="tokens"),
     Family("deit3_small_patch16_224"),
     Family("vit_small_patch14_dinov2", patch=14),
@@ -82,9 +87,11 @@ FAMILIES = (
     Family("flexivit_small"),
     Family("test_vit", modules=tuple(f"blocks.{i}.attn" for i in range(6)), groups=(1,) * 6,
            options=dict(embed_dim=32, num_heads=2, depth=6)),
-    Family("vit_tiny_r_s16_p8_224", grid=(2, 3), patch=32),
+    # 7 × 7 by 2, pool 3 × 3 by 2, both padded for "same" size: 2i + 1, then 4i + 3; 8 × 8 by 8.
+    Family("vit_tiny_r_s16_p8_224", grid=(2, 3), patch=32, first_centre=17),
     pytest.param(
-        Family("vit_base_r26_s32_224", grid=(2, 3), patch=32),
+        # Four stages on: 4i + 3, then 2i + 1 in each of three strided 3 × 3 convolutions.
+        Family("vit_base_r26_s32_224", grid=(2, 3), patch=32, first_centre=31),
         marks=[pytest.mark.slow, pytest.mark.ci_sample],
     ),
     Family("vit_small_patch16_18x2_224", modules=PARALLEL, groups=(2, 2)),
@@ -150,42 +157,52 @@ def test_two_ways_to_expose_probabilities_agree(family, models, picture, expecte
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "eager"])
-def test_every_attention_layer_is_one_used_call(family, models, picture, fused):
-    relevance = GenericAttention(models[fused]).relevance(picture, torch.tensor(TARGETS))
-    assert laws.used_modules(relevance) == list(family.modules)
-    assert {(call.query_stream, call.key_stream) for call in relevance.calls if call.used} == {
-        ("x", "x")
-    }
-    assert [call.index for call in relevance.calls] == list(range(len(relevance.calls)))
-    heads = {call.heads for call in relevance.calls if call.used}
-    assert heads == {2 if family.name == "test_vit" else 3}
-    assert relevance.streams["x"].tokens == family.tokens
-
-
-def test_explained_rows_are_those_that_the_head_reads(family, models, picture):
-    rows = GenericAttention(models[True]).relevance(picture, torch.tensor(TARGETS)).rows["x"]
-    weights = torch.zeros(2, family.tokens, dtype=torch.float64)
-    weights[:, family.explained] = 1 / len(family.explained)
-    torch.testing.assert_close(rows.double(), weights, rtol=0, atol=1e-7)
-
-
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "eager"])
-def test_output_is_untouched(models, picture, fused):
-    model, method = models[fused], GenericAttention(models[fused])
-    seen = laws.output_under_capture(model, lambda: method.attribute(picture, 1))
+def test_calls_rows_and_output(family, models, picture, fused):
+    model = models[fused]
+    seen, relevance = laws.output_under_capture(
+        model, lambda: GenericAttention(model).relevance(picture, torch.tensor(TARGETS))
+    )
     with torch.no_grad():
         laws.assert_same(seen, model(picture), 1e-12)
+    assert laws.used_modules(relevance) == list(family.modules)
+    used = [call for call in relevance.calls if call.used]
+    assert {(call.query_stream, call.key_stream) for call in used} == {("x", "x")}
+    assert {call.heads for call in used} == {2 if family.name == "test_vit" else 3}
+    assert [call.index for call in relevance.calls] == list(range(len(relevance.calls)))
+    assert relevance.streams["x"].tokens == family.tokens
+    weights = torch.zeros(2, family.tokens, dtype=torch.float64)
+    weights[:, family.explained] = 1 / len(family.explained)
+    torch.testing.assert_close(relevance.rows["x"].double(), weights, rtol=0, atol=1e-7)
 
 
 def test_batch_is_its_examples(models, picture):
     laws.assert_batch_is_its_examples(GenericAttention(models[True]), picture, TARGETS)
 
 
-def test_each_cell_of_the_picture_takes_its_own_token(family, models, picture, expected):
+def nearest_token(family: Family, count: int) -> tuple[list[int], list[int]]:
+    """The pixels along an axis that have one nearest token, and that token's place."""
+    centres = [family.centre + family.patch * j for j in range(count)]
+    pixels, places = [], []
+    for pixel in range(count * family.patch):
+        distances = [abs(pixel - centre) for centre in centres]
+        if distances.count(min(distances)) == 1:
+            pixels.append(pixel)
+            places.append(distances.index(min(distances)))
+    return pixels, places
+
+
+def test_each_pixel_takes_the_value_of_its_own_token(family, models, picture, expected):
+    """A hybrid's cells are centred on what its tokens see, which its paddings shift."""
     method = GenericAttention(models[True], interpolation="nearest")
     heatmap = method.attribute(picture, torch.tensor(TARGETS))
-    cells = expected.repeat_interleave(family.patch, 1).repeat_interleave(family.patch, 2)
-    laws.assert_same(heatmap, cells[:, None].expand(-1, 3, -1, -1))
+    assert torch.equal(heatmap, heatmap[:, :1].expand(-1, 3, -1, -1))
+    (rows, row_places), (columns, column_places) = (
+        nearest_token(family, count) for count in family.grid
+    )
+    if family.first_centre is None:
+        assert [len(rows), len(columns)] == list(family.size)
+    actual = heatmap[:, 0, rows][:, :, columns]
+    laws.assert_same(actual, expected[:, row_places][:, :, column_places])
 
 
 def test_tokens_lie_in_the_picture_row_by_row(family, models, picture):

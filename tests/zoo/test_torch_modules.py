@@ -19,6 +19,7 @@ TARGETS = (2, 1)
 PADDING = torch.tensor([[False] * TOKENS, [False] * (TOKENS - 2) + [True] * 2])
 BLOCKED = torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1)
 BLOCKED[0] = torch.tensor([False, False, True, True, False, False])
+CAUSAL = torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1)
 ADDED = torch.linspace(0, 20, TOKENS * TOKENS, dtype=torch.float64).sin().reshape(TOKENS, TOKENS)
 PER_HEAD = torch.stack([ADDED, -ADDED] * BATCH)
 
@@ -200,7 +201,7 @@ def test_weights_that_the_module_returns_do_not_mislead() -> None:
             self.reported = []
             for attention in self.attention:
                 output, weights = attention(self.norm(x), self.norm(x), self.norm(x))
-                self.reported.append(weights @ weights)
+                self.reported.append(-(weights * weights.clamp(min=1e-9).log()).sum(-1).mean())
                 x = x + output
             return self.head(self.norm(x)[:, 1])
 
@@ -208,7 +209,7 @@ def test_weights_that_the_module_returns_do_not_mislead() -> None:
     kept: list[Tensor] = []
     maps = oracles.maps_from(lambda: model.written_out(features(), kept), kept, TARGETS)
     expected = oracles.read_row(oracles.propagate(maps), 1)
-    # Three separate norms of one state are one stream: this is self-attention.
+    # Queries, keys and values are three tensors here, all of one state: self-attention.
     actual = GenericAttention(model).attribute(
         features(), torch.tensor(TARGETS), return_input_shape=False
     )
@@ -223,10 +224,10 @@ ENCODERS = {
     "gelu": (dict(activation="gelu"), {}),
     "padding": ({}, dict(src_key_padding_mask=PADDING)),
     "padding, norm first": (dict(norm_first=True), dict(src_key_padding_mask=PADDING)),
-    "causal": ({}, dict(mask=BLOCKED.clone().triu(1), is_causal=True)),
+    "causal": ({}, dict(mask=CAUSAL, is_causal=True)),
     "causal, padding": (
         {},
-        dict(mask=BLOCKED.clone().triu(1), src_key_padding_mask=PADDING),
+        dict(mask=CAUSAL, src_key_padding_mask=PADDING),
     ),
 }
 
@@ -277,15 +278,16 @@ def test_transformer_encoder(name: str, nested: bool, frozen: bool) -> None:
     forward: Callable[..., Tensor] = lambda input_ids: model(input_ids, **masks)
     method = GenericAttention(forward)
     laws.assert_same(method.attribute(ids, torch.tensor(TARGETS)), expected)
-    relevance = method.relevance(ids, torch.tensor(TARGETS))
+    seen, relevance = laws.output_under_capture(
+        model, lambda: method.relevance(ids, torch.tensor(TARGETS))
+    )
+    with torch.no_grad():
+        laws.assert_same(seen, model(ids, **masks), 1e-9)
     modules = laws.used_modules(relevance)
     assert len(modules) == 3
     assert all(f"encoder.layers.{i}.self_attn" in name for i, name in enumerate(modules))
     assert {call.heads for call in relevance.calls} == {HEADS}
     assert list(relevance.streams) == ["input_ids"]
-    seen = laws.output_under_capture(model, lambda: method.attribute(ids, 1))
-    with torch.no_grad():
-        laws.assert_same(seen, model(ids, **masks), 1e-9)
 
 
 def test_transformer_encoder_batch_is_its_examples() -> None:
@@ -323,7 +325,7 @@ def test_torchvision_vit() -> None:
     ]
     laws.assert_batch_is_its_examples(method, pictures, TARGETS)
     laws.assert_grid_order(lambda leaf: model.conv_proj(leaf).flatten(2).mT, pictures[:1], (4, 4))
-    seen = laws.output_under_capture(model, lambda: method.attribute(pictures, 1))
+    seen, _ = laws.output_under_capture(model, lambda: method.attribute(pictures, 1))
     with torch.no_grad():
         laws.assert_same(seen, model(pictures), 1e-12)
 
