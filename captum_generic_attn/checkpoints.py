@@ -42,20 +42,23 @@ def pretrained_weights(name: str) -> Iterator[None]:
         ) from error
 
 
-def cached_file(repository: str) -> dict[str, str]:
-    """The `file` setting that timm takes for a repository on disk, nothing if it can be downloaded.
+def cached_file(repository: str, file: str | None = None) -> str | None:
+    """The weights of a timm repository if they are on disk, `None` if they can be downloaded.
 
     The hub's client tries for the better part of a minute before it gives up on a host that does
     not answer: with no connection, the answer should come at once.
+
+    Raises:
+        UnavailableWeightsError: they are neither.
     """
     if host_answers(hub_endpoint()):
-        return {}
+        return None
     from huggingface_hub import try_to_load_from_cache
 
-    for file in ("model.safetensors", "pytorch_model.bin"):
-        path = try_to_load_from_cache(repository, file)
+    for name in [file] if file else ["model.safetensors", "pytorch_model.bin"]:
+        path = try_to_load_from_cache(repository, name)
         if isinstance(path, str):
-            return {"file": path}
+            return path
     raise UnavailableWeightsError(
         f"no pretrained weights: {repository} is not on this machine, and the Hugging Face hub "
         f"cannot be reached. {_ADVICE}"

@@ -198,7 +198,12 @@ def _timm(name: str, weights: Path | None) -> ImageClassifier:
     except RuntimeError as error:
         raise UnknownModelError(str(error)) from None
     if weights is None:
-        overlay = cached_file(config.hf_hub_id) if config and config.hf_hub_id else {}
+        overlay: dict[str, object] = {}
+        if config and config.hf_hub_id:
+            file = cached_file(config.hf_hub_id, config.hf_hub_filename)
+            # `custom_load` is about the format of another source than the hub, unless it is "hf".
+            custom = config.custom_load == "hf"
+            overlay = {"file": file, "custom_load": custom} if file else {}
         with pretrained_weights(f"timm/{name}"):
             model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
     else:

@@ -361,6 +361,22 @@ def test_pretrained_weights_that_cannot_be_had(model, message, unreachable):
     assert ("--weights FILE" in output) == ("/" not in model)
 
 
+def test_downloaded_weights_serve_without_a_connection(tmp_path, monkeypatch, unreachable):
+    name = "vit_tiny_patch16_224"
+    model = timm.create_model(name).eval()
+    torch.nn.init.normal_(model.head.weight)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    files = {(f"timm/{name}.augreg_in21k_ft_in1k", "model.safetensors"): tmp_path}
+
+    def cached(repository, file):
+        folder = files.get((repository, file))
+        return folder and str(folder / file)
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
+    loaded = load_classifier(name).model.state_dict()
+    assert all((loaded[key] == value).all() for key, value in model.state_dict().items())
+
+
 def test_hosts_that_do_not_answer(monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
