@@ -34,20 +34,24 @@ TARGETS = {
 }
 
 
-@pytest.mark.parametrize("size", [None, 1, 2, 100])
 @pytest.mark.parametrize("form", TARGETS)
-def test_attribute_targets_equals_stacked_calls(form, size):
+def test_attribute_targets_equals_stacked_calls(form):
     method, targets = GenericAttention(tiny_vit()), TARGETS[form]
-    for full in (True, False):
-        ours = method.attribute_targets(
-            pictures(), targets, targets_per_backward=size, return_input_shape=full
-        )
-        expected = torch.stack(
-            [method.attribute(pictures(), t, return_input_shape=full) for t in targets]
-        )
-        assert ours.shape == (len(targets), *expected.shape[1:])
-        assert ours.is_contiguous()
-        assert close(ours, expected)
+    full = form != "ints"
+    ours = method.attribute_targets(pictures(), targets, return_input_shape=full)
+    expected = torch.stack(
+        [method.attribute(pictures(), t, return_input_shape=full) for t in targets]
+    )
+    assert ours.shape == (len(targets), *expected.shape[1:])
+    assert ours.is_contiguous()
+    assert close(ours, expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_attribute_targets_whatever_shares_a_backward(size):
+    method, targets = GenericAttention(tiny_vit()), TARGETS["per example"]
+    ours = method.attribute_targets(pictures(), targets, targets_per_backward=size)
+    assert close(ours, method.attribute_targets(pictures(), targets))
 
 
 def test_attribute_targets_runs_one_forward():
@@ -320,3 +324,110 @@ def test_text_ids_one_to_one():
     assert torch.equal(full, tokens(model, sentences()))
     assert full[:, 0].tolist() == [0.0, 0.0, 0.0]  # the explained token's own entry
     assert (full[:, 1:] >= 0).all()
+
+
+def test_words_that_the_model_cuts_off_get_nothing():
+    model = tiny_text()
+    ours = GenericAttention(lambda input_ids: model(input_ids[:, :4])).attribute(sentences(), 1)
+    expected = GenericAttention(model).attribute(sentences()[:, :4], 1)
+    assert close(ours[:, :4], expected)
+    assert not ours[:, 4:].any()
+
+
+def test_words_in_another_order():
+    model = tiny_text()
+    ours = GenericAttention(lambda input_ids: model(input_ids.flip(1))).attribute(sentences(), 1)
+    assert close(ours.flip(1), GenericAttention(model).attribute(sentences().flip(1), 1))
+
+
+FRAMES = {
+    "mirrored": (lambda x: x.flip(-1), lambda heat: heat.flip(-1)),
+    "transposed": (lambda x: x.mT, lambda heat: heat.mT),
+    "turned": (lambda x: torch.rot90(x, 1, (2, 3)), lambda heat: torch.rot90(heat, -1, (2, 3))),
+    "scaled": (lambda x: (x - 0.5) / 0.25, lambda heat: heat),
+}
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_picture_that_the_model_turns(frame, interpolation):
+    """The map lies on the picture as it was given, whatever the model does with it first."""
+    forth, back = FRAMES[frame]
+    model = tiny_vit()
+    ours = GenericAttention(lambda x: model(forth(x)), interpolation=interpolation).attribute(
+        pictures(), 1
+    )
+    expected = GenericAttention(model, interpolation=interpolation).attribute(forth(pictures()), 1)
+    assert close(ours, back(expected))
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_two_crops_of_one_picture(interpolation):
+    """Two passes over two halves: each half gets its own map, none of the other's."""
+    model = tiny_vit()
+
+    def forward(x):
+        return model(x[..., :32]) + model(x[..., 32:])
+
+    halves = pictures(), pictures(seed=6)
+    whole = torch.cat(halves, -1)
+    method = GenericAttention(forward, interpolation=interpolation)
+    ours = method.attribute(whole, 1)
+    alone = GenericAttention(model, interpolation=interpolation)
+    assert close(ours, torch.cat([alone.attribute(half, 1) for half in halves], -1))
+    with pytest.raises(ValueError, match="grids"):
+        method.attribute(whole, 1, return_input_shape=False)
+
+
+def test_a_picture_and_its_mirror():
+    """Two passes over the same places: their maps add up."""
+    model = tiny_vit()
+    method = GenericAttention(lambda x: model(x) + model(x.flip(-1)))
+    alone = GenericAttention(model)
+    expected = (
+        alone.attribute(pictures(), 1) + alone.attribute(pictures().flip(-1), 1).flip(-1)
+    )  # fmt: skip
+    assert close(method.attribute(pictures(), 1), expected)
+    ours = method.attribute(pictures(), 1, return_input_shape=False)
+    once = tokens(model, pictures()) + tokens(model, pictures().flip(-1)).flip(-1)
+    assert close(ours, once)
+
+
+def test_one_tensor_for_two_inputs():
+    """What an input gets does not hang on whether another input is the same object."""
+    one, other = tiny_vit(), tiny_vit(seed=4)
+
+    def forward(first, second):
+        return one(first) + other(second)
+
+    expected = GenericAttention(forward).attribute((pictures(), pictures()), 1)
+    same = pictures()
+    ours = GenericAttention(forward).attribute((same, same), 1)
+    assert all(close(mine, its) for mine, its in zip(ours, expected, strict=True))
+
+
+def test_two_pictures_through_one_model():
+    model = tiny_vit()
+    inputs = pictures(), pictures(seed=6)
+    ours = GenericAttention(lambda first, second: model(first) - model(second)).attribute(inputs, 1)
+    assert close(ours[0], GenericAttention(model).attribute(inputs[0], 1))
+    negative = GenericAttention(lambda x: -model(x)).attribute(inputs[1], 1)
+    assert close(ours[1], negative)
+
+
+def test_embeddings_as_inputs():
+    """Float inputs that enter as tokens: one value for each token, in every feature."""
+    model = tiny_text()
+
+    def forward(embeddings):
+        x = embeddings + model.positions[: embeddings.shape[1]]
+        for block in model.blocks:
+            x = block(x)
+        return model.head(x)[:, 0]
+
+    expected = GenericAttention(model).attribute(sentences(), 1)
+    embeddings = model.words(sentences())
+    assert torch.equal(tokens(forward, embeddings), expected)
+    ours = GenericAttention(forward).attribute(embeddings, 1)
+    assert torch.equal(ours, expected[..., None].expand_as(ours))
+    assert not ours.requires_grad

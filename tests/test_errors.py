@@ -339,6 +339,17 @@ def test_layers_without_attention():
     assert caught.match("layers")
 
 
+def test_layers_empty():
+    with pytest.raises(ValueError, match="layers"):
+        explain(tiny_vit(), pictures(), layers=[])
+
+
+@pytest.mark.parametrize("layers", [0, [0], 1.5, {"blocks.0": 1}.values()])
+def test_layers_of_another_type(layers):
+    with pytest.raises((TypeError, ValueError), match="layers"):
+        explain(tiny_vit(), pictures(), layers=layers)
+
+
 def test_layers_one_of_which_matches_nothing():
     with pytest.raises(ValueError, match=r"blocks\.7"):
         explain(tiny_vit(), pictures(), layers=["blocks.0", "blocks.7"])
@@ -376,7 +387,11 @@ def test_rows_of_a_wrong_shape(rows):
     assert caught.match(", ".join(str(size) for size in rows.shape))
 
 
-@pytest.mark.parametrize("rows", ["cls", 1.5, [], [0.5]])
+@pytest.mark.parametrize(
+    "rows",
+    ["cls", 1.5, [], [0.5], torch.ones(2, 17, dtype=torch.bool)],
+    ids=["name", "float", "nothing", "list of floats", "mask"],
+)
 def test_rows_of_another_type(rows):
     with pytest.raises((TypeError, ValueError), match="rows"):
         explain(tiny_vit(), pictures(), rows=rows)

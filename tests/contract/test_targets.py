@@ -49,6 +49,13 @@ def test_classes(form):
     assert (ours - expected).abs().max() <= 1e-12 * expected.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8])
+def test_integer_tensors_of_every_width(dtype):
+    model, ids = tiny_text("classes"), sentences()
+    ours = explain(model, ids, torch.tensor([0, 3, 1], dtype=dtype))
+    assert torch.equal(ours, explain(model, ids, [0, 3, 1]))
+
+
 def test_targets_tell_examples_apart():
     """Without this the cases above could all agree on one map."""
     model, ids = tiny_text("classes"), sentences()
