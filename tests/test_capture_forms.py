@@ -168,6 +168,10 @@ def relative_position(q: Tensor, k: Tensor) -> Tensor:
     return (logits(q, k) + position).softmax(-1)
 
 
+def cosine(q: Tensor, k: Tensor) -> Tensor:
+    return (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * 4).softmax(-1)
+
+
 POSITIONS = torch.linspace(0, 9, TOKENS * TOKENS * HEAD_WIDTH, dtype=torch.float64).cos()
 POSITIONS = POSITIONS.reshape(TOKENS, TOKENS, HEAD_WIDTH)
 
@@ -178,6 +182,8 @@ PRODUCTS = [
     ),
     Case("matmul logits", lambda q, k, v: torch.matmul(q, k.mT).mul(SCALE).softmax(-1) @ v),
     Case("baddbmm logits", baddbmm),
+    Case("cosine logits", lambda q, k, v: cosine(q, k) @ v, cosine),
+    Case("queries for keys", lambda q, k, v: plain(q, q) @ v, lambda q, k: plain(q, q)),
     Case("query and key scaled", lambda q, k, v: ((q * 0.5) @ k.mT).softmax(-1) @ v, scaled(0.5)),
     Case("relative positions", lambda q, k, v: relative_position(q, k) @ v, relative_position),
     Case("logits divided", lambda q, k, v: (q @ k.mT / math.sqrt(HEAD_WIDTH)).softmax(-1) @ v),
@@ -195,6 +201,38 @@ def tokens_before_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     weights = torch.einsum("bihd,bjhd->bhij", q, k).mul(SCALE).softmax(-1)
     return torch.einsum("bhij,bjhd->bihd", weights, v).transpose(1, 2)
+
+
+def heads_before_examples(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Heads folded into the batch, but slower than the examples: group h·B + b."""
+    q, k, v = (torch.cat(tensor.unbind(1), dim=0) for tensor in (q, k, v))
+    output = torch.bmm((q @ k.mT * SCALE).softmax(-1), v)
+    return torch.stack(output.chunk(HEADS, dim=0), dim=1)
+
+
+def one_key_head_broadcast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Multi-query attention: all query heads against one head of keys and values."""
+    return (q @ k.mT * SCALE).softmax(-1) @ v
+
+
+def one_key_head_einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = torch.einsum("bhid,bjd->bhij", q, k[:, 0]).mul(SCALE).softmax(-1)
+    return torch.einsum("bhij,bjd->bhid", weights, v[:, 0])
+
+
+def grouped_heads_einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Five axes: groups of query heads, each group with its head of keys."""
+    q = q.unflatten(1, (k.shape[1], -1))
+    weights = torch.einsum("bghid,bgjd->bghij", q, k).mul(SCALE).softmax(-1)
+    return torch.einsum("bghij,bgjd->bghid", weights, v).flatten(1, 2)
+
+
+def without_the_first_key(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return plain(q, k)[..., 1:] @ v[..., 1:, :]
+
+
+def first_key_dropped(q: Tensor, k: Tensor) -> Tensor:
+    return plain(q, k) * (torch.arange(TOKENS) > 0)
 
 
 def keys_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -224,6 +262,11 @@ MEETING = [
     ),
     Case("einsum, tokens before heads", tokens_before_heads),
     Case("einsum, keys first", keys_first),
+    Case("heads before examples", heads_before_examples),
+    Case("one head of keys, broadcast", one_key_head_broadcast, key_heads=1),
+    Case("one head of keys, einsum", one_key_head_einsum, key_heads=1),
+    Case("groups of heads, einsum", grouped_heads_einsum, key_heads=1),
+    Case("without the first key", without_the_first_key, first_key_dropped),
     Case("transposed product", lambda q, k, v: (v.mT @ plain(q, k).mT).mT),
     Case(
         "contiguous and viewed",
@@ -348,7 +391,7 @@ IN_PLACE = [
     Case("mul_", in_place(lambda weights: weights.mul_(KEEP)), kept_after),
     Case("masked_fill_", in_place(lambda weights: weights.masked_fill_(~KEEP, 0)), kept_after),
     Case("div_", in_place(lambda weights: weights.div_(2)), lambda q, k: plain(q, k) / 2),
-    Case("setitem", in_place(set_item), lambda q, k: plain(q, k) * (torch.arange(TOKENS) > 0)),
+    Case("setitem", in_place(set_item), first_key_dropped),
     Case("dropout_", in_place(dropout_in_place)),
 ]
 

@@ -281,3 +281,50 @@ def test_windows_of_one_grid(windows: int) -> None:
     expected = oracles.read_row(oracles.propagate(maps), range(16)).reshape(1, 4, 4)
     actual = GenericAttention(model).attribute(pixels, TARGET, return_input_shape=False)
     laws.assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("heads_axis", [True, False], ids=["five axes", "folded into the batch"])
+def test_rows_then_columns_of_one_grid(heads_axis: bool) -> None:
+    """Divided (axial) attention: within each row of the grid, then within each column."""
+    height, width = GRID
+
+    class Axial(Pictured):
+        def forward(self, pixels: Tensor) -> Tensor:
+            x = self.patches(pixels).unflatten(1, GRID)
+            for block, transposed in zip(self.blocks, (False, True), strict=True):
+                state = x.transpose(1, 2) if transposed else x
+                state = block.norm(state)
+                shape = state.shape
+                if not heads_axis:
+                    state = state.flatten(0, 1)
+                q, k, v = (
+                    projection(state).unflatten(-1, (encoder.HEADS, -1)).transpose(-3, -2)
+                    for projection in (
+                        block.attention.query,
+                        block.attention.key,
+                        block.attention.value,
+                    )
+                )
+                output = fused(q, k, v).transpose(-3, -2).flatten(-2).reshape(shape)
+                output = block.attention.out(output)
+                x = x + (output.transpose(1, 2) if transposed else output)
+            return self.head(x.mean(dim=(1, 2)))
+
+    model = Axial(by_convolution)
+    pixels = torch.randn(2, 3, height * PATCH, width * PATCH, dtype=torch.float64)
+    with oracles.exposed_fused_attention() as kept:
+        gradients = torch.autograd.grad(model(pixels)[:, TARGET].sum(), kept)
+    maps = []
+    for attention, gradient, along in zip(kept, gradients, (width, height), strict=True):
+        product = (attention.detach() * gradient).clamp(min=0)
+        product = product.reshape(2, -1, encoder.HEADS, along, along).mean(2)
+        dense = torch.zeros(2, *GRID, *GRID, dtype=torch.float64)
+        for line in range(product.shape[1]):
+            if along == width:
+                dense[:, line, :, line, :] = product[:, line]
+            else:
+                dense[:, :, line, :, line] = product[:, line]
+        maps.append(dense.flatten(3).flatten(1, 2))
+    expected = oracles.read_row(oracles.propagate(maps), range(height * width)).reshape(2, *GRID)
+    actual = GenericAttention(model).attribute(pixels, TARGET, return_input_shape=False)
+    laws.assert_same(actual, expected)
