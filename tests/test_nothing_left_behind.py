@@ -199,11 +199,17 @@ def test_after_a_module_that_raises(case, call, error):
     with everything_as_before(model, inputs), pytest.raises(type(error)) as caught:
         CALLS[call](GenericAttention(model), inputs)
     assert caught.value is error
-    # Nor is anything left that would disturb the next call.
-    whole = tiny_vit()
-    with everything_as_before(whole):
-        again = GenericAttention(whole).attribute(pictures(), target=1)
-    assert torch.equal(again, GenericAttention(tiny_vit()).attribute(pictures(), target=1))
+
+
+def test_a_failed_call_does_not_disturb_the_next():
+    expected = GenericAttention(tiny_vit()).attribute(pictures(), target=1)
+    model = tiny_vit()
+    whole, model.norm = model.norm, Breaking(BrokenError())
+    method = GenericAttention(model)
+    with pytest.raises(BrokenError):
+        method.attribute(pictures(), target=1)
+    model.norm = whole
+    assert torch.equal(method.attribute(pictures(), target=1), expected)
 
 
 @pytest.mark.parametrize("where", ["pre", "post"])
@@ -606,7 +612,6 @@ def test_compiled_model():
     compiled_model_gives_the_same(counting)
     # The user's forward was compiled: our call did not switch compilation off for good.
     assert graphs
-    compiled_model_gives_the_same("eager")
 
 
 @pytest.mark.slow
