@@ -278,19 +278,22 @@ class GenericAttention(GradientAttribution):
             except RuntimeError as error:
                 if "modified by an inplace operation" not in str(error):
                     raise
-            # The model overwrites what its own backward needs; keep copies, and start again.
+            # The model overwrites what its backward or its attention needs: once more, with copies.
             with torch.autograd.graph.allow_mutation_on_saved_tensors():
-                return list(self._run(inputs, targets, additional, matrices, keep_calls))
+                return list(
+                    self._run(inputs, targets, additional, matrices, keep_calls, copies=True)
+                )
 
     def _run(
         self, inputs: tuple[Tensor, ...], targets: list[TargetType], additional: object,
-        matrices: bool, keep_calls: bool,
+        matrices: bool, keep_calls: bool, *, copies: bool = False,
     ) -> Iterator[tuple[Capture, Explanation]]:  # fmt: skip
         more = () if additional is None else additional
         more = more if isinstance(more, tuple) else (more,)
         capture = capture_forward(
-            self.forward_func, inputs, more, lambda returned: choose_output(returned, self.output)
-        )
+            self.forward_func, inputs, more,
+            lambda returned: choose_output(returned, self.output), copies=copies,
+        )  # fmt: skip
         options = Options(self.layers, self.start_layer, self.rows, self.aggregate)
         self._check_attention(capture)
         for target in targets:
@@ -301,6 +304,7 @@ class GenericAttention(GradientAttribution):
                 "inference_mode, or computed outside torch"
             )
         for i, target in enumerate(targets):
+            target = target.long() if isinstance(target, Tensor) else target
             score = _run_forward(lambda *_: capture.output, inputs, target)
             # Under the user's autocast, relevance would lose the digits that it is made for.
             with torch.autocast(score.device.type, enabled=False):
@@ -333,7 +337,7 @@ class GenericAttention(GradientAttribution):
         if not capture.records and not capture.refusals:
             raise UnsupportedAttentionError(no_attention_message(capture))
         modules = selected(capture, self.layers)
-        refused = [r for r in capture.refusals if r.module in modules]
+        refused = [r for r in capture.refusals if r.module in modules and not r.harmless]
         listed = "".join(f"\n  {seen}" for seen in dict.fromkeys(map(str, refused)))
         if refused and self.strict:
             raise UnsupportedAttentionError(f"attention that cannot be explained:{listed}")

@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from captum_generic_attn.capture import AttentionRecord, Capture, Refusal
+from captum_generic_attn.capture import AttentionRecord, Capture, Refusal, UnsupportedAttentionError
 from captum_generic_attn.relevance import Additions, Call, Relevance, Stream, read_out
 from captum_generic_attn.rules import average_heads
 from captum_generic_attn.tokens import TokenStream
@@ -52,8 +52,15 @@ def selected(capture: Capture, layers: Layers) -> set[str]:
     names = [*(r.module for r in capture.records), *(r.module for r in capture.refusals)]
     if layers is None:
         return set(names)
+    elements = [layers] if isinstance(layers, (str, nn.Module)) else layers
+    if not isinstance(elements, Sequence) or not all(
+        isinstance(element, (str, nn.Module)) for element in elements
+    ):
+        raise TypeError(f"layers= takes module names, name prefixes or modules, not {layers!r}")
+    if not elements:
+        raise ValueError("layers= is empty; it selects no attention call")
     chosen: set[str] = set()
-    for element in [layers] if isinstance(layers, (str, nn.Module)) else layers:
+    for element in elements:
         if isinstance(element, nn.Module):
             prefixes = [name for name, module in capture.modules.items() if module is element]
         else:
@@ -169,6 +176,7 @@ def _final_calls(capture: Capture, reached: set[int]) -> set[int]:
     Usually one; several where a layer works in parallel branches or in chunks of queries.
     """
     streams = {r.index: r.query_stream for r in capture.records if r.index in reached}
+    last = capture.ancestors
     behind: dict[int, frozenset[int]] = {}
     passed: set[int] = set()
     for record in capture.records:
@@ -177,6 +185,15 @@ def _final_calls(capture: Capture, reached: set[int]) -> set[int]:
         if record.index in reached:
             stream = streams[record.index]
             passed |= {i for i in behind[record.index] if streams.get(i) == stream}
+    followed = last.union(*(behind.get(i, frozenset()) for i in last))
+    if lost := [
+        r.module for r in capture.records if r.index in reached and r.index not in followed
+    ]:
+        raise UnsupportedAttentionError(
+            f"the score depends on {', '.join(dict.fromkeys(lost))} through operations that could "
+            "not be followed (a scripted function, a custom autograd.Function, or a view that was "
+            "written to); write them with plain torch operations"
+        )
     return set(streams) - passed
 
 
@@ -190,11 +207,20 @@ def _explained_rows(
     rows = gradient.new_zeros(examples, stream.size + 1)  # the last place takes the padding
     owners = record.examples.to(gradient.device)[:, None].expand_as(places)
     rows.index_put_((owners, places), explained.to(rows.dtype), accumulate=True)
+    if bool((rows[:, -1] > 0).any()):
+        raise ValueError(
+            f"the score is read at a position of {record.module or 'the forward function'} that "
+            "holds padding, no token of an input or a parameter"
+        )
     return rows[:, :-1] > 0
 
 
+def _dtype_for(score: Tensor) -> torch.dtype:
+    return torch.float64 if score.dtype == torch.float64 else torch.float32
+
+
 def _equal_weights(explained: Tensor, score: Tensor) -> Tensor:
-    weights = explained.to(torch.float64 if score.dtype == torch.float64 else torch.float32)
+    weights = explained.to(_dtype_for(score))
     return weights / weights.sum(-1, keepdim=True).clamp(min=1)
 
 
@@ -233,14 +259,16 @@ def _rows(
                 break
         if not rows:
             _warn_no_gradient(list(range(examples)), examples)
-            like = score.detach()
-            rows = {s.name: like.new_zeros(examples, s.size).float() for s in capture.streams}
+            rows = {
+                s.name: score.new_zeros(examples, s.size, dtype=_dtype_for(score))
+                for s in capture.streams
+            }
         return rows
     streams = {s.name: s for s in capture.streams}
     given = option if isinstance(option, Mapping) else dict.fromkeys(automatic or streams, option)
     if unknown := [name for name in given if name not in streams]:
         raise ValueError(f"rows= names {unknown}, but the streams are: {', '.join(streams)}")
-    like = next(iter(automatic.values()), score.detach())
+    like = next(iter(automatic.values()), score.detach().to(_dtype_for(score)))
     chosen = {
         name: _row_weights(streams[name], choice, examples).to(like)
         for name, choice in given.items()
@@ -255,6 +283,8 @@ def _row_weights(stream: TokenStream, choice: Rows, examples: int) -> Tensor:
         f"for stream {stream.name!r} of {stream.size} tokens and {examples} examples, rows= takes "
         "an int, a list of ints, [B] or [B, k] indices, or [B, N] floating weights"
     )
+    if isinstance(choice, Tensor) and (choice.dtype == torch.bool or choice.is_complex()):
+        raise TypeError(f"rows= holds {choice.dtype}: {forms}")
     if isinstance(choice, Tensor) and choice.is_floating_point():
         if choice.shape != (examples, stream.size):
             raise ValueError(f"rows= has shape {tuple(choice.shape)}: {forms}")
@@ -333,8 +363,7 @@ def _matrices(
     for stream in capture.streams:
         matrix = additions.matrix(stream.name, finals[stream.name])
         if matrix is None:
-            dtype = torch.float64 if score.dtype == torch.float64 else torch.float32
-            matrix = torch.eye(stream.size, dtype=dtype, device=score.device)
+            matrix = torch.eye(stream.size, dtype=_dtype_for(score), device=score.device)
             matrix = matrix.expand(examples, -1, -1)
         matrices[stream.name, stream.name] = matrix
     return matrices

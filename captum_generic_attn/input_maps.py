@@ -35,22 +35,28 @@ def maps_of_inputs(
     """
     maps = []
     silent = []
-    for tensor, name in zip(inputs, capture.input_names, strict=True):
-        parts = []
-        for stream in capture.streams:
-            if stream.name in values:
-                for grid, part in _feeding(capture, stream, values[stream.name], name, tensor):
-                    parts.append(_lay_out(name, tensor, grid, part, interpolation))
+    for i, tensor in enumerate(inputs):
+        # A tensor that is passed twice is one origin: both get what its tokens got.
+        name = capture.input_names[next(j for j in range(i + 1) if inputs[j] is tensor)]
+        feeding = [
+            fed
+            for stream in capture.streams if stream.name in values
+            for fed in _feeding(capture, stream, values[stream.name], name, tensor)
+        ]  # fmt: skip
+        grids = [grid for grid, _ in feeding]
+        alone = all(_same_grid(grid, grids[0]) for grid in grids)
+        if interpolation is None and not alone:
+            raise ValueError(
+                f"{name} feeds tokens on several grids ({', '.join(map(_describe, grids))}); ask "
+                "for return_input_shape=True, which adds their maps"
+            )
+        parts = [
+            _lay_out(name, tensor, grid, part, interpolation, spill=alone) for grid, part in feeding
+        ]
         if not parts:
             silent.append(name)
             dtype = next(iter(values.values())).dtype
             parts = [torch.zeros(tensor.shape, dtype=dtype, device=tensor.device)]
-        if len({part.shape for part in parts}) > 1:
-            shapes = [tuple(part.shape[1:]) for part in parts]
-            raise ValueError(
-                f"{name} feeds tokens on several grids, {shapes}; ask for return_input_shape=True, "
-                "which adds their maps"
-            )
         maps.append(torch.stack(parts).sum(0))
     if silent and warn:
         warnings.warn(
@@ -72,12 +78,15 @@ def _feeding(
     found = []
     for index, places in stream.places.items():
         space = capture.spaces[index]
-        sources = [(space, torch.arange(space.size)), *capture.spaces.absorbed_into(space)]
-        named = [(s, table) for s, table in sources if s.name == name and s.kind == "token"]
-        fitted = [(_grid(s.coordinates, tensor), table) for s, table in named]
+        itself = torch.arange(space.size)[None]
+        sources = [(space, itself), *capture.spaces.absorbed_into(space)]
+        origin = capture.spaces.origin(name)
+        named = [(s, t) for s, t in sources if s.name == origin and s.kind == "token"]
+        fitted = [(_grid(s.coordinates, tensor), t) for s, t in named]
         for grid, table in sorted(fitted, key=lambda pair: pair[0] is None)[:1]:
             positions = torch.where(table >= 0, places[table.clamp(min=0)], -1).to(values.device)
-            picked = values[:, positions.clamp(min=0)]
+            positions = positions.expand(len(values), -1)
+            picked = values.gather(1, positions.clamp(min=0))
             found.append((grid, picked.masked_fill(positions < 0, 0.0)))
     return found
 
@@ -86,9 +95,24 @@ def _grid(coordinates: Tensor | None, tensor: Tensor) -> Grid | None:
     return None if coordinates is None else fit_grid(coordinates, tensor.shape)
 
 
+def _same_grid(one: Grid | None, other: Grid | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return (one.axes, one.counts, one.offset, one.stride) == (
+        other.axes, other.counts, other.offset, other.stride,
+    )  # fmt: skip
+
+
+def _describe(grid: Grid | None) -> str:
+    if grid is None:
+        return "no regular grid"
+    return f"{'×'.join(map(str, grid.counts))} from {grid.offset}"
+
+
 def _lay_out(
-    name: str, tensor: Tensor, grid: Grid | None, values: Tensor, interpolation: str | None
-) -> Tensor:
+    name: str, tensor: Tensor, grid: Grid | None, values: Tensor, interpolation: str | None, *,
+    spill: bool,
+) -> Tensor:  # fmt: skip
     values = values.to(tensor.device)
     if interpolation is None:
         return values if grid is None else grid.to_tokens(values)
@@ -98,4 +122,4 @@ def _lay_out(
             f"{tuple(tensor.shape)} could not be told: they form no regular grid. Use "
             "return_input_shape=False for one value per token"
         )
-    return grid.to_input(values, tensor.shape, interpolation)
+    return grid.to_input(values, tensor.shape, interpolation, spill=spill)

@@ -199,7 +199,8 @@ class Attention:
         ]
         rows = [i for i in rows if varies(shadow.planes[0], i)] or rows[-1:]
         lead = [i for i in range(weights.ndim) if i not in (*over_keys, *rows[-1:])]
-        source = Explicit(weights, (*lead, *rows[-1:], over_keys[0]), not rows)
+        operands = self._recorder.operands(weights)
+        source = Explicit(operands, (*lead, *rows[-1:], over_keys[0]), not rows)
         queries, keys = (p.permute(*lead, *rows[-1:], over_keys[0]) for p in shadow.planes)
         if not rows:
             queries, keys = queries.unsqueeze(-2), keys.unsqueeze(-2)
@@ -270,9 +271,10 @@ class Attention:
         if grouped:
             keys = keys.repeat_interleave(queries.shape[-2] // keys.shape[-2], -2)
         keys = keys.expand(*queries.shape[:-1], keys.shape[-1])
+        mask = given.get("attn_mask")
         source = Fused(
-            query, key, value, given.get("attn_mask"), bool(given.get("is_causal")),
-            given.get("scale"), grouped,
+            self._recorder.operands(query, key, value, *([] if mask is None else [mask])),
+            bool(given.get("is_causal")), given.get("scale"), grouped,
         )  # fmt: skip
         plane = queries.unsqueeze(-1).expand(result.shape)
         factors = tuple(shadow.ancestors for shadow in shadows)

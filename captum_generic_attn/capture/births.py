@@ -28,16 +28,17 @@ def of_rows(spaces: TokenSpaces, shadow: Shadow, shape: torch.Size, name: str) -
 
 
 def of_integers(
-    spaces: TokenSpaces, shadow: Shadow, weight: str, result: Tensor, name: str
+    spaces: TokenSpaces, shadow: Shadow, weight: str, index: Tensor, result: Tensor, name: str
 ) -> Shadow:
-    """Each integer becomes a token; of a parameter, if the integers come from no input."""
-    if not shadow.planes or not shadow.data:
-        return Shadow(Role.TOKENS, (spaces.of_parameter(weight, result.shape),))
+    """Each integer becomes a token; of a parameter, if the integers come from no argument."""
+    if not shadow.planes:
+        rows = spaces.of_table(weight, index.detach().cpu())
+        return Shadow(Role.TOKENS, (rows.unsqueeze(-1).expand(result.shape),))
     plane = spaces.born_of_rows(shadow.planes[0].unsqueeze(-1), shadow.ancestors)
     if plane is None:
         return shadow.without_tokens(name)
     planes = (plane.unsqueeze(-1).expand(result.shape),)
-    return Shadow(Role.TOKENS, planes, shadow.ancestors, data=True)
+    return Shadow(Role.TOKENS, planes, shadow.ancestors, data=shadow.data)
 
 
 def of_windows(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
@@ -45,7 +46,7 @@ def of_windows(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     operand, result = op.inputs[0], op.results[0]
     axes = int(op.name[-2])
     lost = shadow.without_tokens(op.name)
-    if not shadow.planes or operand.ndim != axes + 2 or not shadow.data:
+    if not shadow.planes or operand.ndim != axes + 2 or shadow.role < Role.RAW:
         return lost
     if shadow.role is not Role.RAW and any(varies(plane, 1) for plane in shadow.planes):
         return lost
@@ -56,15 +57,18 @@ def of_windows(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     if keeps_grid and shadow.role is not Role.RAW:
         return shadow.map(lambda plane: first_along(plane, 1).expand(result.shape))
     lines = shadow.planes[0][:, 0]
-    known = lines[0] >= 0
-    geometry = _windows(op)
-    centres = spaces.coordinates(torch.where(known, lines[0], lines[0].amax()))
-    if geometry is None or centres is None:
-        centres = None
-    elif (centres := window_centres(centres, known, *geometry, result.shape[2:])) is not None:
-        centres = centres.flatten(0, -2)
     one_parent = lines.reshape(len(lines), -1).amax(1).view(-1, *[1] * axes)
     parents = one_parent.expand(len(lines), *result.shape[2:])
+    geometry = _windows(op)
+    local = spaces.locate(lines)[2]
+    centres = None
+    if geometry is not None and bool((local == local[0]).all()):
+        known = lines[0] >= 0
+        centres = spaces.coordinates(torch.where(known, lines[0], lines[0].amax()))
+        if centres is not None:
+            centres = window_centres(centres, known, *geometry, result.shape[2:])
+        if centres is not None:
+            centres = centres.flatten(0, -2).repeat(len(lines), 1)
     plane = spaces.born(parents, centres, shadow.ancestors)
     if plane is None:
         return lost

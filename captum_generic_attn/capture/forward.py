@@ -66,6 +66,8 @@ def capture_forward(
     inputs: tuple[Tensor, ...],
     additional: tuple[Any, ...],
     choose: Callable[[Any], Tensor],
+    *,
+    copies: bool = False,
 ) -> Capture:
     """Run `forward_func(*inputs, *additional)` and record its recorder.
 
@@ -74,6 +76,7 @@ def capture_forward(
         inputs: tensors, batch first, of one batch size.
         additional: further arguments; their tensors make tokens too, but are not explained.
         choose: picks the tensor to explain from what `forward_func` returns.
+        copies: keep copies of what attention calls read, for a model that overwrites it.
 
     Raises:
         UnsupportedAttentionError: if attention hides in a scripted module.
@@ -94,11 +97,11 @@ def capture_forward(
     _check_devices(scope, dict(zip(names, (*inputs, *additional), strict=True)))
     spaces = TokenSpaces()
     transfer = Transfer(spaces, scope.parameters)
-    recorder = Recorder(transfer, scope, len(inputs[0]))
+    recorder = Recorder(transfer, scope, len(inputs[0]), copies=copies)
     with torch.inference_mode(mode=False), torch.enable_grad():
-        copies: dict[int, Tensor] = {}
+        aliases: dict[int, Tensor] = {}
         arguments = [
-            _traced(value, name, transfer, copies, explained=i < len(inputs))
+            _traced(value, name, transfer, aliases, len(inputs[0]), explained=i < len(inputs))
             for i, (value, name) in enumerate(zip((*inputs, *additional), names, strict=True))
         ]
         try:
@@ -150,28 +153,32 @@ def _argument_names(forward_func: Callable[..., Any], count: int) -> list[str]:
 
 
 def _traced(
-    value: object, name: str, transfer: Transfer, copies: dict[int, Tensor], *, explained: bool
-) -> Any:
-    """An argument as the model gets it: an alias of the user's tensor, with tokens to follow."""
+    value: object, name: str, transfer: Transfer, aliases: dict[int, Tensor], examples: int, *,
+    explained: bool,
+) -> Any:  # fmt: skip
+    """An argument as the model gets it: an alias of the user's tensor, with tokens to follow.
+
+    A tensor of another batch size belongs to all examples alike (position ids, the texts of a
+    zero-shot classifier): its tokens are nobody's.
+    """
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         return type(value)(
-            _traced(item, f"{name}[{i}]", transfer, copies, explained=False)
+            _traced(item, f"{name}[{i}]", transfer, aliases, examples, explained=False)
             for i, item in enumerate(value)
         )
     if not isinstance(value, Tensor):
         return value
-    if id(value) not in copies:
+    if id(value) not in aliases:
         plain = value.clone() if value.is_inference() else value
-        alias = plain.detach() if explained or plain is not value else plain
+        alias = plain.detach() if explained else plain.view_as(plain)
         if explained and alias.is_floating_point():
             alias.requires_grad_(True)  # the alias is ours
-        elif alias is value:
-            alias = plain.view_as(plain)  # shadows must not outlive the call on the user's tensor
-        copies[id(value)] = alias
+        aliases[id(value)] = alias
         if alias.ndim > 0 and alias.dtype != torch.bool:
-            plane = transfer.spaces.of_input(name, alias.shape)
-            transfer.shadows[alias] = Shadow(Role.RAW, (plane,), data=True)
-    return copies[id(value)]
+            shared = len(alias) != examples
+            plane = transfer.spaces.of_input(name, alias.shape, shared=shared)
+            transfer.shadows[alias] = Shadow(Role.RAW, (plane,), data=not shared)
+    return aliases[id(value)]
 
 
 class _CompilerPause:

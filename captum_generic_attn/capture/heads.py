@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.capture.planes import compact
-from captum_generic_attn.tokens.spaces import FOREIGN, TokenSpaces
+from captum_generic_attn.tokens.spaces import FOREIGN, STALE, TokenSpaces
 
 
 class Unreadable(Exception):  # noqa: N818 - it becomes a Refusal, never reaches the user
@@ -57,6 +57,16 @@ def group_heads(queries: Tensor, keys: Tensor, spaces: TokenSpaces, examples: in
     for axis in shared:
         queries, keys = queries.narrow(axis, 0, 1), keys.narrow(axis, 0, 1)
     queries, keys = queries.reshape(len(places), -1), keys.reshape(len(places), -1)
+    if bool((queries == STALE).any()) or bool((keys == STALE).any()):
+        raise Unreadable(
+            "padding that went through attention before is attended to again",
+            "pad with a parameter or an embedding, whose tokens can be followed",
+        )
+    if _repeats(queries) or _repeats(keys):
+        raise Unreadable(
+            "one token stands in several places of the sequence",
+            "relevance is not defined for copies of a token",
+        )
     if bool((keys == FOREIGN).any()) or bool((queries == FOREIGN).any()):
         raise Unreadable(
             "tokens come from a tensor that no input feeds (a filled key-value cache?)",
@@ -74,6 +84,12 @@ def group_heads(queries: Tensor, keys: Tensor, spaces: TokenSpaces, examples: in
             queries, keys = queries.expand(examples, -1), keys.expand(examples, -1)
         owners = torch.arange(len(places)) // (len(places) // examples)
     owners = owners.clamp(min=0)
+    seen = len(set(owners.tolist()))
+    if seen < examples:
+        raise Unreadable(
+            f"it reads tokens of {seen} of the {examples} examples",
+            "give every example its own tokens",
+        )
     rows = torch.cat([owners[:, None], queries.long(), keys.long()], 1)
     groups, member = torch.unique(rows, dim=0, return_inverse=True)
     if len(rows) % len(groups) or bool((member.bincount() != len(rows) // len(groups)).any()):
@@ -86,6 +102,12 @@ def group_heads(queries: Tensor, keys: Tensor, spaces: TokenSpaces, examples: in
     return Groups(
         queries[first], keys[first], owners[first], places[order].reshape(len(groups), -1)
     )
+
+
+def _repeats(rows: Tensor) -> bool:
+    """Whether a row holds an id twice."""
+    ranked = rows.sort(-1).values
+    return bool(((ranked.diff(dim=-1) == 0) & (ranked[:, 1:] >= 0)).any())
 
 
 def _owners(queries: Tensor, keys: Tensor, spaces: TokenSpaces) -> Tensor:

@@ -27,6 +27,7 @@ class Family(Enum):
     PAD = "pad"
     WRITE = "elements of the first argument are replaced"
     REDUCE = "axes are summed away"
+    MIX = "the result has the shape of the argument, but its tokens are mixed along an axis"
     LINEAR = "the last axis is mixed by a weight"
     WINDOW = "convolution and pooling"
     EMBEDDING = "integers become vectors"
@@ -41,7 +42,7 @@ _LISTS: dict[Family, str] = {
         zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros
         new_ones new_full new_empty new_tensor size dim ndim numel is_floating_point is_complex
         stride item tolist eq ne lt gt le ge isnan isinf isfinite argmax argmin argsort allclose
-        equal all any nonzero data_ptr get_device element_size cumsum shape dtype device layout
+        equal all any nonzero data_ptr get_device element_size shape dtype device layout
         requires_grad grad grad_fn is_leaf len bool int float hash repr format bernoulli
         is_contiguous storage_offset is_cuda names untyped_storage is_nested is_sparse
         is_inference is_meta is_mps is_quantized""",
@@ -60,11 +61,14 @@ _LISTS: dict[Family, str] = {
     Family.JOIN: "cat concat concatenate stack hstack vstack dstack column_stack row_stack",
     Family.PAD: "pad constant_pad_nd",
     Family.WRITE: """
-        setitem copy masked_scatter index_copy index_put index_add scatter scatter_add
-        select_scatter slice_scatter""",
+        setitem copy masked_scatter index_copy index_put scatter select_scatter
+        slice_scatter""",
     Family.REDUCE: """
         mean sum amax amin max min prod std var norm logsumexp nanmean nansum vector_norm median
         var_mean std_mean topk sort kthvalue mode""",
+    Family.MIX: """
+        cumsum cumprod cummax cummin logcumsumexp fft fft2 fftn ifft ifft2 ifftn rfft rfft2 rfftn
+        irfft irfft2 irfftn index_add scatter_add scatter_reduce index_reduce""",
     Family.LINEAR: "linear",
     Family.WINDOW: """
         conv1d conv2d conv3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d

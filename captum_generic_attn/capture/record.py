@@ -18,11 +18,35 @@ def _computing_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
+class OverwrittenError(RuntimeError):
+    """The model overwrote a tensor of an attention call; the forward pass must keep copies."""
+
+
+@dataclass(frozen=True, eq=False)
+class Operands:
+    """Tensors of an attention call, read after the forward pass, and their versions in it."""
+
+    tensors: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, *tensors: Tensor, copies: bool) -> Operands:
+        """Note tensors as they are now; with `copies`, whatever the model does to them later."""
+        kept = tuple(t.detach().clone() if copies else t.detach() for t in tensors)
+        return cls(kept, tuple(t._version for t in kept))  # noqa: SLF001
+
+    def __getitem__(self, place: int) -> Tensor:
+        tensor = self.tensors[place]
+        if tensor._version != self.versions[place]:  # noqa: SLF001
+            raise OverwrittenError("an attention operand was modified by an inplace operation")
+        return tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Explicit:
     """Probabilities that the model computed itself; `order` brings their axes to [..., q, k]."""
 
-    tensor: Tensor
+    operands: Operands
     order: tuple[int, ...]
     single_query: bool
 
@@ -32,36 +56,35 @@ class Explicit:
 
     def probabilities(self) -> Tensor:
         """P `[..., H, Nq, Nk]`."""
-        return self._arrange(self.tensor.detach()).to(_computing_dtype(self.tensor))
+        tensor = self.operands[0]
+        return self._arrange(tensor).to(_computing_dtype(tensor))
 
     def gradient(self, gradient: Tensor) -> Tensor:
-        """Its gradient, from the gradient of `tensor`."""
-        return self._arrange(gradient).to(_computing_dtype(self.tensor))
+        """Its gradient, from the gradient of the tensor."""
+        return self._arrange(gradient).to(_computing_dtype(gradient))
 
 
 @dataclass(frozen=True, eq=False)
 class Fused:
-    """The operands of `scaled_dot_product_attention`."""
+    """`scaled_dot_product_attention`; its operands are query, key, value and perhaps a mask."""
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
+    operands: Operands
     causal: bool
     scale: float | None
     grouped: bool
 
     def probabilities(self) -> Tensor:
         """P `[..., H, Nq, Nk]`; rows that the mask leaves nothing are zero, as in the kernel."""
-        dtype = _computing_dtype(self.query)
-        query, key = self.query.detach().to(dtype), self._for_heads(self.key).to(dtype)
+        dtype = _computing_dtype(self.operands[0])
+        query = self.operands[0].to(dtype)
+        key = self._for_heads(self.operands[1]).to(dtype)
         scale = 1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale
         logits = query @ key.mT * scale
         if self.causal:
             allowed = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
             logits = logits.masked_fill(~allowed, -math.inf)
-        if self.mask is not None:
-            mask = self.mask.detach()
+        if len(self.operands.tensors) > 3:
+            mask = self.operands[3]
             blocked = mask.dtype == torch.bool
             logits = logits.masked_fill(~mask, -math.inf) if blocked else logits + mask.to(dtype)
         empty = (logits == -math.inf).all(-1, keepdim=True)
@@ -69,13 +92,14 @@ class Fused:
 
     def gradient(self, gradient: Tensor) -> Tensor:
         """The gradient of P, from the gradient of the kernel's output."""
-        dtype = _computing_dtype(self.query)
-        return gradient.to(dtype) @ self._for_heads(self.value).to(dtype).mT
+        value = self.operands[2]
+        dtype = _computing_dtype(value)
+        return gradient.to(dtype) @ self._for_heads(value).to(dtype).mT
 
     def _for_heads(self, tensor: Tensor) -> Tensor:
-        tensor = tensor.detach()
         if self.grouped:
-            return tensor.repeat_interleave(self.query.shape[-3] // tensor.shape[-3], -3)
+            heads = self.operands.tensors[0].shape[-3]
+            return tensor.repeat_interleave(heads // tensor.shape[-3], -3)
         return tensor
 
 

@@ -14,10 +14,11 @@ from torch.autograd.graph import get_gradient_edge
 
 from captum_generic_attn.capture.heads import Unreadable, group_heads
 from captum_generic_attn.capture.planes import compact
-from captum_generic_attn.capture.record import AttentionRecord, Explicit, Fused
+from captum_generic_attn.capture.record import AttentionRecord, Explicit, Fused, Operands
 from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.transfer import Transfer
+from captum_generic_attn.tokens.spaces import PADDING, STALE
 from captum_generic_attn.tokens.streams import TokenStreams
 
 
@@ -30,6 +31,7 @@ class Refusal:
     module_type: str
     seen: str
     advice: str
+    harmless: bool = False  # no token of an input takes part
 
     def __str__(self) -> str:
         where = f"{self.module or 'the forward function'} ({self.module_type})"
@@ -47,18 +49,24 @@ def kernel_refusal(name: str) -> tuple[str, str]:
 class Recorder:
     """The attention calls of one forward pass, in execution order."""
 
-    def __init__(self, transfer: Transfer, scope: Scope, examples: int) -> None:
+    def __init__(
+        self, transfer: Transfer, scope: Scope, examples: int, *, copies: bool = False
+    ) -> None:
         self.records: list[AttentionRecord] = []
         self.refusals: list[Refusal] = []
         self.softmaxes: list[Softmax] = []
         self.streams = TokenStreams(transfer.spaces)
         self.dropout_seen = False
         self._calls = 0
-        self._read: dict[int, Tensor] = {}
         self._met: dict[int, Softmax] = {}
         self._transfer = transfer
         self._scope = scope
         self._examples = examples
+        self._copies = copies
+
+    def operands(self, *tensors: Tensor) -> Operands:
+        """The tensors of a call, to be read after the forward pass."""
+        return Operands.of(*tensors, copies=self._copies)
 
     def refuse(self, seen: str, advice: str) -> None:
         """Note that the running module made a call that cannot be explained."""
@@ -78,6 +86,8 @@ class Recorder:
         softmax: Softmax | None,
     ) -> None:  # fmt: skip
         """Make a record of a call whose result is `result` and whose gradient is taken `at`."""
+        if plane is not None and bool((compact(plane) == PADDING).any()):
+            plane = torch.where(plane == PADDING, STALE, plane)
         planes = () if plane is None else (plane,)
         passed = Shadow(Role.TOKENS, planes, factors[0] | factors[1], data=True)
         self._transfer.shadows[result] = passed
@@ -88,15 +98,22 @@ class Recorder:
                     "autograd.Function or inference_mode inside the model)",
                     "use torch.utils.checkpoint with use_reentrant=False, or torch.no_grad",
                 )
-            queries = self._found(queries, factors[0])
-            keys = self._found(keys, factors[1])
+            self._check_lost(queries)
+            self._check_lost(keys)
+            if self._shared(queries) and self._shared(keys):
+                place = self._scope.current()
+                seen = "attention between tokens of an argument that all examples share"
+                advice = "give every example its own if its tokens are to be explained"
+                self.refusals.append(
+                    Refusal(self._next_index(), *place, seen, advice, harmless=True)
+                )
+                return
             groups = group_heads(queries, keys, self._transfer.spaces, self._examples)
             self._check_streams(groups.query_tokens, groups.key_tokens)
         except Unreadable as problem:
             self.refuse(problem.seen, problem.advice)
             return
         index = self._next_index()
-        self._read[index] = groups.query_tokens
         self.records.append(
             AttentionRecord(
                 index, *self._scope.current(), source, get_gradient_edge(at), groups.query_tokens,
@@ -107,26 +124,21 @@ class Recorder:
             self._met[index] = softmax
         self._transfer.shadows[result] = replace(passed, ancestors=frozenset([index]))
 
-    def _found(self, rows: Tensor, ancestors: frozenset[int]) -> Tensor:
-        """Rows whose tokens were lost on the way are those of the call before, if as many."""
+    def _check_lost(self, rows: Tensor) -> None:
         spaces = self._transfer.spaces
-        lost = [spaces[i] for i in spaces.indices(compact(rows)) if spaces[i].kind == "unknown"]
-        if not lost:
-            return rows
-        unreadable = Unreadable(
-            f"its tokens could not be followed through {lost[0].name}",
-            "write that step with operations that keep tokens apart, or leave the call out with "
-            "layers=",
-        )
-        if not ancestors:
-            raise unreadable
-        before = self._read[max(ancestors)]
-        count = rows[..., 0].numel()
-        if before.shape[-1] != rows.shape[-1] or len(before) != self._examples or (
-            count % self._examples
-        ):  # fmt: skip
-            raise unreadable
-        return before.repeat_interleave(count // self._examples, 0).view(rows.shape)
+        found = spaces.indices(compact(rows))
+        lost = dict.fromkeys(spaces[i].name for i in found if spaces[i].kind == "unknown")
+        if lost:
+            raise Unreadable(
+                f"its tokens could not be followed through {', '.join(lost)}",
+                "write that step with operations that keep tokens apart, or leave the call out "
+                "with layers=",
+            )
+
+    def _shared(self, rows: Tensor) -> bool:
+        spaces = self._transfer.spaces
+        found = spaces.indices(compact(rows))
+        return bool(found) and all(spaces[i].kind == "shared" for i in found)
 
     def _check_streams(self, queries: Tensor, keys: Tensor) -> None:
         spaces = self._transfer.spaces

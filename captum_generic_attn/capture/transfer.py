@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_generic_attn.capture import births
 from captum_generic_attn.capture.operations import Family, Operation, on_cpu, tensors_in
@@ -28,6 +29,7 @@ class Transfer:
         self.spaces = spaces
         self.shadows = Shadows()
         self._parameters = parameters
+        self._written: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._families: dict[Family, Callable[[Operation], None]] = {
             Family.SAME: self._same,
             Family.SHAPE: self._shape,
@@ -35,6 +37,7 @@ class Transfer:
             Family.PAD: self._pad,
             Family.WRITE: self._write,
             Family.REDUCE: self._reduce,
+            Family.MIX: self._mix,
             Family.LINEAR: self._linear,
             Family.WINDOW: self._window,
             Family.EMBEDDING: self._embedding,
@@ -46,17 +49,28 @@ class Transfer:
     def of(self, tensor: Tensor) -> Shadow:
         """The shadow of a tensor; a parameter gets one when it is first asked for."""
         if tensor in self.shadows:
-            return self.shadows[tensor]
-        name = self._parameters.get(id(tensor))
-        if name is None or tensor.ndim == 0 or not tensor.is_floating_point():
+            shadow = self.shadows[tensor]
+            base = tensor._base  # noqa: SLF001
+            if base is not None and base in self._written:  # through another view, perhaps
+                written = self.shadows[base].ancestors
+                return replace(shadow, ancestors=shadow.ancestors | written)
+            return shadow
+        if not self.knows(tensor) or tensor.ndim == 0:
             return NO_SHADOW
-        planes = (self.spaces.of_parameter(name, tensor.shape),)
-        self.shadows[tensor] = Shadow(Role.PARAMETER, planes)
-        return self.shadows[tensor]
+        name = self._parameters.get(id(tensor), "a parameter")
+        if tensor.grad_fn is None or id(tensor) in self._parameters:
+            planes = (self.spaces.of_parameter(name, tensor.shape),)
+            self.shadows[tensor] = Shadow(Role.PARAMETER, planes)
+            return self.shadows[tensor]
+        return Shadow(Role.TOKENS, data=True, lost="a function that torch does not show (a script)")
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether a tensor has a shadow, or would get one."""
-        return tensor in self.shadows or id(tensor) in self._parameters
+        if tensor in self.shadows:
+            return True
+        return tensor.is_floating_point() and (
+            id(tensor) in self._parameters or tensor.requires_grad
+        )
 
     def tokens_of(self, tensor: Tensor, name: str) -> Shadow:
         """The shadow of a tensor that is about to be read as tokens, its last axis as features."""
@@ -85,6 +99,39 @@ class Transfer:
         ]  # fmt: skip
         if results:
             self._families[family](Operation(name, func, args, kwargs, inputs, results))
+        if in_place:
+            self._write_through(results, name)
+
+    def _write_through(self, results: Sequence[Tensor], name: str) -> None:
+        """What is written into a view stands in the tensor that it is a view of."""
+        for result in results:
+            if not self.knows(result):
+                continue
+            base = result if result._base is None else result._base  # noqa: SLF001
+            self._written[base] = True
+            if base is result:
+                continue
+            whole, part = self.of(base), self.of(result)
+            merged = replace(
+                whole, ancestors=whole.ancestors | part.ancestors, data=whole.data or part.data
+            )
+            pairs = part.role >= Role.LOGITS
+            if not part.planes:
+                self.shadows[base] = merged
+            elif not base.is_contiguous() or (
+                whole.planes and pairs != (whole.role >= Role.LOGITS)
+            ):
+                self.shadows[base] = merged.without_tokens(f"{name} through a view")
+            else:
+                blank = torch.full(base.shape, PADDING, dtype=torch.int32)
+                planes = []
+                for old, new in zip(whole.planes or [blank] * 2, part.planes, strict=False):
+                    plane = old.contiguous().clone()
+                    offset = result.storage_offset() - base.storage_offset()
+                    plane.as_strided(result.shape, result.stride(), offset).copy_(new)
+                    planes.append(plane)
+                role = max(whole.role, part.role)
+                self.shadows[base] = replace(merged, role=role, planes=tuple(planes))
 
     def _same(self, op: Operation) -> None:
         shadow = self.of(op.inputs[0])
@@ -133,14 +180,31 @@ class Transfer:
             return lost
         for tensor, shadow in found:
             if (
+                shadow.role is Role.RAW and main.role is Role.TOKENS and name in ("add", "sub")
+                and tensor.shape == result.shape == best.shape and varies(shadow.planes[0], -1)
+            ):  # fmt: skip
+                shadow = self.tokens_of(tensor, name)  # features added to tokens
+            if shadow is not main and shadow.role is main.role is Role.RAW and (
+                tensor.shape == result.shape == best.shape
+            ):  # fmt: skip
+                self.spaces.same_input(main.planes[0], shadow.planes[0])
+            if (
                 shadow is not main and shadow.data and shadow.role is main.role is Role.TOKENS
-                and shadow.planes and tensor.shape == result.shape == best.shape
+                and shadow.planes and main.data and tensor.shape == result.shape == best.shape
                 and not same_plane(main.planes[0], shadow.planes[0])
             ):  # fmt: skip
-                self.spaces.same(main.planes[0], shadow.planes[0])
+                try:
+                    self.spaces.same(main.planes[0], shadow.planes[0])
+                except ValueError:
+                    return lost  # neighbours are merged
         # A parameter that is computed with is no longer a weight, but perhaps a token.
         role = Role.TOKENS if main.role is Role.PARAMETER else main.role
         return replace(main, role=role, planes=planes, ancestors=ancestors, data=data)
+
+    def _mix(self, op: Operation) -> None:
+        for result in op.results:
+            if _is_value(result):  # sums of masks are positions, and say nothing of their tokens
+                self.shadows[result] = self.of(op.inputs[0]).without_tokens(op.name)
 
     def _linear(self, op: Operation) -> None:
         self.shadows[op.results[0]] = self.mixed(op.inputs[0], op.results[0], op.name)
@@ -178,7 +242,9 @@ class Transfer:
         label = self._parameters.get(id(weight), op.name)
         shadow = self.of(index)
         result = op.results[0]
-        self.shadows[result] = births.of_integers(self.spaces, shadow, label, result, op.name)
+        self.shadows[result] = births.of_integers(
+            self.spaces, shadow, label, index, result, op.name
+        )
 
     def _window(self, op: Operation) -> None:
         shadow = self.of(op.inputs[0])
@@ -253,10 +319,6 @@ class Transfer:
         self.shadows[result] = replace(
             source, role=role, planes=tuple(planes), ancestors=ancestors, data=data
         )
-        base = result._base  # noqa: SLF001 - a view was written: its base holds the values
-        if base is not None and base in self.shadows:
-            known = self.shadows[base]
-            self.shadows[base] = replace(known, ancestors=known.ancestors | ancestors)
 
     def _reduce(self, op: Operation) -> None:
         if len(op.inputs) > 1 and isinstance(op.args[-1], Tensor):  # max(a, b): element by element

@@ -5,12 +5,13 @@ other, `grid` maps a value per token back to the shape of the input that it came
 """
 
 from captum_generic_attn.tokens.grid import Grid, fit_grid
-from captum_generic_attn.tokens.spaces import FOREIGN, PADDING, Space, TokenSpaces
+from captum_generic_attn.tokens.spaces import FOREIGN, PADDING, STALE, Space, TokenSpaces
 from captum_generic_attn.tokens.streams import TokenStream, TokenStreams
 
 __all__ = [
     "FOREIGN",
     "PADDING",
+    "STALE",
     "Grid",
     "Space",
     "TokenSpaces",

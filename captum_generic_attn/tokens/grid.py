@@ -35,41 +35,52 @@ class Grid:
         """Lay `[B, n]` token values out on the grid: `[B, *counts]`."""
         return values[:, self.order.to(values.device)].reshape(len(values), *self.counts)
 
-    def to_input(self, values: Tensor, shape: torch.Size, interpolation: str) -> Tensor:
+    def to_input(
+        self, values: Tensor, shape: torch.Size, interpolation: str, *, spill: bool = True
+    ) -> Tensor:
         """Spread `[B, n]` token values over an input of `shape`, undivided.
 
         An element takes the value of the token whose cell it lies in (`"nearest"`) or a linear
         mixture of its neighbours (`"bilinear"`); beyond the last centre the outermost value goes
-        on. Axes along which tokens do not differ (channels, features) repeat the value.
+        on. The rest that strides leave at an edge, less than a cell, takes the nearest cell's value
+        with `spill`; what is further out was not read and gets 0. Axes along which tokens do not
+        differ (channels, features) repeat the value.
         """
         tokens = self.to_tokens(values)
         sizes = [shape[axis] for axis in self.axes]
         if any(s != 1.0 or o != 0.0 for s, o in zip(self.stride, self.offset, strict=True)) or (
             sizes != list(self.counts)
         ):
-            tokens = self._resample(tokens, sizes, interpolation)
+            tokens = self._resample(tokens, sizes, interpolation, spill=spill)
         broadcast = [n if i in (0, *self.axes) else 1 for i, n in enumerate(shape)]
         return tokens.reshape(broadcast).expand(shape).contiguous()
 
-    def _resample(self, tokens: Tensor, sizes: list[int], interpolation: str) -> Tensor:
+    def _resample(
+        self, tokens: Tensor, sizes: list[int], interpolation: str, *, spill: bool
+    ) -> Tensor:
         missing = max(0, 2 - len(self.axes))  # grid_sample knows two and three axes
         counts = (1,) * missing + self.counts
         positions = [torch.zeros(1, dtype=tokens.dtype, device=tokens.device)] * missing
+        inside = torch.ones((), dtype=torch.bool, device=tokens.device)
         for size, offset, stride, count in zip(
             sizes, self.offset, self.stride, self.counts, strict=True
         ):
             at = torch.arange(size, dtype=tokens.dtype, device=tokens.device)
-            cell = ((at - offset) / stride).clamp(0, count - 1)
+            cell = (at - offset) / stride
+            reach = 0.5 + (1 - 1 / stride if spill else 0) + 1e-6
+            inside = inside.unsqueeze(-1) & ((cell >= -reach) & (cell <= count - 1 + reach))
+            cell = cell.clamp(0, count - 1)
             positions.append((2 * cell + 1) / count - 1)
         mesh = torch.meshgrid(*positions, indexing="ij")
         points = torch.stack(mesh[::-1], -1).unsqueeze(0).expand(len(tokens), *[-1] * len(mesh), -1)
-        return F.grid_sample(
+        values = F.grid_sample(
             tokens.reshape(len(tokens), 1, *counts),
             points,
             mode="nearest" if interpolation == "nearest" else "bilinear",
             padding_mode="border",
             align_corners=False,
         ).reshape(len(tokens), *sizes)
+        return values * inside
 
 
 def fit_grid(coordinates: Tensor, shape: torch.Size) -> Grid | None:
@@ -103,7 +114,10 @@ def fit_grid(coordinates: Tensor, shape: torch.Size) -> Grid | None:
         offset.append(float(levels[0]))
         stride.append(float(steps[0]) if len(steps) else float(shape[axis + 1]))
         places.append(torch.bucketize(centres, levels))
-    if math.prod(counts) != len(coordinates) or not axes:
+    if not axes:  # one token: it covers everything, wherever its axis is
+        axes, counts, offset, stride = [1], [1], [0.0], [float(shape[1])]
+        places = [torch.zeros(len(coordinates), dtype=torch.long)]
+    if math.prod(counts) != len(coordinates):
         return None
     cell = torch.zeros(len(coordinates), dtype=torch.long)
     for place, count in zip(places, counts, strict=True):

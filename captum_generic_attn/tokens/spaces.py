@@ -23,8 +23,10 @@ PADDING = -1
 """Plane value of elements that belong to no token: padding and constants."""
 FOREIGN = -2
 """Plane value of elements that came from outside the forward pass, such as a filled cache."""
+STALE = -3
+"""Plane value of padding that has been through attention as a query."""
 
-Kind = Literal["element", "token", "parameter", "unknown"]
+Kind = Literal["element", "token", "parameter", "shared", "unknown"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,7 @@ class TokenSpaces:
     def __init__(self) -> None:
         self._spaces: list[Space] = []
         self._same: dict[tuple[int, int], Tensor] = {}
+        self._origins: dict[str, str] = {}
         self._attended: set[int] = set()
         self._table: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -82,13 +85,19 @@ class TokenSpaces:
         self._table = None
         return space
 
-    def of_input(self, name: str, shape: torch.Size) -> Tensor:
-        """Number the elements of an input; returns a plane of its shape."""
+    def of_input(self, name: str, shape: torch.Size, *, shared: bool = False) -> Tensor:
+        """Number the elements of an input; returns a plane of its shape.
+
+        With `shared`, the input is no batch: all examples share its tokens.
+        """
+        if shared:
+            space = self._open(math.prod(shape), 0, name, "shared")
+            return torch.arange(space.base, space.stop, dtype=torch.int32).view(shape)
         size = math.prod(shape[1:])
-        grid = [torch.arange(n, dtype=torch.float64) for n in shape[1:]]
+        axes = [torch.arange(n, dtype=torch.float64) for n in shape[1:]]
         coordinates = (
-            torch.stack([c.reshape(-1) for c in torch.meshgrid(*grid, indexing="ij")], -1)
-            if grid
+            torch.stack([c.reshape(-1) for c in torch.meshgrid(*axes, indexing="ij")], -1)
+            if axes
             else torch.zeros(1, 0, dtype=torch.float64)
         )
         space = self._open(size, shape[0], name, "element", coordinates)
@@ -101,21 +110,27 @@ class TokenSpaces:
         ids = torch.arange(space.base, space.stop, dtype=torch.int32).view(tokens)
         return ids.unsqueeze(-1).expand(shape)
 
+    def of_table(self, name: str, index: Tensor) -> Tensor:
+        """Number the rows of a parameter that `index` draws; a plane of its shape."""
+        rows, drawn = torch.unique(index, return_inverse=True)
+        space = self._open(len(rows), 0, name, "parameter")
+        ids: Tensor = space.base + drawn
+        return ids.to(torch.int32)
+
     def unknown(self, shape: torch.Size, reason: str) -> Tensor:
         """Number tokens whose origin was lost at the operation `reason`."""
         space = self._open(math.prod(shape), 0, reason, "unknown")
         return torch.arange(space.base, space.stop, dtype=torch.int32).view(shape)
 
     def born(
-        self, parents: Tensor, coordinates: Tensor | None, births: frozenset[int]
+        self, parents: Tensor, centres: Tensor | None, births: frozenset[int]
     ) -> Tensor | None:
         """Open a space with one token for each entry of `parents`.
 
         Args:
-            parents: `[*tokens]`, the id of one (any) parent of each new token; it tells the input
-                and the example that the token belongs to.
-            coordinates: `[size, d]` centres in that input of one example's tokens, in their order,
-                or `None` if unknown.
+            parents: `[*tokens]`, the id of one parent of each new token; it tells the input and
+                the example that the token belongs to, and its place among them.
+            centres: `[tokens, d]` centres in that input, or `None` if unknown.
             births: the attention calls that the parents had been through.
 
         Returns:
@@ -123,56 +138,56 @@ class TokenSpaces:
             examples of one input, so that they cannot be numbered.
         """
         flat = parents.reshape(-1).long()
-        known = flat[flat >= 0]
-        if not len(known):
-            return None
         index, example, _ = self.locate(flat)
-        source = self[int(index[flat >= 0][0])]
-        if bool((index != source.index).any()):
+        if not len(flat) or int(index[0]) < 0 or bool((index != index[0]).any()):
             return None
+        source = self[int(index[0])]
         examples = max(source.examples, 1)
         if len(flat) % examples:
             return None
         size = len(flat) // examples
-        order = torch.argsort(example, stable=True)
+        order = torch.argsort(flat, stable=True)  # by example, then by place in the input
         if bool((example[order].view(examples, size) != example[order][::size, None]).any()):
             return None
-        if coordinates is not None and len(coordinates) != size:
-            return None
-        kind: Kind = "token" if source.examples else "parameter"
+        if centres is not None:
+            centres = centres.reshape(len(flat), -1)[order].view(examples, size, -1)
+            centres = centres[0] if bool((centres == centres[0]).all()) else None
+        kind: Kind = "token" if source.examples else source.kind
         for space in self._spaces:
             if (
                 space.kind == kind == "token"
                 and space.index not in self._attended
-                and coordinates is not None
+                and centres is not None
                 and space.coordinates is not None
                 and (space.size, space.name, space.births) == (size, source.name, births)
-                and coordinates.shape[-1] > 1
-                and torch.equal(space.coordinates, coordinates)
+                and centres.shape[-1] > 1
+                and torch.equal(space.coordinates, centres)
             ):
                 break  # the same patches, read again: a stem's shortcut
         else:
-            space = self._open(size, source.examples, source.name, kind, coordinates, births)
+            space = self._open(size, source.examples, source.name, kind, centres, births)
         ids = torch.empty_like(flat)
         ids[order] = torch.arange(space.base, space.stop)
         return ids.to(torch.int32).view(parents.shape)
 
     def born_of_rows(self, parents: Tensor, births: frozenset[int]) -> Tensor | None:
         """Open a space with one token for each row of parents: `[*tokens, m]` to `[*tokens]`."""
-        most = parents.amax(-1)
-        least = torch.where(parents < 0, most.unsqueeze(-1), parents).amin(-1)
-        if not torch.equal(self.locate(most)[1], self.locate(least)[1]):
+        rows = parents.reshape(-1, parents.shape[-1])
+        most = rows.amax(-1)
+        rows = torch.where(rows < 0, most.unsqueeze(-1), rows)
+        index, example, local = self.locate(torch.stack([most, rows.amin(-1)]))
+        if not torch.equal(example[0], example[1]) or not torch.equal(index[0], index[1]):
             return None
-        example = self.locate(most.reshape(-1))[1]
-        first = example == example.max()
-        rows = parents.reshape(-1, parents.shape[-1])[first]
-        centres = self.coordinates(torch.where(rows < 0, most.reshape(-1)[first, None], rows))
-        if centres is None:
-            return self.born(most, None, births)
-        weight = (rows >= 0).unsqueeze(-1).to(centres.dtype)
-        mean = (centres * weight).sum(-2) / weight.sum(-2).clamp(min=1)
-        mean = mean.mul(4096).round().div(4096)  # sums in another order must give the same centre
-        return self.born(most, mean, births)
+        same = self.locate(rows)[2] if bool((local >= 0).all()) else local[0, :, None]
+        # Rows that hold the same elements of their examples have the same centre.
+        _, first, member = _unique_rows(same)
+        centres = self.coordinates(rows[first])
+        if centres is not None:
+            weight = (parents.reshape(rows.shape)[first] >= 0).unsqueeze(-1).to(centres.dtype)
+            centres = (centres * weight).sum(-2) / weight.sum(-2).clamp(min=1)
+            centres = centres.mul(4096).round().div(4096)  # the order of sums must not matter
+            centres = centres[member]
+        return self.born(most.view(parents.shape[:-1]), centres, births)
 
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Space index, example (-1: all) and local number of each id; all -1 for no token."""
@@ -183,7 +198,7 @@ class TokenSpaces:
                 torch.tensor([s.examples == 0 for s in self._spaces]),
             )
         bases, sizes, shared = self._table
-        ids = ids.long()
+        ids = ids.long().contiguous()
         index = torch.bucketize(ids, bases, right=True) - 1
         index = torch.where(ids < 0, -1, index)
         inside = ids - bases[index]
@@ -212,29 +227,59 @@ class TokenSpaces:
         return list(found)
 
     def same(self, kept: Tensor, absorbed: Tensor) -> None:
-        """Note that two planes of one shape were summed: `absorbed` lives on as `kept`."""
+        """Note that two planes of one shape were summed: `absorbed` lives on as `kept`.
+
+        Raises:
+            ValueError: if tokens of one space were added to each other, which merges them.
+        """
         for axis in range(kept.ndim):
             if kept.stride(axis) == absorbed.stride(axis) == 0:
                 kept, absorbed = kept.narrow(axis, 0, 1), absorbed.narrow(axis, 0, 1)
         to, _, to_local = self.locate(kept.reshape(-1))
         of, example, of_local = self.locate(absorbed.reshape(-1))
+        shared = set(of.tolist()) & set(to.tolist()) - {-1}
+        if any(bool(((of == i) & (to == i) & (of_local != to_local)).any()) for i in shared):
+            raise ValueError("tokens are added to each other")
         for a in set(of.tolist()):
             for k in set(to[of == a].tolist()):
                 if a < 0 or k < 0 or a == k or (a, k) in self._same or (k, a) in self._same:
                     continue
-                pick = (of == a) & (to == k) & (example == example[of == a].min())
-                table = torch.full((self[a].size,), -1, dtype=torch.long)
-                table[of_local[pick]] = to_local[pick]
+                pick = (of == a) & (to == k)
+                table = torch.full((max(self[a].examples, 1), self[a].size), -1)
+                table[example[pick].clamp(min=0), of_local[pick]] = to_local[pick]
                 self._same[a, k] = table
 
+    def same_input(self, kept: Tensor, absorbed: Tensor) -> None:
+        """Note that two inputs were summed, element by element, before any token was born."""
+        (to, _, place), (of, _, other) = self.locate(kept), self.locate(absorbed)
+        if torch.equal(place, other):
+            self._origins[self[int(of.max())].name] = self[int(to.max())].name
+
+    def origin(self, name: str) -> str:
+        """The input whose tokens an input feeds: itself, or the one that it was added to."""
+        while name in self._origins:
+            name = self._origins[name]
+        return name
+
     def absorbed_into(self, space: Space) -> list[tuple[Space, Tensor]]:
-        """Spaces summed into this one, each with `[size]` local numbers in this space or -1."""
-        found: dict[int, Tensor] = {space.index: torch.arange(space.size)}
+        """Spaces summed into this one, with `[examples, size]` local numbers in it, or -1."""
+        examples = max(space.examples, 1)
+        found = {space.index: torch.arange(space.size).expand(examples, -1)}
         frontier = [space.index]
         while frontier:
             k = frontier.pop()
             for (a, into), table in self._same.items():
                 if into == k and a not in found:
-                    found[a] = torch.where(table >= 0, found[k][table.clamp(min=0)], -1)
+                    known = found[k].expand(max(len(found[k]), len(table)), -1)
+                    through = known.gather(1, table.clamp(min=0).expand(len(known), -1))
+                    found[a] = torch.where(table >= 0, through, -1)
                     frontier.append(a)
         return [(self[i], table) for i, table in found.items() if i != space.index]
+
+
+def _unique_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distinct rows, the place of one of each, and which of them each row is."""
+    distinct, member = torch.unique(rows, dim=0, return_inverse=True)
+    first = torch.empty(len(distinct), dtype=torch.long)
+    first[member.flip(0)] = torch.arange(len(rows) - 1, -1, -1)
+    return distinct, first, member
