@@ -394,16 +394,29 @@ def test_a_picture_and_its_mirror():
 
 
 def test_one_tensor_for_two_inputs():
-    """What an input gets does not hang on whether another input is the same object."""
+    """An object that is given twice is one input: both places get all that its tokens gave.
+
+    Self-attention is called with one tensor for queries, keys and values; as three tensors they
+    would be three streams.
+    """
     one, other = tiny_vit(), tiny_vit(seed=4)
 
     def forward(first, second):
         return one(first) + other(second)
 
-    expected = GenericAttention(forward).attribute((pictures(), pictures()), 1)
+    apart = GenericAttention(forward).attribute((pictures(), pictures()), 1)
     same = pictures()
-    ours = GenericAttention(forward).attribute((same, same), 1)
-    assert all(close(mine, its) for mine, its in zip(ours, expected, strict=True))
+    first, second = GenericAttention(forward).attribute((same, same), 1)
+    assert torch.equal(first, second)
+    assert close(first, apart[0] + apart[1])
+
+    torch.manual_seed(0)
+    attention = torch.nn.MultiheadAttention(8, 2, batch_first=True).double().eval()
+    words = torch.randn(2, 5, 8, dtype=torch.float64)
+    query, key, value = GenericAttention(attention, output=0).attribute((words,) * 3, (1, 2))
+    assert query.any()
+    assert torch.equal(query, key)
+    assert torch.equal(query, value)
 
 
 def test_two_pictures_through_one_model():
