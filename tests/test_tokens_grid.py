@@ -1,0 +1,253 @@
+"""Grids: from a value per token to a map of an input, against loops and PyTorch's interpolation."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from captum_generic_attn.tokens.grid import Grid, fit_grid
+
+LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def centres(counts: list[int], stride: list[float], offset: list[float]) -> Tensor:
+    """Centres of a grid of tokens behind one axis along which they do not differ (channels)."""
+    lines = [[o + s * i for i in range(n)] for n, s, o in zip(counts, stride, offset, strict=True)]
+    return torch.tensor([(1.0, *c) for c in itertools.product(*lines)], dtype=torch.float64)
+
+
+def fitted(coordinates: Tensor, *shape: int) -> Grid:
+    grid = fit_grid(coordinates, torch.Size(shape))
+    assert grid is not None
+    return grid
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+# --- fitting
+
+
+def test_patches_of_a_picture() -> None:
+    grid = fitted(centres([2, 3], [16, 16], [7.5, 7.5]), 1, 3, 32, 48)
+    assert grid.axes == (2, 3)
+    assert grid.counts == (2, 3)
+    assert grid.offset == (7.5, 7.5)
+    assert grid.stride == (16.0, 16.0)
+    assert grid.order.tolist() == list(range(6))
+
+
+def test_words_of_a_sentence() -> None:
+    grid = fitted(torch.arange(5.0)[:, None], 2, 5)
+    assert (grid.axes, grid.counts, grid.offset, grid.stride) == ((1,), (5,), (0.0,), (1.0,))
+
+
+def test_regions_differ_along_one_axis() -> None:
+    grid = fitted(torch.tensor([[0.0, 3.5], [1.0, 3.5], [2.0, 3.5]]), 2, 3, 8)
+    assert (grid.axes, grid.counts) == ((1,), (3,))
+
+
+@pytest.mark.parametrize(
+    ("counts", "size"), [([1, 3], (8, 24)), ([3, 1], (24, 8)), ([1, 1], (8, 8))]
+)
+def test_a_picture_keeps_both_axes(counts: list[int], size: tuple[int, int]) -> None:
+    """However narrow it is: `[B, h, w]` is always told apart from a sentence."""
+    grid = fitted(centres(counts, [8, 8], [3.5, 3.5]), 1, 3, *size)
+    assert grid.counts == tuple(counts)
+    values = draw(2, counts[0] * counts[1])
+    assert grid.to_tokens(values).shape == (2, *counts)
+    whole = grid.to_input(values, torch.Size([2, 3, *size]), "nearest")
+    expected = values.view(2, 1, *counts).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    assert torch.equal(whole, expected.expand(-1, 3, -1, -1))
+
+
+def test_a_single_word() -> None:
+    grid = fitted(torch.zeros(1, 1), 2, 1)
+    values = draw(2, 1)
+    assert torch.equal(grid.to_input(values, torch.Size([2, 1]), "bilinear"), values)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+@pytest.mark.parametrize(
+    ("centre", "shape"), [([0.0, 3.5], (2, 1, 8)), ([0.0, 199.5], (2, 1, 400))],
+    ids=["one region", "one frame of audio"],
+)  # fmt: skip
+def test_a_single_token_fills_its_input(centre, shape, interpolation) -> None:
+    values = draw(2, 1)
+    grid = fitted(torch.tensor([centre]), *shape)
+    whole = grid.to_input(values, torch.Size(shape), interpolation)
+    assert torch.equal(whole, values.unsqueeze(-1).expand(shape))
+
+
+def test_a_video_keeps_its_three_axes() -> None:
+    grid = fitted(centres([2, 2, 3], [2, 8, 8], [0.5, 3.5, 3.5]), 1, 3, 4, 16, 24)
+    assert (grid.axes, grid.counts) == ((2, 3, 4), (2, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "coordinates",
+    [
+        [[0.0], [1.0], [3.0]],  # steps differ
+        [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]],  # a corner is missing
+        [[0.0], [1.0], [1.0], [2.0]],  # two tokens at one place
+        [[0.0, 0.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0]],  # as many as cells, two of them empty
+    ],
+    ids=["irregular", "hole", "double", "diagonal"],
+)
+def test_what_is_no_grid(coordinates) -> None:
+    coordinates = torch.tensor(coordinates)
+    assert fit_grid(coordinates, torch.Size([1, *[8] * coordinates.shape[1]])) is None
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_an_input_of_one_value_per_example(interpolation: str) -> None:
+    """Such as a time step that is embedded as a token."""
+    values = draw(2, 1)
+    whole = fitted(torch.zeros(1, 0), 2).to_input(values, torch.Size([2]), interpolation)
+    assert torch.equal(whole, values[:, 0])
+
+
+SHAPES = st.lists(st.integers(2, 4), min_size=1, max_size=3)
+DRAWS = st.randoms(use_true_random=False)
+
+
+@given(counts=SHAPES, draws=DRAWS)
+@settings(deadline=None, max_examples=15)
+def test_the_order_of_tokens_does_not_matter(counts: list[int], draws) -> None:
+    strides, offset = [3.0] * len(counts), [1.0] * len(counts)
+    coordinates = centres(counts, strides, offset)
+    shape = torch.Size([2, 2, *[3 * n for n in counts]])
+    order = list(range(len(coordinates)))
+    draws.shuffle(order)
+    values = draw(2, len(order))
+    plain = fitted(coordinates, *shape)
+    mixed = fitted(coordinates[order], *shape)
+    assert (mixed.axes, mixed.counts, mixed.offset, mixed.stride) == (
+        plain.axes, plain.counts, plain.offset, plain.stride,
+    )  # fmt: skip
+    assert torch.equal(mixed.to_tokens(values[:, order]), plain.to_tokens(values))
+    assert torch.equal(mixed.to_tokens(values[:, order]), values.view(2, *counts))
+    for interpolation in ("nearest", "bilinear"):
+        ours = mixed.to_input(values[:, order], shape, interpolation)
+        assert torch.equal(ours, plain.to_input(values, shape, interpolation))
+
+
+# --- nearest
+
+
+@given(
+    counts=SHAPES,
+    strides=st.lists(st.sampled_from([1, 2, 3, 7, 8]), min_size=3, max_size=3),
+    halves=st.lists(st.integers(-4, 8), min_size=3, max_size=3),
+    margins=st.lists(st.integers(0, 5), min_size=3, max_size=3),
+)
+@settings(deadline=None, max_examples=30)
+def test_every_element_has_its_nearest_token_s_value(counts, strides, halves, margins) -> None:
+    """Against all distances; of two equally near centres either will do. Nothing is divided.
+
+    The rest at an edge, less than a cell, takes the nearest value; further out nothing was read.
+    """
+    axes = range(len(counts))
+    strides, offset = [float(strides[a]) for a in axes], [halves[a] / 2 for a in axes]
+    sizes = [int(strides[a]) * counts[a] + margins[a] for a in axes]
+    coordinates = centres(counts, strides, offset)
+    grid = fitted(coordinates, 1, 2, *sizes)
+    tokens = torch.arange(1.0, len(coordinates) + 1)[None]
+    whole = grid.to_input(tokens, torch.Size([1, 2, *sizes]), "nearest")
+    assert whole.is_contiguous()
+    assert torch.equal(whole[:, 0], whole[:, 1])
+    at = torch.cartesian_prod(*[torch.arange(n, dtype=torch.float64) for n in sizes])
+    far = (coordinates[:, None, 1:] - at.reshape(-1, len(counts))).abs().sum(-1)
+    chosen = whole[0, 0].reshape(-1).long() - 1
+    near = far.gather(0, chosen.clamp(min=0)[None])[0] == far.amin(0)
+    cells = (at.reshape(-1, len(counts)) - torch.tensor(offset)) / torch.tensor(strides)
+    beyond = torch.maximum(-cells, cells - torch.tensor(counts) + 1)
+    outside = (beyond > 1.5 - 1 / torch.tensor(strides) + 1e-4).any(-1)
+    assert torch.equal(chosen >= 0, ~outside)
+    assert near[~outside].all()
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_what_is_far_outside_was_not_read(interpolation: str) -> None:
+    """Cells of eight: up to seven elements are left over by strides, the rest was cut off."""
+    grid = fitted(torch.tensor([[0.0, 3.5], [0.0, 11.5]]), 1, 1, 32)
+    values = torch.tensor([[1.0, 2.0]])
+    whole = grid.to_input(values, torch.Size([1, 1, 32]), interpolation)[0, 0]
+    assert whole[16:23].tolist() == [2.0] * 7
+    assert whole[23:].tolist() == [0.0] * 9
+    strict = grid.to_input(values, torch.Size([1, 1, 32]), interpolation, spill=False)[0, 0]
+    assert torch.equal(strict[:16], whole[:16])
+    assert strict[16:].tolist() == [0.0] * 16
+
+
+def test_nearest_copies_values_bit_by_bit() -> None:
+    values = draw(1, 1000).float()
+    grid = fitted(centres([1000], [320], [199.5]), 1, 1, 320 * 1000 + 80)
+    whole = grid.to_input(values, torch.Size([1, 1, 320_080]), "nearest")[0, 0]
+    at = (torch.arange(320_080, dtype=torch.float64) - 199.5) / 320
+    assert torch.equal(whole, values[0][at.round().clamp(0, 999).long()])
+
+
+# --- bilinear
+
+
+@given(counts=SHAPES, patch=st.lists(st.integers(1, 6), min_size=3, max_size=3))
+@settings(deadline=None, max_examples=20)
+def test_patches_side_by_side_are_interpolated_as_pytorch_does(counts, patch) -> None:
+    axes = range(len(counts))
+    patches, sizes = [patch[a] for a in axes], [patch[a] * counts[a] for a in axes]
+    coordinates = centres(counts, [float(p) for p in patches], [(p - 1) / 2 for p in patches])
+    shape = torch.Size([2, 3, *sizes])
+    values = draw(2, len(coordinates))
+    ours = fitted(coordinates, *shape).to_input(values, shape, "bilinear")
+    expected = F.interpolate(
+        values.view(2, 1, *counts), size=sizes, mode=LINEAR[len(counts)], align_corners=False
+    )
+    torch.testing.assert_close(ours, expected.expand(shape), rtol=1e-12, atol=1e-12)
+
+
+def test_bilinear_goes_through_the_centres() -> None:
+    """Overlapping windows too: at a token's centre its own value, half-way their mean."""
+    grid = fitted(torch.tensor([[0.0, 2.0], [0.0, 6.0], [0.0, 10.0]]), 1, 1, 16)
+    values = torch.tensor([[1.0, 5.0, -3.0]], dtype=torch.float64)
+    whole = grid.to_input(values, torch.Size([1, 1, 16]), "bilinear")[0, 0]
+    expected = [1, 1, 1, 2, 3, 4, 5, 3, 1, -1, -3, -3, -3, -3, -3, -3]
+    torch.testing.assert_close(whole, torch.tensor(expected).double(), rtol=0, atol=1e-12)
+
+
+def test_a_constant_stays_constant() -> None:
+    grid = fitted(centres([3, 4], [5, 7], [1.0, -2.5]), 1, 3, 18, 27)
+    whole = grid.to_input(torch.full((2, 12), 0.3).double(), torch.Size([2, 3, 18, 27]), "bilinear")
+    torch.testing.assert_close(whole, torch.full((2, 3, 18, 27), 0.3).double())
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_a_token_for_each_element_is_left_alone(interpolation: str) -> None:
+    values = draw(2, 5)
+    grid = fitted(torch.tensor([[4.0], [2.0], [0.0], [1.0], [3.0]]), 2, 5)
+    expected = values[:, [2, 3, 1, 4, 0]]
+    assert torch.equal(grid.to_input(values, torch.Size([2, 5]), interpolation), expected)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_regions_fill_their_features(interpolation: str) -> None:
+    grid = fitted(torch.tensor([[0.0, 3.5], [1.0, 3.5], [2.0, 3.5]]), 2, 3, 8)
+    values = draw(2, 3)
+    whole = grid.to_input(values, torch.Size([2, 3, 8]), interpolation)
+    assert torch.equal(whole, values[..., None].expand(2, 3, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_is_that_of_the_values(dtype: torch.dtype) -> None:
+    grid = fitted(centres([2, 2], [4, 4], [1.5, 1.5]), 1, 3, 8, 8)
+    for interpolation in ("nearest", "bilinear"):
+        shape = torch.Size([1, 3, 8, 8])
+        assert grid.to_input(draw(1, 4).to(dtype), shape, interpolation).dtype == dtype

@@ -1,0 +1,403 @@
+"""Token spaces: numbering, looking up, births, and tokens that turn out to be the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from captum_generic_attn.tokens.spaces import FOREIGN, PADDING, Space, TokenSpaces
+
+NONE = frozenset[int]()
+
+
+def centres_of(spaces: TokenSpaces, ids: Tensor) -> list[list[float]]:
+    found = spaces.coordinates(ids)
+    assert found is not None
+    return found.tolist()
+
+
+# --- numbering
+
+
+def test_ids_are_base_plus_example_times_size_plus_local() -> None:
+    spaces = TokenSpaces()
+    spaces.of_parameter("prompt", torch.Size([3, 8]))
+    plane = spaces.of_input("x", torch.Size([2, 3, 4]))
+    space = spaces[1]
+    assert (space.base, space.size, space.examples, space.stop) == (3, 12, 2, 27)
+    assert (space.name, space.kind) == ("x", "element")
+    for b in range(2):
+        for i in range(3):
+            for j in range(4):
+                assert plane[b, i, j] == 3 + b * 12 + i * 4 + j
+
+
+def test_an_input_s_elements_know_their_indices() -> None:
+    spaces = TokenSpaces()
+    plane = spaces.of_input("x", torch.Size([2, 3, 4]))
+    expected = [[i, j] for i in range(3) for j in range(4)]
+    assert centres_of(spaces, plane[0].reshape(-1)) == expected
+    assert centres_of(spaces, plane[1].reshape(-1)) == expected
+
+
+def test_input_of_one_value_per_example() -> None:
+    spaces = TokenSpaces()
+    plane = spaces.of_input("score", torch.Size([3]))
+    assert plane.tolist() == [0, 1, 2]
+    assert spaces.locate(plane)[1].tolist() == [0, 1, 2]
+    assert spaces[0].coordinates.shape == (1, 0)
+
+
+def test_a_parameter_s_vectors_are_tokens_of_all_examples() -> None:
+    spaces = TokenSpaces()
+    spaces.of_input("x", torch.Size([2, 5]))
+    plane = spaces.of_parameter("cls", torch.Size([1, 3, 7]))
+    assert plane.shape == (1, 3, 7)
+    assert plane[0, :, 0].tolist() == plane[0, :, 6].tolist() == [10, 11, 12]
+    assert plane.stride(-1) == 0, "features take no memory"
+    index, example, local = spaces.locate(plane[0, :, 0])
+    assert (index.tolist(), example.tolist(), local.tolist()) == ([1] * 3, [-1] * 3, [0, 1, 2])
+    assert spaces[1].kind == "parameter"
+    assert spaces.coordinates(plane) is None
+
+
+def test_unknown_tokens_are_named_after_where_they_were_lost() -> None:
+    spaces = TokenSpaces()
+    plane = spaces.unknown(torch.Size([2, 3]), "sort")
+    assert plane.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert (spaces[0].name, spaces[0].kind, spaces[0].size) == ("sort", "unknown", 6)
+
+
+SIZES = st.lists(
+    st.tuples(st.integers(1, 4), st.integers(0, 3)), min_size=1, max_size=5
+)  # size, examples (0: shared by all)
+
+
+@given(sizes=SIZES)
+@settings(deadline=None, max_examples=40)
+def test_every_id_is_found_again(sizes: list[tuple[int, int]]) -> None:
+    """Against the definition, one id after the other."""
+    spaces = TokenSpaces()
+    expected = []
+    for number, (size, examples) in enumerate(sizes):
+        if examples:
+            spaces.of_input(str(number), torch.Size([examples, size]))
+        else:
+            spaces.of_parameter(str(number), torch.Size([size, 2]))
+        for example in range(examples) if examples else [-1]:
+            expected += [(number, example, local) for local in range(size)]
+    ids = torch.arange(len(expected))
+    found = torch.stack(spaces.locate(ids), -1).tolist()
+    assert [tuple(row) for row in found] == expected
+
+
+def test_no_token_is_nowhere() -> None:
+    spaces = TokenSpaces()
+    spaces.of_input("x", torch.Size([2, 5]))
+    for located in spaces.locate(torch.tensor([PADDING, FOREIGN])):
+        assert located.tolist() == [-1, -1]
+    assert spaces.indices(torch.tensor([PADDING, FOREIGN])) == []
+    assert spaces.coordinates(torch.tensor([PADDING])) is None
+    assert spaces.coordinates(torch.tensor([], dtype=torch.int32)) is None
+
+
+def test_indices_come_in_order_of_appearance() -> None:
+    spaces = TokenSpaces()
+    a = spaces.of_input("a", torch.Size([1, 2]))
+    b = spaces.of_input("b", torch.Size([1, 2]))
+    c = spaces.of_parameter("c", torch.Size([1, 2]))[..., 0]
+    ids = torch.cat([c[None], a[:, :1], b, torch.tensor([[PADDING]]), a], 1)
+    assert spaces.indices(ids) == [2, 0, 1]
+
+
+def test_tokens_of_two_inputs_share_no_coordinates() -> None:
+    spaces = TokenSpaces()
+    a = spaces.of_input("a", torch.Size([1, 2]))
+    b = spaces.of_input("b", torch.Size([1, 2]))
+    assert spaces.coordinates(torch.cat([a, b], 1)) is None
+
+
+def test_spaces_are_listed_in_the_order_of_their_birth() -> None:
+    spaces = TokenSpaces()
+    spaces.of_input("a", torch.Size([1, 2]))
+    spaces.of_parameter("b", torch.Size([1, 2]))
+    assert [(s.index, s.name) for s in spaces] == [(0, "a"), (1, "b")]
+
+
+# --- births
+
+
+def born(spaces: TokenSpaces, parents: Tensor, centres: Tensor | None = None) -> Tensor:
+    plane = spaces.born(parents, centres, NONE)
+    assert plane is not None
+    return plane
+
+
+def test_tokens_are_born_of_their_parents_examples() -> None:
+    spaces = TokenSpaces()
+    ids = spaces.of_input("ids", torch.Size([2, 3]))
+    plane = born(spaces, ids, torch.arange(3.0).repeat(2)[:, None])
+    assert plane.tolist() == [[6, 7, 8], [9, 10, 11]]
+    assert plane.dtype == torch.int32
+    space = spaces[1]
+    assert (space.name, space.kind, space.size, space.examples) == ("ids", "token", 3, 2)
+
+
+def test_tokens_first_layout_keeps_the_same_numbers() -> None:
+    spaces = TokenSpaces()
+    ids = spaces.of_input("ids", torch.Size([2, 3]))
+    assert born(spaces, ids.T).T.tolist() == [[6, 7, 8], [9, 10, 11]]
+
+
+@given(examples=st.integers(1, 3), size=st.integers(1, 4), draw=st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=30)
+def test_births_in_any_order_belong_to_their_parents_examples(examples, size, draw) -> None:
+    spaces = TokenSpaces()
+    ids = spaces.of_input("ids", torch.Size([examples, size])).reshape(-1)
+    order = list(range(examples * size))
+    draw.shuffle(order)
+    plane = born(spaces, ids[order])
+    assert sorted(plane.tolist()) == list(range(examples * size, 2 * examples * size))
+    assert torch.equal(spaces.locate(plane)[1], spaces.locate(ids[order])[1])
+
+
+def test_a_parameter_s_children_are_a_parameter_s() -> None:
+    spaces = TokenSpaces()
+    spaces.of_input("ids", torch.Size([2, 3]))
+    queries = spaces.of_parameter("queries", torch.Size([4, 8]))
+    plane = born(spaces, queries[:, 0])
+    assert plane.tolist() == [10, 11, 12, 13]
+    assert (spaces[2].kind, spaces[2].name) == ("parameter", "queries")
+
+
+def test_a_new_space_remembers_the_calls_behind_it() -> None:
+    spaces = TokenSpaces()
+    ids = spaces.of_input("ids", torch.Size([2, 4]))
+    spaces.born(ids[:, ::2], None, frozenset([3, 5]))
+    assert spaces[1].births == {3, 5}
+
+
+UNBORN = {
+    "padding alone": lambda a, b: torch.full((2, 3), PADDING),
+    "two inputs": lambda a, b: torch.cat([a, b], 1),
+    "a part of it is padding": lambda a, b: torch.tensor([[0, 1, 2], [3, 4, PADDING]]),
+    "more tokens in one example than in the other": lambda a, b: torch.cat([a[0], a[1, :1]]),
+    "an uneven split": lambda a, b: torch.cat([a[0], a[0, :2], a[1, :1]]),
+}
+
+
+@pytest.mark.parametrize("case", UNBORN)
+def test_tokens_that_cannot_be_numbered(case: str) -> None:
+    spaces = TokenSpaces()
+    a, b = (spaces.of_input(name, torch.Size([2, 3])) for name in "ab")
+    assert spaces.born(UNBORN[case](a, b), None, NONE) is None
+    assert len(list(spaces)) == 2, "nothing is opened in vain"
+
+
+def test_centres_that_differ_between_examples_are_not_told() -> None:
+    spaces = TokenSpaces()
+    ids = spaces.of_input("ids", torch.Size([2, 3]))
+    plane = born(spaces, ids, torch.arange(6.0)[:, None])
+    assert spaces.coordinates(plane) is None
+
+
+def patches(spaces: TokenSpaces, shift: float = 0.0) -> Tensor:
+    parents = torch.tensor([[0, 0, 0, 0], [16, 16, 16, 16]])
+    centres = torch.tensor([[0, i, j] for i in (0.5, 2.5) for j in (0.5, 2.5)]) + shift
+    return born(spaces, parents, centres.repeat(2, 1))
+
+
+def test_patches_read_twice_are_the_same_patches() -> None:
+    """Both branches of a stem see the same places, until attention has mixed them."""
+    spaces = TokenSpaces()
+    spaces.of_input("x", torch.Size([2, 1, 4, 4]))
+    first = patches(spaces)
+    assert torch.equal(patches(spaces), first)
+    assert not torch.equal(patches(spaces, shift=1.0), first)
+    spaces.attend(first)
+    assert not torch.equal(patches(spaces), first)
+
+
+# --- births of rows
+
+
+def test_a_row_s_centre_is_the_mean_of_its_elements() -> None:
+    spaces = TokenSpaces()
+    x = spaces.of_input("x", torch.Size([2, 4, 4]))
+    rows = x.unflatten(2, (2, 2)).reshape(2, 8, 2)
+    plane = spaces.born_of_rows(rows, NONE)
+    assert plane is not None
+    assert plane.tolist() == [list(range(32, 40)), list(range(40, 48))]
+    assert centres_of(spaces, plane[1]) == [[i, j] for i in range(4) for j in (0.5, 2.5)]
+
+
+def test_padding_in_a_row_does_not_move_its_centre() -> None:
+    spaces = TokenSpaces()
+    spaces.of_input("x", torch.Size([1, 6]))
+    plane = spaces.born_of_rows(torch.tensor([[[0, 1, 2], [3, 5, PADDING]]]), NONE)
+    assert plane is not None
+    assert centres_of(spaces, plane[0]) == [[1.0], [4.0]]
+
+
+def test_rows_of_several_inputs_make_no_tokens() -> None:
+    spaces = TokenSpaces()
+    a = spaces.of_input("a", torch.Size([2, 2, 1]))
+    b = spaces.of_input("b", torch.Size([2, 2, 1]))
+    assert spaces.born_of_rows(torch.cat([a, b], -1), NONE) is None
+
+
+def test_rows_that_mix_examples_make_no_tokens() -> None:
+    spaces = TokenSpaces()
+    x = spaces.of_input("x", torch.Size([2, 3]))
+    assert spaces.born_of_rows(x.T[None], NONE) is None
+
+
+def test_every_example_s_own_order_is_kept() -> None:
+    """Elements moved about in another way in each example lie where they came from in each."""
+    spaces = TokenSpaces()
+    x = spaces.of_input("x", torch.Size([2, 3]))
+    order = torch.tensor([[2, 0, 1], [0, 1, 2]])
+    plane = spaces.born_of_rows(x.gather(1, order)[..., None], NONE)
+    assert plane is not None
+    for example in range(2):
+        found = spaces.coordinates(plane[example])
+        if found is not None:  # not to know is right as well
+            assert found[:, 0].tolist() == order[example].tolist()
+
+
+# --- tokens that are the same
+
+
+def three_inputs() -> tuple[TokenSpaces, list[Tensor]]:
+    spaces = TokenSpaces()
+    return spaces, [spaces.of_input(name, torch.Size([2, 3])) for name in "abc"]
+
+
+def absorbed(spaces: TokenSpaces, index: int) -> dict[str, list[int]]:
+    """Where the tokens of each space went, the same in both examples."""
+    found = {}
+    for space, table in spaces.absorbed_into(spaces[index]):
+        assert torch.equal(table.expand(2, -1), table[:1].expand(2, -1))
+        found[space.name] = table[0].tolist()
+    return found
+
+
+def test_what_is_summed_lives_on_in_what_it_was_summed_into() -> None:
+    spaces, (a, b, _) = three_inputs()
+    spaces.same(a, b.flip(1))
+    assert absorbed(spaces, 0) == {"b": [2, 1, 0]}
+    assert absorbed(spaces, 1) == {}
+
+
+def test_examples_may_sum_in_orders_of_their_own() -> None:
+    spaces, (a, b, c) = three_inputs()
+    spaces.same(a, b.gather(1, torch.tensor([[2, 0, 1], [0, 1, 2]])))
+    spaces.same(b, c.flip(1))
+    found = {s.name: table.tolist() for s, table in spaces.absorbed_into(spaces[0])}
+    assert found == {"b": [[1, 2, 0], [0, 1, 2]], "c": [[0, 2, 1], [2, 1, 0]]}
+
+
+def test_absorption_is_followed_through() -> None:
+    spaces, (a, b, c) = three_inputs()
+    spaces.same(b, c.roll(1, 1))
+    spaces.same(a, b.roll(1, 1))
+    # c[i] was added to b[i + 1], b[i] to a[i + 1]
+    assert absorbed(spaces, 0) == {"b": [1, 2, 0], "c": [2, 0, 1]}
+
+
+def test_tokens_added_to_no_token_go_nowhere() -> None:
+    spaces, (a, b, _) = three_inputs()
+    kept = a.clone()
+    kept[:, 1] = PADDING
+    spaces.same(kept, b)
+    assert absorbed(spaces, 0) == {"b": [0, -1, 2]}
+
+
+def test_the_first_sum_counts_and_none_goes_in_circles() -> None:
+    spaces, (a, b, _) = three_inputs()
+    spaces.same(a, b)
+    spaces.same(a, b.flip(1))
+    spaces.same(b, a.flip(1))
+    spaces.same(a, a)
+    assert absorbed(spaces, 0) == {"b": [0, 1, 2]}
+    assert absorbed(spaces, 1) == {}
+
+
+def test_expanded_planes_are_the_same_as_plain_ones() -> None:
+    spaces, (a, b, _) = three_inputs()
+    spaces.same(a[..., None].expand(-1, -1, 5), b.flip(1)[..., None].expand(-1, -1, 5))
+    assert absorbed(spaces, 0) == {"b": [2, 1, 0]}
+
+
+def test_parameters_are_absorbed_too() -> None:
+    spaces = TokenSpaces()
+    x = spaces.of_input("x", torch.Size([2, 3]))
+    extra = spaces.of_parameter("extra", torch.Size([3, 2]))[:, 0]
+    spaces.same(x, extra.expand(2, -1))
+    assert absorbed(spaces, 0) == {"extra": [0, 1, 2]}
+
+
+def test_tokens_that_are_added_to_each_other_are_no_longer_tokens() -> None:
+    spaces, (a, _, _) = three_inputs()
+    with pytest.raises(ValueError, match="tokens are added to each other"):
+        spaces.same(a, a.flip(1))
+
+
+def origins(spaces: TokenSpaces) -> dict[str, str]:
+    """What `origin` says, were it to end."""
+    for name in "abc":
+        seen = [name]
+        while (following := spaces._origins.get(seen[-1])) is not None:
+            assert following not in seen, f"{seen} goes in a circle"
+            seen.append(following)
+    return {name: spaces.origin(name) for name in "abc"}
+
+
+def test_inputs_that_are_summed_have_one_origin() -> None:
+    spaces, (a, b, c) = three_inputs()
+    assert origins(spaces) == {"a": "a", "b": "b", "c": "c"}
+    spaces.same_input(b, c)
+    spaces.same_input(a, b)
+    assert origins(spaces) == {"a": "a", "b": "a", "c": "a"}
+
+
+def test_inputs_that_are_summed_in_another_order_keep_theirs() -> None:
+    spaces, (a, b, _) = three_inputs()
+    spaces.same_input(a, b.flip(1))
+    assert origins(spaces) == {"a": "a", "b": "b", "c": "c"}
+
+
+def test_origins_never_go_in_circles() -> None:
+    """`x * 2 + x`, or a sum of two inputs this way and that way."""
+    spaces, (a, b, c) = three_inputs()
+    spaces.same_input(a, a.clone())
+    spaces.same_input(a, b)
+    spaces.same_input(b, a)
+    spaces.same_input(b, c)
+    spaces.same_input(c, a)
+    assert set(origins(spaces).values()) == {"a"}
+
+
+def test_rows_of_a_table_are_numbered_once_each() -> None:
+    spaces = TokenSpaces()
+    spaces.of_input("x", torch.Size([2, 3]))
+    plane = spaces.of_table("positions", torch.tensor([[4, 2, 4], [2, 2, 9]]))
+    assert plane.tolist() == [[7, 6, 7], [6, 6, 8]]
+    assert (spaces[1].kind, spaces[1].size, spaces[1].examples) == ("parameter", 3, 0)
+
+
+def test_an_input_that_is_no_batch_is_shared() -> None:
+    spaces = TokenSpaces()
+    plane = spaces.of_input("grid", torch.Size([2, 3]), shared=True)
+    assert plane.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert spaces.locate(plane)[1].unique().tolist() == [-1]
+    assert (spaces[0].kind, spaces[0].size, spaces[0].coordinates) == ("shared", 6, None)
+
+
+def test_a_space_is_frozen() -> None:
+    space = Space(0, 0, 1, 1, "x", "element")
+    with pytest.raises(AttributeError, match="name"):
+        space.name = "y"
