@@ -117,7 +117,7 @@ def explain(
                 explained_rows[record.query_stream] = before | explained
             if record.index not in unused:
                 probabilities = record.probabilities()
-                heads_mean = average_heads(probabilities, gradient)
+                heads_mean = average_heads(probabilities, gradient) * record.share
                 if keep_calls:
                     per_head = (probabilities * gradient).clamp(min=0)
                 additions.add(
@@ -153,6 +153,7 @@ def _unused(capture: Capture, reached: set[int], options: Options) -> dict[int, 
     modules = selected(capture, options.layers)
     unused: dict[int, str] = {}
     pairs: dict[tuple[str, str], list[int]] = {}
+    layers: dict[int, list[int]] = {}
     for record in capture.records:
         if record.module not in modules:
             unused[record.index] = "not in layers"
@@ -160,13 +161,16 @@ def _unused(capture: Capture, reached: set[int], options: Options) -> dict[int, 
             unused[record.index] = "does not reach the score"
         else:
             pair = record.query_stream, record.key_stream
-            pairs.setdefault(pair, []).append(record.index)
+            if record.layer not in layers:
+                pairs.setdefault(pair, []).append(record.layer)
+            layers.setdefault(record.layer, []).append(record.index)
     start = options.start_layer
     if not all(-len(indices) <= start < len(indices) for indices in pairs.values()):
         counts = ", ".join(f"{len(i)} from {k} to {q}" for (q, k), i in pairs.items())
         raise ValueError(f"start_layer={start} is out of range; attention calls: {counts}")
     for indices in pairs.values():
-        unused.update(dict.fromkeys(indices[: start % len(indices)], "before start_layer"))
+        for layer in indices[: start % len(indices)]:
+            unused.update(dict.fromkeys(layers[layer], "before start_layer"))
     return unused
 
 

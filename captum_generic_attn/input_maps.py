@@ -75,20 +75,27 @@ def _feeding(
     Tokens that were summed into one (word and position, the branches of a stem) are one token: an
     input that feeds it twice gets its value once.
     """
-    found = []
+    found: list[tuple[Tensor | None, Tensor]] = []
+    origin = capture.spaces.origin(name)
     for index, places in stream.places.items():
         space = capture.spaces[index]
         itself = torch.arange(space.size)[None]
         sources = [(space, itself), *capture.spaces.absorbed_into(space)]
-        origin = capture.spaces.origin(name)
-        named = [(s, t) for s, t in sources if s.name == origin and s.kind == "token"]
-        fitted = [(_grid(s.coordinates, tensor), t) for s, t in named]
-        for grid, table in sorted(fitted, key=lambda pair: pair[0] is None)[:1]:
+        named = [(s.coordinates, t) for s, t in sources if s.name == origin and s.kind == "token"]
+        for centres, table in sorted(named, key=lambda pair: _grid(pair[0], tensor) is None)[:1]:
             positions = torch.where(table >= 0, places[table.clamp(min=0)], -1).to(values.device)
             positions = positions.expand(len(values), -1)
             picked = values.gather(1, positions.clamp(min=0))
-            found.append((grid, picked.masked_fill(positions < 0, 0.0)))
-    return found
+            found.append((centres, picked.masked_fill(positions < 0, 0.0)))
+    # Tokens that are made one by one, a projection for each, form their grid together.
+    single = [(c, v) for c, v in found if c is not None and v.shape[1] == 1]
+    if len(found) > 1 and single:
+        centres = torch.cat([c for c, _ in single])
+        pooled = (centres, torch.cat([v for _, v in single], 1))
+        found = [f for f in found if f[1].shape[1] > 1 or f[0] is None] + [pooled]
+        if _grid(centres, tensor) is None or len(single) == 1:
+            found[-1] = None, pooled[1]
+    return [(_grid(c, tensor), v) for c, v in found]
 
 
 def _grid(coordinates: Tensor | None, tensor: Tensor) -> Grid | None:
@@ -114,6 +121,8 @@ def _lay_out(
     spill: bool,
 ) -> Tensor:  # fmt: skip
     values = values.to(tensor.device)
+    if tensor.ndim == 1:
+        return values.sum(1)
     if interpolation is None:
         return values if grid is None else grid.to_tokens(values)
     if grid is None:

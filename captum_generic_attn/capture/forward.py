@@ -105,7 +105,7 @@ def capture_forward(
             for i, (value, name) in enumerate(zip((*inputs, *additional), names, strict=True))
         ]
         try:
-            with _eager(), scope, CaptureMode(transfer, recorder, scope):
+            with _eager(), scope.keeping_state(), scope, CaptureMode(transfer, recorder, scope):
                 output = choose(forward_func(*arguments))
         except Exception as error:
             if kernel := _foreign_kernel(error, scope):
@@ -169,10 +169,11 @@ def _traced(
     if not isinstance(value, Tensor):
         return value
     if id(value) not in aliases:
-        plain = value.clone() if value.is_inference() else value
-        alias = plain.detach() if explained else plain.view_as(plain)
-        if explained and alias.is_floating_point():
-            alias.requires_grad_(True)  # the alias is ours
+        if explained:  # a copy that is no leaf: the model may write into what it is given
+            leaf = value.detach().clone() if value.is_inference() else value.detach()
+            alias = leaf.requires_grad_(leaf.is_floating_point()).clone()
+        else:
+            alias = value.clone() if value.is_inference() else value.view_as(value)
         aliases[id(value)] = alias
         if alias.ndim > 0 and alias.dtype != torch.bool:
             shared = len(alias) != examples

@@ -97,6 +97,13 @@ def group_heads(queries: Tensor, keys: Tensor, spaces: TokenSpaces, examples: in
             "heads of one example read different tokens",
             "relevance averages heads, so each must see the same tokens",
         )
+    if len(groups) > examples:
+        tokens = torch.cat([queries, keys], 1)
+        if bool(((spaces.locate(tokens)[1] < 0) & (tokens >= 0)).any()):
+            raise Unreadable(
+                "one parameter token stands in several sequences of an example",
+                "pass each sequence as an example of its own",
+            )
     order = torch.argsort(member, stable=True).view(len(groups), -1)
     first = order[:, 0]
     return Groups(

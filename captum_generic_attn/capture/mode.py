@@ -31,6 +31,7 @@ class CaptureMode(TorchFunctionMode):
         self._attention = Attention(transfer, recorder, scope)
         self._recorder = recorder
         self._opened: set[object] = set()
+        self._without_grad = False
         self._known: dict[object, tuple[str, bool, Family]] = {}
 
     def __torch_function__(
@@ -53,8 +54,13 @@ class CaptureMode(TorchFunctionMode):
         if name == "_set_grad_enabled":
             # a frozen tower runs under no_grad; its attention still needs its gradient
             if args and args[0] is False and torch.is_grad_enabled():
+                self._without_grad = True
                 return None
+            self._without_grad = False
             return func(*args, **kwargs)
+        if in_place and self._without_grad and self._transfer.is_state(args[0]):
+            with torch.no_grad():  # a running mean: it must not grow a graph
+                return func(*args, **kwargs)
         if family is Family.PRODUCT and (terms := contraction.read(name, args, kwargs)):
             if self._transfer.knows(terms.left) or self._transfer.knows(terms.right):
                 return self._attention.product(name, func, args, kwargs, terms)

@@ -27,7 +27,7 @@ class Family(Enum):
     PAD = "pad"
     WRITE = "elements of the first argument are replaced"
     REDUCE = "axes are summed away"
-    MIX = "the result has the shape of the argument, but its tokens are mixed along an axis"
+    MIX = "tokens are mixed, or moved to where integers cannot follow"
     LINEAR = "the last axis is mixed by a weight"
     WINDOW = "convolution and pooling"
     EMBEDDING = "integers become vectors"
@@ -43,11 +43,12 @@ _LISTS: dict[Family, str] = {
         new_ones new_full new_empty new_tensor size dim ndim numel is_floating_point is_complex
         stride item tolist eq ne lt gt le ge isnan isinf isfinite argmax argmin argsort allclose
         equal all any nonzero data_ptr get_device element_size shape dtype device layout
-        requires_grad grad grad_fn is_leaf len bool int float hash repr format bernoulli
+        requires_grad grad grad_fn is_leaf len hash repr format bernoulli
         is_contiguous storage_offset is_cuda names untyped_storage is_nested is_sparse
         is_inference is_meta is_mps is_quantized""",
     Family.SAME: """
-        contiguous clone detach to type type_as float half bfloat16 double cpu cuda data real
+        contiguous clone detach to type type_as float int long short half
+        bfloat16 double cpu cuda data real
         layer_norm group_norm batch_norm instance_norm rms_norm native_layer_norm normalize
         dropout alpha_dropout feature_dropout dropout1d dropout2d dropout3d alias
         local_response_norm resolve_conj resolve_neg""",
@@ -57,7 +58,7 @@ _LISTS: dict[Family, str] = {
         getitem narrow select roll flip fliplr flipud index_select gather take_along_dim
         repeat_interleave broadcast_to view_as reshape_as rot90 t T mT H mH adjoint diagonal
         hsplit vsplit dsplit unfold pixel_shuffle pixel_unshuffle slice ravel view_as_complex
-        view_as_real channel_shuffle""",
+        view_as_real channel_shuffle take""",
     Family.JOIN: "cat concat concatenate stack hstack vstack dstack column_stack row_stack",
     Family.PAD: "pad constant_pad_nd",
     Family.WRITE: """
@@ -68,7 +69,9 @@ _LISTS: dict[Family, str] = {
         var_mean std_mean topk sort kthvalue mode""",
     Family.MIX: """
         cumsum cumprod cummax cummin logcumsumexp fft fft2 fftn ifft ifft2 ifftn rfft rfft2 rfftn
-        irfft irfft2 irfftn index_add scatter_add scatter_reduce index_reduce""",
+        irfft irfft2 irfftn index_add scatter_add scatter_reduce index_reduce as_strided grid_sample
+        grid_sampler interpolate upsample conv_transpose1d conv_transpose2d conv_transpose3d fold
+        cdist renorm""",
     Family.LINEAR: "linear",
     Family.WINDOW: """
         conv1d conv2d conv3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d

@@ -7,7 +7,7 @@ and scale, and their gradient from the gradient of the kernel's output: `âˆ‚y/âˆ
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -110,7 +110,8 @@ class AttentionRecord:
     `query_tokens` `[G, Nq]` and `key_tokens` `[G, Nk]` are token ids of `G` groups: the examples
     of the batch, or their windows; `examples` `[G]` says whose. `pick` `[G, H]` finds a group's
     heads among the flattened leading axes of the probabilities. `query_ancestors` and
-    `key_ancestors` are the calls that the queries and keys depend on.
+    `key_ancestors` are the calls that the queries and keys depend on. Where a model calls its heads
+    one by one, the calls of one `layer` have a `share` each of the layer's map.
     """
 
     index: int
@@ -126,6 +127,8 @@ class AttentionRecord:
     key_ancestors: frozenset[int]
     query_stream: str = ""
     key_stream: str = ""
+    layer: int = -1
+    share: float = 1.0
 
     @property
     def heads(self) -> int:
@@ -139,10 +142,6 @@ class AttentionRecord:
     def gradient(self, gradient: Tensor) -> Tensor:
         """The gradient of the probabilities from the one at `edge`, `[G, H, Nq, Nk]`."""
         return self._grouped(self.source.gradient(gradient))
-
-    def with_streams(self, query_stream: str, key_stream: str) -> AttentionRecord:
-        """The same record, with its streams named."""
-        return replace(self, query_stream=query_stream, key_stream=key_stream)
 
     def _grouped(self, maps: Tensor) -> Tensor:
         rows = maps.reshape(-1, *maps.shape[-2:])

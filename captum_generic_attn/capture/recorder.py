@@ -59,6 +59,7 @@ class Recorder:
         self.dropout_seen = False
         self._calls = 0
         self._met: dict[int, Softmax] = {}
+        self._heads: dict[int, int] = {}
         self._transfer = transfer
         self._scope = scope
         self._examples = examples
@@ -142,7 +143,6 @@ class Recorder:
 
     def _check_streams(self, queries: Tensor, keys: Tensor) -> None:
         spaces = self._transfer.spaces
-        spaces.attend(torch.cat([queries.reshape(-1), keys.reshape(-1)]))
         merged = {
             spaces[i].name for ids in (queries, keys) for i in spaces.indices(ids)
             if spaces[i].births
@@ -186,8 +186,32 @@ class Recorder:
         self.streams.close(
             [(r.module, ids) for r in self.records for ids in (r.key_tokens, r.query_tokens)]
         )
+        layers = self._layers()
         self.records = [
-            r.with_streams(self.streams.of(r.query_tokens).name, self.streams.of(r.key_tokens).name)
+            replace(
+                r,
+                query_stream=self.streams.of(r.query_tokens).name,
+                key_stream=self.streams.of(r.key_tokens).name,
+                layer=min(layers[r.index]),
+                share=r.heads / sum(self._heads[i] for i in layers[r.index]),
+            )
             for r in self.records
         ]
         return self.records
+
+    def _layers(self) -> dict[int, tuple[int, ...]]:
+        """The calls of each call's layer: itself, or all heads that are called one by one."""
+        known = {r.index: r for r in self.records}
+        self._heads = {r.index: r.heads for r in self.records}
+        layers: dict[int, tuple[int, ...]] = {index: (index,) for index in known}
+        for calls in self._transfer.joined_heads:
+            members = [known[i] for i in calls if i in known]
+            alike = len(members) == len(calls) and all(
+                torch.equal(r.query_tokens, members[0].query_tokens)
+                and torch.equal(r.key_tokens, members[0].key_tokens)
+                and r.query_ancestors == members[0].query_ancestors
+                for r in members
+            )
+            if alike:
+                layers.update((call, calls) for call in calls)
+        return layers

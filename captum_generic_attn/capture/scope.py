@@ -7,6 +7,7 @@ other threads pass through unseen.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import types
@@ -142,6 +143,27 @@ class Scope:
         if threading.get_ident() == self._thread:
             while self._stack and self._stack.pop()[1] is not module:
                 pass
+
+    @contextlib.contextmanager
+    def keeping_state(self) -> Iterator[None]:
+        """Cut from the graph what the model stores on its modules meanwhile.
+
+        A model may do that under `no_grad`, which the capture does not let it have.
+        """
+        before = {id(t) for _, _, t in self._stored() if t.grad_fn is not None}
+        try:
+            yield
+        finally:
+            for holder, name, tensor in list(self._stored()):
+                if tensor.grad_fn is not None and id(tensor) not in before:
+                    holder[name] = tensor.detach()
+
+    def _stored(self) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+        for module in self.modules.values():
+            for holder in (module._buffers, vars(module)):  # noqa: SLF001
+                for name, value in holder.items():
+                    if isinstance(value, Tensor):
+                        yield holder, name, value
 
     def name_of(self, module: nn.Module) -> tuple[str, str]:
         """Name and type of a module."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_generic_attn.capture import births
@@ -30,19 +30,7 @@ class Transfer:
         self.shadows = Shadows()
         self._parameters = parameters
         self._written: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self._families: dict[Family, Callable[[Operation], None]] = {
-            Family.SAME: self._same,
-            Family.SHAPE: self._shape,
-            Family.JOIN: self._join,
-            Family.PAD: self._pad,
-            Family.WRITE: self._write,
-            Family.REDUCE: self._reduce,
-            Family.MIX: self._mix,
-            Family.LINEAR: self._linear,
-            Family.WINDOW: self._window,
-            Family.EMBEDDING: self._embedding,
-            Family.TOKENWISE: self._tokenwise,
-        }
+        self.joined_heads: list[tuple[int, ...]] = []
 
     # -- looking shadows up --------------------------------------------------------------------
 
@@ -69,8 +57,15 @@ class Transfer:
         if tensor in self.shadows:
             return True
         return tensor.is_floating_point() and (
-            id(tensor) in self._parameters or tensor.requires_grad
+            id(tensor) in self._parameters
+            or tensor.requires_grad
+            or isinstance(tensor, nn.Parameter)
         )
+
+    def is_state(self, tensor: object) -> bool:
+        """Whether a tensor is a parameter or buffer of the model, or a view of one."""
+        base = tensor._base if isinstance(tensor, Tensor) else None  # noqa: SLF001
+        return id(tensor) in self._parameters or id(base) in self._parameters
 
     def tokens_of(self, tensor: Tensor, name: str) -> Shadow:
         """The shadow of a tensor that is about to be read as tokens, its last axis as features."""
@@ -98,7 +93,8 @@ class Transfer:
             if t.dtype != torch.bool and (in_place or not any(t is i for i in inputs))
         ]  # fmt: skip
         if results:
-            self._families[family](Operation(name, func, args, kwargs, inputs, results))
+            transfer = getattr(self, f"_{family.name.lower()}")  # one method for each family
+            transfer(Operation(name, func, args, kwargs, inputs, results))
         if in_place:
             self._write_through(results, name)
 
@@ -153,8 +149,27 @@ class Transfer:
             )
 
     def _tokenwise(self, op: Operation) -> None:
+        if op.name == "where" and self._chosen(op):
+            return
         for result in op.results:
             self.shadows[result] = self.summed(op.name, op.inputs, result)
+
+    def _chosen(self, op: Operation) -> bool:
+        """Whether `where` chose between tokens, and so moved them as it moved their values."""
+        if len(op.args) != 3 or not all(isinstance(a, Tensor) for a in op.args):
+            return False
+        condition, *choices = op.args
+        shadows = [self.of(choice) for choice in choices]
+        if {s.role for s in shadows} != {Role.TOKENS} or not all(s.planes for s in shadows):
+            return False
+        plane = torch.where(on_cpu(condition), shadows[0].planes[0], shadows[1].planes[0])
+        self.shadows[op.results[0]] = replace(
+            shadows[0],
+            planes=(plane.expand(op.results[0].shape),),
+            ancestors=shadows[0].ancestors | shadows[1].ancestors,
+            data=shadows[0].data or shadows[1].data,
+        )
+        return True
 
     def summed(self, name: str, inputs: Iterable[Tensor], result: Tensor) -> Shadow:
         """The shadow of an element-wise mixture of tensors."""
@@ -193,6 +208,8 @@ class Transfer:
                 and shadow.planes and main.data and tensor.shape == result.shape == best.shape
                 and not same_plane(main.planes[0], shadow.planes[0])
             ):  # fmt: skip
+                if main.ancestors and shadow.ancestors:
+                    return lost  # two streams that attended apart become one
                 try:
                     self.spaces.same(main.planes[0], shadow.planes[0])
                 except ValueError:
@@ -253,8 +270,11 @@ class Transfer:
     def _join(self, op: Operation) -> None:
         parts = [t for t in tensors_in(op.argument(0, "tensors")) if t.numel()]
         shadows = [self.of(t) for t in parts]
+        if any(s.role is Role.TOKENS for s in shadows):  # raw features join tokens as tokens
+            shadows = [self.tokens_of(t, op.name) if _is_value(t) else self.of(t) for t in parts]
         main = max(shadows, key=lambda s: (s.data, s.role))
         rest = {key: value for key, value in op.kwargs.items() if key not in ("tensors", "out")}
+        self._note_heads(parts, shadows)
         planes = []
         pairs = main.role >= Role.LOGITS  # logits have two planes, all else one
         for number in range(max((len(s.planes) for s in shadows), default=0)):
@@ -274,6 +294,16 @@ class Transfer:
             ancestors=frozenset[int]().union(*(s.ancestors for s in shadows)),
             data=any(s.data for s in shadows),
         )
+
+    def _note_heads(self, parts: Sequence[Tensor], shadows: Sequence[Shadow]) -> None:
+        """Note calls whose results stand side by side as features: heads, called one by one."""
+        calls = [shadow.ancestors for shadow in shadows]
+        if len(set(calls)) < 2 or any(len(call) != 1 for call in calls):
+            return
+        if all(s.planes and p.shape == parts[0].shape for p, s in zip(parts, shadows, strict=True)):
+            tokens = [first_along(shadow.planes[0], -1) for shadow in shadows]
+            if all(same_plane(plane, tokens[0]) for plane in tokens):
+                self.joined_heads.append(tuple(i for call in calls for i in call))
 
     def _stranger(self, tensor: Tensor, shadow: Shadow, main: Shadow, name: str) -> Tensor:
         """The plane of a tensor that is joined to tokens without bringing tokens of its own."""

@@ -61,7 +61,6 @@ class TokenSpaces:
         self._spaces: list[Space] = []
         self._same: dict[tuple[int, int], Tensor] = {}
         self._origins: dict[str, str] = {}
-        self._attended: set[int] = set()
         self._table: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __getitem__(self, index: int) -> Space:
@@ -153,19 +152,7 @@ class TokenSpaces:
             centres = centres.reshape(len(flat), -1)[order].view(examples, size, -1)
             centres = centres[0] if bool((centres == centres[0]).all()) else None
         kind: Kind = "token" if source.examples else source.kind
-        for space in self._spaces:
-            if (
-                space.kind == kind == "token"
-                and space.index not in self._attended
-                and centres is not None
-                and space.coordinates is not None
-                and (space.size, space.name, space.births) == (size, source.name, births)
-                and centres.shape[-1] > 1
-                and torch.equal(space.coordinates, centres)
-            ):
-                break  # the same patches, read again: a stem's shortcut
-        else:
-            space = self._open(size, source.examples, source.name, kind, centres, births)
+        space = self._open(size, source.examples, source.name, kind, centres, births)
         ids = torch.empty_like(flat)
         ids[order] = torch.arange(space.base, space.stop)
         return ids.to(torch.int32).view(parents.shape)
@@ -215,10 +202,6 @@ class TokenSpaces:
         centres = self[first].coordinates
         return None if centres is None else centres[local]
 
-    def attend(self, ids: Tensor) -> None:
-        """Note that an attention call reads these tokens: later births are other tokens."""
-        self._attended.update(self.indices(ids))
-
     def indices(self, ids: Tensor) -> list[int]:
         """Indices of the spaces in `ids`, in order of first appearance."""
         index = self.locate(ids.reshape(-1))[0]
@@ -252,8 +235,9 @@ class TokenSpaces:
     def same_input(self, kept: Tensor, absorbed: Tensor) -> None:
         """Note that two inputs were summed, element by element, before any token was born."""
         (to, _, place), (of, _, other) = self.locate(kept), self.locate(absorbed)
-        if torch.equal(place, other):
-            self._origins[self[int(of.max())].name] = self[int(to.max())].name
+        one, two = self[int(to.max())].name, self[int(of.max())].name
+        if torch.equal(place, other) and self.origin(one) != self.origin(two):
+            self._origins[self.origin(two)] = self.origin(one)
 
     def origin(self, name: str) -> str:
         """The input whose tokens an input feeds: itself, or the one that it was added to."""
