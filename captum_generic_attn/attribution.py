@@ -196,7 +196,7 @@ class GenericAttention(GradientAttribution):
         if len(targets) == 0:
             raise ValueError("targets is empty; pass at least one target")
         bound = targets_per_backward
-        if bound is not None and (not isinstance(bound, int) or bound < 1):
+        if bound is not None and (type(bound) is not int or bound < 1):
             raise ValueError(f"targets_per_backward={bound!r} must be an int of at least 1")
         return cast(
             TensorOrTupleOfTensorsGeneric,

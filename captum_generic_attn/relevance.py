@@ -133,7 +133,8 @@ class Relevance:
 
     `streams` maps names to `Stream`, `rows` maps the streams that the score reads directly to
     `[B, N]` weights of the explained rows, which sum to 1 (all 0 where the score has no gradient);
-    `calls` lists every attention call in execution order.
+    `calls` lists every attention call in execution order. `matrices` holds what `matrix` reads:
+    `[B, N, N]` for each stream.
 
     Example:
         >>> from captum_generic_attn import GenericAttention
@@ -253,8 +254,8 @@ class Relevance:
                 plain_parts = json.loads(metadata[_METADATA])
                 for key in file.keys():  # noqa: SIM118 - no mapping
                     tensors[tuple(json.loads(key))] = file.get_tensor(key)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file: {error}") from error
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is no saved Relevance: {error}") from error
         streams = {
             name: Stream(size, MappingProxyType({p: slice(*ends) for p, ends in parts.items()}))
             for name, (size, parts) in plain_parts["streams"].items()

@@ -17,7 +17,7 @@ from captum_generic_attn.capture.contraction import Contraction
 from captum_generic_attn.capture.operations import argument
 from captum_generic_attn.capture.planes import relabel, varies
 from captum_generic_attn.capture.record import Explicit, Fused
-from captum_generic_attn.capture.recorder import Recorder
+from captum_generic_attn.capture.recorder import CHANNELS, Recorder
 from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.transfer import Transfer
@@ -217,10 +217,7 @@ class Attention:
         self, shadow: Shadow, softmax: Softmax, other: Shadow, over_keys: list[int]
     ) -> tuple[str, str] | None:
         if shadow.mixed:
-            return (
-                "attention between channels, not between tokens",
-                "leave the module out with layers=, or pass strict=False to skip such calls",
-            )
+            return CHANNELS
         if other.role is Role.PROBABILITIES:
             return (
                 "attention probabilities are multiplied with each other (Nyström attention)",
@@ -253,10 +250,7 @@ class Attention:
         planes = []
         for tensor, shadow in zip((query, key), shadows, strict=True):
             if shadow.planes and varies(shadow.planes[0], -1):
-                self._recorder.refuse(
-                    "attention between channels, not between tokens",
-                    "leave the module out with layers=, or pass strict=False to skip such calls",
-                )
+                self._recorder.refuse(*CHANNELS)
                 self._transfer.shadows[result] = Shadow(
                     Role.TOKENS, (), shadows[0].ancestors | shadows[1].ancestors, data=True
                 )

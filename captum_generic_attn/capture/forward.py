@@ -69,7 +69,7 @@ def capture_forward(
     *,
     copies: bool = False,
 ) -> Capture:
-    """Run `forward_func(*inputs, *additional)` and record its recorder.
+    """Run `forward_func(*inputs, *additional)` and record its attention.
 
     Args:
         forward_func: the model, or a function round it.
@@ -242,6 +242,3 @@ def no_attention_message(capture: Capture) -> str:
         'libraries are invisible: load the model with attn_implementation="sdpa" or "eager".'
         + "".join(reasons)
     )
-
-
-__all__ = ["Capture", "UnsupportedAttentionError", "capture_forward", "no_attention_message"]

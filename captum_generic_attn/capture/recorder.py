@@ -38,6 +38,13 @@ class Refusal:
         return f"{where}: {self.seen}; {self.advice}"
 
 
+CHANNELS = (
+    "attention between channels, not between tokens",
+    "leave the module out with layers=, or pass strict=False to skip such calls",
+)
+"""What was seen and what to do where an axis of tokens is summed in the product of q and k."""
+
+
 def kernel_refusal(name: str) -> tuple[str, str]:
     """What was seen and what to do where a fused kernel other than PyTorch's own is called."""
     return (

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from captum_generic_attn.capture import births
+from captum_generic_attn.capture import births, joins
 from captum_generic_attn.capture.operations import Family, Operation, on_cpu, tensors_in
 from captum_generic_attn.capture.planes import first_along, relabel, same_plane, varies
 from captum_generic_attn.capture.shadow import NO_SHADOW, Role, Shadow, Shadows
-from captum_generic_attn.tokens.spaces import FOREIGN, PADDING, TokenSpaces
+from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
 
 
 class Transfer:
@@ -96,38 +96,18 @@ class Transfer:
             transfer = getattr(self, f"_{family.name.lower()}")  # one method for each family
             transfer(Operation(name, func, args, kwargs, inputs, results))
         if in_place:
-            self._write_through(results, name)
+            for result in results:
+                self._note_write(result, name)
 
-    def _write_through(self, results: Sequence[Tensor], name: str) -> None:
+    def _note_write(self, result: Tensor, name: str) -> None:
         """What is written into a view stands in the tensor that it is a view of."""
-        for result in results:
-            if not self.knows(result):
-                continue
+        if self.knows(result):
             base = result if result._base is None else result._base  # noqa: SLF001
             self._written[base] = True
-            if base is result:
-                continue
-            whole, part = self.of(base), self.of(result)
-            merged = replace(
-                whole, ancestors=whole.ancestors | part.ancestors, data=whole.data or part.data
-            )
-            pairs = part.role >= Role.LOGITS
-            if not part.planes:
-                self.shadows[base] = merged
-            elif not base.is_contiguous() or (
-                whole.planes and pairs != (whole.role >= Role.LOGITS)
-            ):
-                self.shadows[base] = merged.without_tokens(f"{name} through a view")
-            else:
-                blank = torch.full(base.shape, PADDING, dtype=torch.int32)
-                planes = []
-                for old, new in zip(whole.planes or [blank] * 2, part.planes, strict=False):
-                    plane = old.contiguous().clone()
-                    offset = result.storage_offset() - base.storage_offset()
-                    plane.as_strided(result.shape, result.stride(), offset).copy_(new)
-                    planes.append(plane)
-                role = max(whole.role, part.role)
-                self.shadows[base] = replace(merged, role=role, planes=tuple(planes))
+            if base is not result:
+                self.shadows[base] = joins.seen_from_base(
+                    self.of(base), base, self.of(result), result, name
+                )
 
     def _same(self, op: Operation) -> None:
         shadow = self.of(op.inputs[0])
@@ -268,52 +248,7 @@ class Transfer:
         self.shadows[op.results[0]] = births.of_windows(self.spaces, shadow, op)
 
     def _join(self, op: Operation) -> None:
-        parts = [t for t in tensors_in(op.argument(0, "tensors")) if t.numel()]
-        shadows = [self.of(t) for t in parts]
-        if any(s.role is Role.TOKENS for s in shadows):  # raw features join tokens as tokens
-            shadows = [self.tokens_of(t, op.name) if _is_value(t) else self.of(t) for t in parts]
-        main = max(shadows, key=lambda s: (s.data, s.role))
-        rest = {key: value for key, value in op.kwargs.items() if key not in ("tensors", "out")}
-        self._note_heads(parts, shadows)
-        planes = []
-        pairs = main.role >= Role.LOGITS  # logits have two planes, all else one
-        for number in range(max((len(s.planes) for s in shadows), default=0)):
-            layers = [
-                s.planes[number] if s.planes and (s.role >= Role.LOGITS) == pairs
-                else self._stranger(t, s, main, op.name)
-                for t, s in zip(parts, shadows, strict=True)
-            ]  # fmt: skip
-            joined = op.func(layers, *op.args[1:], **rest)
-            if joined.ndim == layers[0].ndim and not varies(joined, -1):
-                joined = joined[..., :1].expand(joined.shape)  # halves of a feature axis
-            planes.append(joined)
-        self.shadows[op.results[0]] = replace(
-            main,
-            role=Role.TOKENS if main.role is Role.PARAMETER and len(parts) > 1 else main.role,
-            planes=tuple(planes),
-            ancestors=frozenset[int]().union(*(s.ancestors for s in shadows)),
-            data=any(s.data for s in shadows),
-        )
-
-    def _note_heads(self, parts: Sequence[Tensor], shadows: Sequence[Shadow]) -> None:
-        """Note calls whose results stand side by side as features: heads, called one by one."""
-        calls = [shadow.ancestors for shadow in shadows]
-        if len(set(calls)) < 2 or any(len(call) != 1 for call in calls):
-            return
-        if all(s.planes and p.shape == parts[0].shape for p, s in zip(parts, shadows, strict=True)):
-            tokens = [first_along(shadow.planes[0], -1) for shadow in shadows]
-            if all(same_plane(plane, tokens[0]) for plane in tokens):
-                self.joined_heads.append(tuple(i for call in calls for i in call))
-
-    def _stranger(self, tensor: Tensor, shadow: Shadow, main: Shadow, name: str) -> Tensor:
-        """The plane of a tensor that is joined to tokens without bringing tokens of its own."""
-        if main.role >= Role.LOGITS or not tensor.is_floating_point():
-            return torch.full(tensor.shape, PADDING, dtype=torch.int32)
-        if shadow.data:
-            rows = self.spaces.unknown(tensor.shape[:-1], shadow.lost or name)
-            return rows.unsqueeze(-1).expand(tensor.shape)
-        constant = bool((tensor == 0).all())
-        return torch.full(tensor.shape, PADDING if constant else FOREIGN, dtype=torch.int32)
+        self.shadows[op.results[0]] = joins.joined(self, op)
 
     def _pad(self, op: Operation) -> None:
         width = op.argument(1, "pad")
@@ -321,34 +256,7 @@ class Transfer:
         self.shadows[op.results[0]] = shadow.map(lambda p: F.pad(p, width, value=PADDING))
 
     def _write(self, op: Operation) -> None:
-        target, result = op.inputs[0], op.results[0]
-        shadow, sources = self.of(target), [t for t in op.inputs[1:] if self.of(t).planes]
-        ancestors = frozenset[int]().union(*(self.of(t).ancestors for t in op.inputs))
-        if not sources:
-            self.shadows[result] = replace(shadow, ancestors=ancestors)
-            return
-        source = self.of(sources[-1])
-        planes = []
-        for number, written in enumerate(source.planes):
-            whole = len(shadow.planes) == len(source.planes)
-            plane = (
-                shadow.planes[number].clone() if whole
-                else torch.full(target.shape, PADDING, dtype=torch.int32)
-            )  # fmt: skip
-            given = [written if a is sources[-1] else on_cpu(a) for a in op.args[1:]]
-            if op.name == "setitem":
-                plane[given[0]] = given[1]
-            elif op.name == "copy":
-                plane = given[0].expand(plane.shape)
-            else:
-                keywords = {key: on_cpu(value) for key, value in op.kwargs.items()}
-                plane = getattr(torch.Tensor, op.name)(plane, *given, **keywords)
-            planes.append(plane)
-        role = max(source.role, shadow.role if shadow.data else Role.NOTHING)
-        data = source.data or shadow.data
-        self.shadows[result] = replace(
-            source, role=role, planes=tuple(planes), ancestors=ancestors, data=data
-        )
+        self.shadows[op.results[0]] = joins.written(self, op)
 
     def _reduce(self, op: Operation) -> None:
         if len(op.inputs) > 1 and isinstance(op.args[-1], Tensor):  # max(a, b): element by element
