@@ -245,8 +245,8 @@ def _dense(record: AttentionRecord, maps: Tensor, capture: Capture, examples: in
     if bool((padded.unsqueeze(-1) & (maps != 0)).any()):
         raise UnsupportedAttentionError(
             f"{record.module or 'the forward function'} ({record.module_type}): padding stays "
-            "among the tokens and hands relevance on; pad with a parameter or an embedding, whose tokens "
-            "can be followed"
+            "among the tokens and hands relevance on; pad with a parameter or an embedding, whose "
+            "tokens can be followed"
         )
     dense = maps.new_zeros(examples, size + 1, size + 1)  # the last place takes the padding
     where = (
