@@ -1,0 +1,167 @@
+"""Which calls count, which are the last of their stream, and maps laid out over all tokens.
+
+The options as users give them stand in `test_attribution.py` and `test_errors.py`.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_generic_attn.explanation import _dense, _explained_rows, _final_calls, selected
+from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
+from captum_generic_attn.tokens.streams import TokenStreams
+
+
+def call(index: int, *behind: int, stream: str = "x", keys: tuple[int, ...] | None = None):
+    """A call whose queries (and keys, if no others are given) depend on calls `behind` it."""
+    return SimpleNamespace(
+        index=index, module=f"blocks.{index}", query_stream=stream, key_stream=stream,
+        query_ancestors=frozenset(behind),
+        key_ancestors=frozenset(behind if keys is None else keys),
+    )  # fmt: skip
+
+
+def final(*records, output: set[int], reached: set[int] | None = None) -> set[int]:
+    capture = SimpleNamespace(records=records, ancestors=frozenset(output), refusals=())
+    every = {record.index for record in records}
+    return _final_calls(capture, every if reached is None else reached)
+
+
+def test_the_last_of_a_chain() -> None:
+    assert final(call(0), call(1, 0), call(2, 1), output={2}) == {2}
+
+
+def test_the_last_of_each_stream() -> None:
+    records = (call(0), call(1, stream="y"), call(2, 0), call(3, 1, stream="y"))
+    assert final(*records, output={2, 3}) == {2, 3}
+
+
+def test_parallel_branches_are_all_last() -> None:
+    assert final(call(0), call(1, 0), call(2, 0), output={1, 2}) == {1, 2}
+
+
+def test_what_keys_alone_depend_on_is_not_last() -> None:
+    assert final(call(0), call(1, keys=(0,)), output={0, 1}) == {1}
+
+
+def test_calls_that_the_score_does_not_reach_do_not_hide_others() -> None:
+    records = (call(0), call(1, 0), call(2, 1))
+    assert final(*records, output={1}, reached={0, 1}) == {1}
+
+
+def test_a_refused_call_in_between_is_looked_through() -> None:
+    """Another stream's call stands between two of this one."""
+    records = (call(0), call(1, 0, stream="y"), call(2, 1))
+    assert final(*records, output={2}) == {1, 2}
+
+
+# --- layers
+
+
+def seen(*modules: str, **named: nn.Module):
+    return SimpleNamespace(
+        records=[SimpleNamespace(module=name) for name in modules[:-1]],
+        refusals=[SimpleNamespace(module=name) for name in modules[-1:]],
+        modules=named,
+    )
+
+
+def test_layers_are_names_prefixes_or_modules() -> None:
+    block = nn.Identity()
+    capture = seen("a.1.attn", "a.10.attn", "b", last=block)
+    assert selected(capture, None) == {"a.1.attn", "a.10.attn", "b"}
+    assert selected(capture, "a.1") == {"a.1.attn"}
+    assert selected(capture, ["a", "b"]) == {"a.1.attn", "a.10.attn", "b"}
+    assert selected(capture, "") == {"a.1.attn", "a.10.attn", "b"}
+    capture.modules = {"a.10": block}
+    assert selected(capture, block) == {"a.10.attn"}
+    with pytest.raises(ValueError, match=r"layers='c' .* seen in: a\.1\.attn, a\.10\.attn, b$"):
+        selected(capture, ["a", "c"])
+    with pytest.raises(ValueError, match="layers=Linear selects no attention call"):
+        selected(capture, nn.Linear(1, 1))
+
+
+# --- maps and rows over all tokens of a stream
+
+
+def stream_of(*reads: Tensor, spaces: TokenSpaces) -> SimpleNamespace:
+    streams = TokenStreams(spaces)
+    for ids in reads:
+        streams.join(ids)
+    streams.close([("attention", ids) for ids in reads])
+    return SimpleNamespace(streams=streams)
+
+
+def record_of(tokens: Tensor, examples: list[int], keys: Tensor | None = None):
+    return SimpleNamespace(
+        query_tokens=tokens, key_tokens=tokens if keys is None else keys,
+        examples=torch.tensor(examples), module="attention",
+        module_type="Attention",
+    )  # fmt: skip
+
+
+def dense_in_loops(record, capture, maps: Tensor, examples: int, size: int) -> Tensor:
+    result = torch.zeros(examples, size, size, dtype=maps.dtype)
+    rows = capture.streams.positions(record.query_tokens)
+    columns = capture.streams.positions(record.key_tokens)
+    for group, owner in enumerate(record.examples.tolist()):
+        for i, row in enumerate(rows[group].tolist()):
+            for j, column in enumerate(columns[group].tolist()):
+                if row >= 0 and column >= 0:
+                    result[owner, row, column] += maps[group, i, j]
+    return result
+
+
+@pytest.mark.parametrize("layout", ["whole", "windows", "mixed", "padded", "other keys"])
+def test_maps_over_all_tokens(layout: str) -> None:
+    spaces = TokenSpaces()
+    ids = spaces.of_input("x", torch.Size([2, 4]))
+    record = {
+        "whole": record_of(ids, [0, 1]),
+        "windows": record_of(ids.view(4, 2), [0, 0, 1, 1]),
+        "mixed": record_of(ids[:, [2, 0, 3, 1]].flip(0), [1, 0]),
+        "padded": record_of(torch.nn.functional.pad(ids, (1, 1), value=PADDING), [0, 1]),
+        "other keys": record_of(ids[:, :1], [0, 1], keys=ids[:, [3, 1]]),
+    }[layout]
+    capture = stream_of(ids, record.query_tokens, record.key_tokens, spaces=spaces)
+    shape = (*record.query_tokens.shape, record.key_tokens.shape[1])
+    maps = torch.rand(shape, dtype=torch.float64)
+    maps[record.query_tokens == PADDING] = 0  # padding that looks at tokens hands nothing on
+    ours = _dense(record, maps, capture, 2)
+    assert torch.equal(ours, dense_in_loops(record, capture, maps, 2, 4))
+
+
+def test_padding_that_hands_relevance_on_is_refused() -> None:
+    spaces = TokenSpaces()
+    ids = spaces.of_input("x", torch.Size([1, 2]))
+    padded = torch.nn.functional.pad(ids, (0, 1), value=PADDING)
+    capture = stream_of(ids, spaces=spaces)
+    with pytest.raises(ValueError, match="attention .*: padding stays among the tokens"):
+        _dense(record_of(padded, [0]), torch.rand(1, 3, 3), capture, 1)
+
+
+def test_explained_rows_are_those_with_a_gradient_in_any_head() -> None:
+    spaces = TokenSpaces()
+    ids = spaces.of_input("x", torch.Size([2, 4]))
+    record = record_of(ids.view(4, 2), [0, 0, 1, 1])
+    capture = stream_of(ids, spaces=spaces)
+    gradient = torch.zeros(4, 3, 2, 2)
+    gradient[1, 2, 0, 1] = -1e-30  # window 1 of example 0, its first row
+    gradient[2, 0, 1, 0] = 5.0
+    ours = _explained_rows(record, gradient, capture, 2)
+    assert ours.tolist() == [[False, False, True, False], [False, True, False, False]]
+
+
+def test_a_score_that_is_read_at_padding_is_refused() -> None:
+    spaces = TokenSpaces()
+    ids = spaces.of_input("x", torch.Size([1, 2]))
+    padded = torch.nn.functional.pad(ids, (0, 1), value=PADDING)
+    capture = stream_of(ids, spaces=spaces)
+    gradient = torch.zeros(1, 1, 3, 3)
+    gradient[..., 2, 0] = 1
+    with pytest.raises(ValueError, match="position of attention that holds padding"):
+        _explained_rows(record_of(padded, [0]), gradient, capture, 1)
