@@ -14,6 +14,7 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,17 +78,19 @@ def heatmap_figure(
     titles: Sequence[str],
     *,
     title: str = "",
+    shared_scale: bool = False,
 ) -> Figure:
-    """A figure with the picture and one overlay per heat map, all on one scale, with its bar.
+    """A figure with the picture and one overlay per heat map, each over the bar of its scale.
 
-    The panels share the scale so that they can be compared: a class with little relevance looks
-    pale beside one with much.
+    By default each map has its own scale, since one class often gets many times the relevance of
+    another: the colours say where, the bars' numbers how much.
 
     Args:
         image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes.
         heatmaps: at least one `[H, W]`, or an array `[T, H, W]`; one finite value per pixel.
         titles: one per heat map.
         title: stands over the picture.
+        shared_scale: one scale for all, so that colours can be compared from map to map.
 
     Raises:
         ValueError: no heat map, not one title for each, or shapes that do not fit.
@@ -105,27 +108,33 @@ def heatmap_figure(
     if len(heatmaps) != len(titles):
         raise ValueError(f"{len(heatmaps)} heat maps need as many titles, not {len(titles)}")
     picture = _picture(image)
-    maximum = max(_heat(heatmap).max() for heatmap in heatmaps)
-    overlays = [overlay(picture, heatmap, maximum=maximum) for heatmap in heatmaps]
+    maxima = [max(float(_heat(heatmap).max()), 0.0) for heatmap in heatmaps]
+    if shared_scale:
+        maxima = [max(maxima)] * len(maxima)
 
-    panels = len(heatmaps) + 1
-    columns = min(panels, 4)
-    rows = -(-panels // columns)
-    height = 2.6 * picture.shape[0] / picture.shape[1]
-    figure = Figure(figsize=(2.6 * columns + 0.9, (height + 0.45) * rows), layout="compressed")
+    rows = -(-(len(heatmaps) + 1) // 4)
+    columns = -(-(len(heatmaps) + 1) // rows)
+    height = 2.6 * picture.shape[0] / picture.shape[1] + 0.75
+    layout = ConstrainedLayoutEngine(compress=True, h_pad=0.08)
+    figure = Figure(figsize=(2.6 * columns, height * rows), layout=layout)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
     grid[0].imshow(picture, cmap="gray", vmin=0, vmax=1)
     grid[0].set_title(title, fontsize=11)
-    for axes, panel, name in zip(grid[1:], overlays, titles, strict=False):
-        axes.imshow(panel)
+    steps = ListedColormap(_coloured(np.linspace(0, 1, 256), np.ones(256)))
+    for axes, heatmap, maximum, name in zip(grid[1:], heatmaps, maxima, titles, strict=False):
+        axes.imshow(overlay(picture, heatmap, maximum=maximum))
         axes.set_title(name, fontsize=11)
-    steps = _coloured(np.linspace(0, 1, 256), np.ones(256))
-    scale = ScalarMappable(Normalize(0, maximum if maximum > 0 else 1), ListedColormap(steps))
-    bar = figure.colorbar(scale, ax=list(grid), label="relevance", pad=0.02, aspect=30)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8)
+        scale = ScalarMappable(Normalize(0, maximum if maximum > 0 else 1), steps)
+        bar = figure.colorbar(scale, ax=axes, location="bottom", pad=0.03, aspect=25)
+        bar.set_label("relevance", size=8, labelpad=-8)
+        bar.set_ticks([0, maximum], labels=["0", f"{maximum:.2g}"])
+        bar.ax.tick_params(labelsize=8, length=0)
+        least, most = bar.ax.get_xticklabels()
+        least.set_horizontalalignment("left")
+        most.set_horizontalalignment("right")
+        bar.outline.set_visible(False)
     return figure
 
 

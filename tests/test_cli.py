@@ -116,16 +116,21 @@ def test_the_figure_is_a_picture_of_four_panels():
 
 
 def test_the_heat_lies_on_the_garment_that_the_class_names(figures):
-    canvases = demo.canvases()
     hits = []
-    for canvas in canvases[:6]:
-        names = [garment.name for garment in canvas.garments]
+    for canvas in demo.canvases()[:6]:
+        # Two garments of a class are one target with two right places.
+        names = list(dict.fromkeys(garment.name for garment in canvas.garments))
         explain(canvas.path, *(part for name in names for part in ("--target", name)))
-        for garment, heat in zip(canvas.garments, figures[-1]["heatmaps"], strict=True):
+        for name, heat in zip(names, figures[-1]["heatmaps"], strict=True):
             row, column = np.unravel_index(heat.argmax(), heat.shape)
-            left, top, right, bottom = garment.box
+            boxes = [garment.box for garment in canvas.garments if garment.name == name]
             # A patch of 8 pixels may peak beside the box of a garment that it covers in part.
-            hits.append(left - 4 <= column < right + 4 and top - 4 <= row < bottom + 4)
+            hits.append(
+                any(
+                    left - 4 <= column < right + 4 and top - 4 <= row < bottom + 4
+                    for left, top, right, bottom in boxes
+                )
+            )
     assert len(hits) >= 12
     assert np.mean(hits) > 0.75
 
@@ -247,7 +252,7 @@ def test_a_folder_of_hugging_face(problem, kind, tmp_path, figures):
     output = explain("--model", "saved", "--target", "Dog")
     assert f"What saved sees (3 classes, probabilities by {kind})" in output
     pixels = processor(images=demo.canvases()[0].image(), return_tensors="pt")["pixel_values"]
-    logits = model(pixels).logits[0]
+    logits = model(pixels).logits[0].detach()
     share = logits.softmax(-1)[1] if kind == "softmax" else logits.sigmoid()[1]
     assert listed(output)[1] == (pytest.approx(float(share), abs=6e-4), True)
     expected = GenericAttention(model).attribute(pixels, 1)[0, 0].numpy()
@@ -340,10 +345,12 @@ def test_a_full_disk_is_told(tmp_path):
 
 
 def test_a_model_without_attention_is_refused(tmp_path):
-    model = timm.create_model("test_resnet", num_classes=3)
-    save_file(model.state_dict(), tmp_path / "resnet.safetensors")
-    output = explain("--model", "test_resnet", "--weights", "resnet.safetensors", code=1)
-    assert "Error: timm/test_resnet: " in output
+    model = timm.create_model("test_efficientnet", num_classes=3)
+    save_file(model.state_dict(), tmp_path / "convolutions.safetensors")
+    output = explain(
+        "--model", "test_efficientnet", "--weights", "convolutions.safetensors", code=1
+    )
+    assert "Error: timm/test_efficientnet: " in output
     assert "no attention" in output
 
 

@@ -89,7 +89,7 @@ def test_figure_is_the_right_way_up():
     image[:4, :4], image[:4, 4:], image[4:, :4] = (1, 0, 0), (0, 1, 0), (0, 0, 1)
     heat = np.zeros((8, 8))
     heat[4:, :4] = 1.0
-    picture, panel, _ = drawn(heatmap_figure(image, [heat], ["lower left"]))
+    picture, panel, *_ = drawn(heatmap_figure(image, [heat], ["lower left"]))
     assert [quarter(picture, *at).tolist() for at in [(0, 0), (0, 1), (1, 0), (1, 1)]] == [
         [255, 0, 0],
         [0, 255, 0],
@@ -101,29 +101,46 @@ def test_figure_is_the_right_way_up():
     assert set(reds.values()) == {0}
 
 
-def test_figure_has_one_scale_for_all_classes():
+def scales(figure, count):
+    """What the bars under the maps reach to, as drawn and as written."""
+    bars = figure.axes[-count:]
+    return [bar.get_xlim() for bar in bars], [bar.get_xticklabels()[1].get_text() for bar in bars]
+
+
+def test_each_map_has_its_own_scale():
+    strong, weak = np.diag([2.0, 1.0]), np.diag([0.5, 0.25])
+    figure = heatmap_figure(np.ones((2, 2)), [strong, weak], ["strong", "weak"], title="picture")
+    assert [axes.get_title() for axes in figure.axes] == ["picture", "strong", "weak", "", ""]
+    assert scales(figure, 2) == ([(0.0, 2.0), (0.0, 0.5)], ["2", "0.5"])
+    _, strong_panel, weak_panel, *_ = drawn(figure)
+    expected = overlay(np.ones((2, 2)), weak)[0, 0] * 255
+    for panel in (strong_panel, weak_panel):
+        assert np.abs(quarter(panel, 0, 0) - expected).max() <= 1
+        assert quarter(panel, 0, 0).sum() < quarter(panel, 1, 1).sum()
+
+
+def test_a_shared_scale_makes_colours_comparable():
     strong, weak = np.full((4, 4), 2.0), np.full((4, 4), 0.5)
-    figure = heatmap_figure(np.ones((4, 4)), [strong, weak], ["strong", "weak"], title="picture")
-    assert [axes.get_title() for axes in figure.axes] == ["picture", "strong", "weak", ""]
-    *_, bar = figure.axes
-    assert bar.get_ylim() == (0.0, 2.0)
-    assert bar.get_ylabel() == "relevance"
-    _, strong_panel, weak_panel, _ = drawn(figure)
+    figure = heatmap_figure(np.ones((4, 4)), [strong, weak], ["strong", "weak"], shared_scale=True)
+    assert scales(figure, 2) == ([(0.0, 2.0), (0.0, 2.0)], ["2", "2"])
+    _, strong_panel, weak_panel, *_ = drawn(figure)
     expected = overlay(np.ones((4, 4)), weak, maximum=2.0)[0, 0] * 255
     assert np.abs(quarter(weak_panel, 0, 0) - expected).max() <= 1
     assert quarter(strong_panel, 0, 0).sum() < quarter(weak_panel, 0, 0).sum()
 
 
-@pytest.mark.parametrize(("count", "rows", "columns"), [(1, 1, 2), (3, 1, 4), (4, 2, 4), (9, 3, 4)])
+def test_a_map_of_zeros_is_drawn():
+    figure = heatmap_figure(np.ones((4, 4)), [np.zeros((4, 4))], ["nothing"])
+    assert (drawn(figure)[1] == 255).all()
+
+
+@pytest.mark.parametrize(("count", "rows", "columns"), [(1, 1, 2), (3, 1, 4), (4, 2, 3), (9, 3, 4)])
 def test_figure_breaks_into_rows(count, rows, columns):
-    figure = heatmap_figure(
-        np.zeros((4, 4)), np.ones((count, 4, 4)), [str(i) for i in range(count)]
-    )
+    titles = [str(number) for number in range(count)]
+    figure = heatmap_figure(np.zeros((4, 4)), np.ones((count, 4, 4)), titles)
     grid = figure.axes[0].get_gridspec()
     assert (grid.nrows, grid.ncols) == (rows, columns)
-    assert [axes.get_title() for axes in figure.axes[1 : count + 1]] == [
-        str(i) for i in range(count)
-    ]
+    assert [axes.get_title() for axes in figure.axes[1 : count + 1]] == titles
 
 
 def test_figure_says_what_does_not_fit():
