@@ -140,7 +140,7 @@ def test_padding_that_hands_relevance_on_is_refused() -> None:
     ids = spaces.of_input("x", torch.Size([1, 2]))
     padded = torch.nn.functional.pad(ids, (0, 1), value=PADDING)
     capture = stream_of(ids, spaces=spaces)
-    with pytest.raises(ValueError, match="attention .*: padding stays among the tokens"):
+    with pytest.raises(ValueError, match=r"attention .*: padding stays among the tokens"):
         _dense(record_of(padded, [0]), torch.rand(1, 3, 3), capture, 1)
 
 
