@@ -299,6 +299,35 @@ def test_inputs_that_require_gradients():
     assert not ours.requires_grad
 
 
+def test_model_that_changes_its_pictures_in_place():
+    """What the model gets is its own: the user's tensor stays, also where a plain run spoils it."""
+    model = tiny_vit()
+
+    def forward(x):
+        x.mul_(2)
+        return model(x)
+
+    inputs = pictures()
+    ours = GenericAttention(forward).attribute(inputs, target=1)
+    assert torch.equal(inputs, pictures())
+    assert torch.equal(ours, GenericAttention(model).attribute(2 * pictures(), target=1))
+
+
+def test_model_that_changes_its_words_in_place():
+    model = tiny_text()
+
+    def forward(input_ids):
+        input_ids[input_ids == -100] = 0
+        return model(input_ids)
+
+    marked, clean = sentences(), sentences()
+    marked[0, 3], clean[0, 3] = -100, 0
+    inputs = marked.clone()
+    ours = GenericAttention(forward).attribute(inputs, target=1)
+    assert torch.equal(inputs, marked)
+    assert torch.equal(ours, GenericAttention(model).attribute(clean, target=1))
+
+
 def test_inputs_computed_by_the_user():
     """A user's own graph before the model gets no gradient from us, and still works after."""
     model = tiny_vit()
