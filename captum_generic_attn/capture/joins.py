@@ -33,7 +33,9 @@ def joined(transfer: Transfer, op: Operation) -> Shadow:
         ]
     main = max(shadows, key=lambda s: (s.data, s.role))
     rest = {key: value for key, value in op.kwargs.items() if key not in ("tensors", "out")}
-    _note_heads(transfer, parts, shadows)
+    if calls := heads_side_by_side(parts, shadows):
+        grows = op.results[0].ndim == parts[0].ndim and op.results[0].shape[-1] > parts[0].shape[-1]
+        transfer.note_heads(calls, op.results[0], joined=grows)
     planes = []
     pairs = main.role >= Role.LOGITS  # logits have two planes, all else one
     for number in range(max((len(s.planes) for s in shadows), default=0)):
@@ -55,15 +57,19 @@ def joined(transfer: Transfer, op: Operation) -> Shadow:
     )
 
 
-def _note_heads(transfer: Transfer, parts: Sequence[Tensor], shadows: Sequence[Shadow]) -> None:
-    """Note calls whose results stand side by side as features: heads, called one by one."""
+def heads_side_by_side(
+    parts: Sequence[Tensor], shadows: Sequence[Shadow]
+) -> tuple[int, ...] | None:
+    """The calls whose results these are, if each is of one call and all are of the same tokens."""
     calls = [shadow.ancestors for shadow in shadows]
     if len(set(calls)) < 2 or any(len(call) != 1 for call in calls):
-        return
-    if all(s.planes and p.shape == parts[0].shape for p, s in zip(parts, shadows, strict=True)):
-        tokens = [first_along(shadow.planes[0], -1) for shadow in shadows]
-        if all(same_plane(plane, tokens[0]) for plane in tokens):
-            transfer.joined_heads.append(tuple(i for call in calls for i in call))
+        return None
+    if not all(s.planes and p.shape == parts[0].shape for p, s in zip(parts, shadows, strict=True)):
+        return None
+    tokens = [first_along(shadow.planes[0], -1) for shadow in shadows]
+    if not all(same_plane(plane, tokens[0]) for plane in tokens):
+        return None
+    return tuple(i for call in calls for i in call)
 
 
 def _stranger(
@@ -127,3 +133,18 @@ def seen_from_base(whole: Shadow, base: Tensor, part: Shadow, result: Tensor, na
         planes.append(plane)
     role = max(whole.role, part.role)
     return replace(merged, role=role, planes=tuple(planes))
+
+
+def seen_through_view(whole: Shadow, base: Tensor, part: Shadow, view: Tensor) -> Shadow:
+    """The shadow of a view, after the tensor that it is a view of was written to."""
+    part = replace(part, ancestors=part.ancestors | whole.ancestors)
+    if not part.planes or len(whole.planes) != len(part.planes) or not base.is_contiguous():
+        return part
+    offset = view.storage_offset() - base.storage_offset()
+    return replace(
+        part,
+        planes=tuple(
+            plane.contiguous().as_strided(view.shape, view.stride(), offset)
+            for plane in whole.planes
+        ),
+    )

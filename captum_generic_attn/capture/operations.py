@@ -104,7 +104,7 @@ def canonical(function: object) -> tuple[str, bool]:
     name: str = getattr(function, "__name__", type(function).__name__)
     if name == "__get__":
         name = getattr(getattr(function, "__self__", None), "__name__", name)
-    name = name.split(".")[0]
+    name = name.split(".")[0].removeprefix("fft_")
     if name.startswith("__") and name.endswith("__"):
         name = name[2:-2]
         if name in _REFLECTED:

@@ -30,6 +30,7 @@ class Transfer:
         self.shadows = Shadows()
         self._parameters = parameters
         self._written: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._stacked: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.joined_heads: list[tuple[int, ...]] = []
 
     # -- looking shadows up --------------------------------------------------------------------
@@ -40,8 +41,7 @@ class Transfer:
             shadow = self.shadows[tensor]
             base = tensor._base  # noqa: SLF001
             if base is not None and base in self._written:  # through another view, perhaps
-                written = self.shadows[base].ancestors
-                return replace(shadow, ancestors=shadow.ancestors | written)
+                return joins.seen_through_view(self.shadows[base], base, shadow, tensor)
             return shadow
         if not self.knows(tensor) or tensor.ndim == 0:
             return NO_SHADOW
@@ -117,6 +117,9 @@ class Transfer:
 
     def _shape(self, op: Operation) -> None:
         shadow = self.of(op.inputs[0])
+        if op.inputs[0] in self._stacked:
+            calls = self._stacked[op.inputs[0]]
+            self.note_heads(calls, op.results[0], joined=op.results[0].ndim < op.inputs[0].ndim)
         try:
             moved = [_moved(plane, op) for plane in shadow.planes]
         except (RuntimeError, TypeError, IndexError, ValueError):
@@ -127,6 +130,17 @@ class Transfer:
             self.shadows[result] = (
                 replace(shadow, planes=planes) if complete else shadow.without_tokens(op.name)
             )
+
+    def note_heads(self, calls: tuple[int, ...], result: Tensor, *, joined: bool) -> None:
+        """Note calls that stand side by side: heads called one by one, once they are features.
+
+        What is stacked and then summed are branches, whose maps add; what is stacked and then
+        flattened into the features are heads, whose maps are averaged.
+        """
+        if joined:
+            self.joined_heads.append(calls)
+        else:
+            self._stacked[result] = calls
 
     def _tokenwise(self, op: Operation) -> None:
         if op.name == "where" and self._chosen(op):
