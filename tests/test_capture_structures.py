@@ -116,6 +116,40 @@ def test_one_module_called_several_times_gives_one_record_per_call(form: encoder
 
 
 @both_forms
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+def test_residual_added_in_place(form: encoder.Form, frozen: bool) -> None:
+    class InPlace(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            x += self.attention(self.norm(x))
+            return x.add_(self.mlp(self.norm_mlp(x)))
+
+    plain_model, inputs = Encoder(form), encoder.features()
+    expected = encoder.expected_tokens(plain_model, inputs, TARGET)
+    model = Encoder(form, blocks=[InPlace(form), InPlace(form)])
+    model.load_state_dict(plain_model.state_dict())
+    laws.assert_same(tokens(model.requires_grad_(not frozen), inputs), expected)
+
+
+@both_forms
+def test_score_that_reads_every_layer(form: encoder.Form) -> None:
+    model = Encoder(form, depth=3)
+
+    def forward(encoder_: Encoder, x: Tensor) -> Tensor:
+        x = encoder_.embed(x) + encoder_.position
+        scores = 0
+        for block in encoder_.blocks:
+            x = block(x)
+            scores = scores + encoder_.head(x[:, 0])
+        return scores
+
+    reference, probabilities = encoder.twin(model)
+    inputs = encoder.features()
+    maps = oracles.maps_from(lambda: forward(reference, inputs), probabilities, TARGET)
+    expected = oracles.read_row(oracles.propagate(maps), 0)
+    laws.assert_same(tokens(lambda x: forward(model, x), inputs), expected)
+
+
+@both_forms
 def test_branch_that_does_not_reach_the_score_adds_nothing(form: encoder.Form) -> None:
     class Aside(ParallelBlock):
         def forward(self, x: Tensor) -> Tensor:
@@ -142,6 +176,69 @@ def test_ids_or_features(form: encoder.Form, read: int | str, frozen: bool) -> N
         expected = encoder.expected_tokens(model, inputs, TARGET)
         model.requires_grad_(not frozen)
         laws.assert_same(tokens(model, inputs), expected)
+
+
+class OnFeatures(nn.Module):
+    """Attention straight on the input, positions added to queries and keys but not to values."""
+
+    def __init__(self, form: encoder.Form, touch: str) -> None:
+        super().__init__()
+        self.touch = touch
+        self.attention = SelfAttention(form)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.position = nn.Parameter(torch.zeros(1, TOKENS, WIDTH))
+        self.head = nn.Linear(WIDTH, 4)
+        oracles.randomise(self.double().eval())
+
+    def forward(self, x: Tensor) -> Tensor:
+        prepared = {
+            "nothing": (x, x, x),
+            "positions": (x + self.position, x + self.position, x),
+            "three norms": (self.norm(x), self.norm(x), self.norm(x)),
+            "scales": (x * 2, x * 3, x),
+        }[self.touch]
+        attention = self.attention
+        q, k, v = (
+            projection(part).unflatten(-1, (encoder.HEADS, -1)).transpose(1, 2)
+            for projection, part in zip(
+                (attention.query, attention.key, attention.value), prepared, strict=True
+            )
+        )
+        x = x + attention.out(attention.form(q, k, v).transpose(1, 2).flatten(2))
+        return self.head(x[:, 1])
+
+
+@both_forms
+@pytest.mark.parametrize("touch", ["nothing", "positions", "three norms", "scales"])
+def test_attention_straight_on_the_input(form: encoder.Form, touch: str) -> None:
+    model = OnFeatures(form, touch)
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(BATCH, TOKENS, WIDTH, generator=generator, dtype=torch.float64)
+    expected = oracles.read_row(oracles.propagate(encoder.expected_maps(model, inputs, TARGET)), 1)
+    laws.assert_same(tokens(model, inputs), expected)
+
+
+@both_forms
+def test_results_joined_as_features_are_heads_of_one_attention(form: encoder.Form) -> None:
+    """Heads written as modules of their own, called one by one: eq. 5 takes the mean of them all.
+
+    Results that are summed are branches instead, and each adds its whole map.
+    """
+
+    class SideBySide(ParallelBlock):
+        def __init__(self, form: encoder.Form) -> None:
+            super().__init__(form)
+            self.join = nn.Linear(2 * WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = self.norm(x)
+            return x + self.join(torch.cat([self.first(state), self.second(state)], dim=-1))
+
+    model = Encoder(form, blocks=[SideBySide(form), Block(form)])
+    inputs = encoder.features()
+    a, b, c = encoder.expected_maps(model, inputs, TARGET)
+    expected = oracles.read_row(oracles.propagate([(a + b) / 2, c]), 0)
+    laws.assert_same(tokens(model, inputs), expected)
 
 
 @both_forms
@@ -192,6 +289,10 @@ def with_a_flag(model: nn.Module, flag: bool, x: Tensor) -> Tensor:
     return model(x)
 
 
+def parameters_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
 def forward_functions(model: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
     def closure(x: Tensor) -> Tensor:
         return model(x)
@@ -205,6 +306,7 @@ def forward_functions(model: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]
         "partial of a bound method": functools.partial(model.forward),
         "method of an object": Holder(model).predict,
         "callable object": Holder(model),
+        "functional_call": lambda x: torch.func.functional_call(model, parameters_of(model), (x,)),
         "compiled": torch.compile(model, backend="eager"),
     }
 

@@ -109,6 +109,49 @@ def test_prompts_among_the_tokens_belong_to_their_stream(where: int, read: int |
     assert relevance.matrix("prompt", "input_ids").shape[1] == 2
 
 
+def test_tokens_that_are_chosen_by_their_content() -> None:
+    """Pruning: each example goes on with its class token and its own three greatest tokens."""
+
+    class Pruning(Moving):
+        def kept(self, x: Tensor) -> Tensor:
+            greatest = x.norm(dim=-1)[:, 1:].topk(3, dim=1).indices + 1
+            return F.pad(greatest, (1, 0))
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            x = self.blocks[0](self.embed(input_ids) + self.position)
+            index = self.kept(x)[..., None].expand(-1, -1, x.shape[-1])
+            return self.head(self.blocks[1](torch.gather(x, 1, index))[:, 0])
+
+    model = Pruning(lambda x: x, 0)
+    with oracles.exposed_fused_attention() as kept:
+        first, second = oracles.maps_from(lambda: model(encoder.ids()), kept, TARGET)
+    places = model.kept(model.blocks[0](model.embed(encoder.ids()) + model.position))
+    assert places[0].tolist() != places[1].tolist()
+    dense = torch.zeros_like(first)
+    for example, place in enumerate(places):
+        dense[example][place[:, None], place] = second[example]
+    expected = oracles.read_row(oracles.propagate([first, dense]), 0)
+    laws.assert_same(GenericAttention(model).attribute(encoder.ids(), TARGET), expected)
+
+
+def test_registers_that_come_and_go() -> None:
+    """Parameters join the stream for the second of three blocks."""
+
+    class Passing(Moving):
+        def forward(self, input_ids: Tensor) -> Tensor:
+            x = self.blocks[0](self.embed(input_ids) + self.position)
+            x = torch.cat([x, self.prompt.expand(len(x), -1, -1)], dim=1)
+            x = self.blocks[1](x)[:, :TOKENS]
+            return self.head(self.blocks[0](x)[:, 0])
+
+    model = Passing(lambda x: x, 0)
+    with oracles.exposed_fused_attention() as kept:
+        maps = oracles.maps_from(lambda: model(encoder.ids()), kept, TARGET)
+    maps = [F.pad(one, (0, TOKENS + 2 - one.shape[1]) * 2) for one in maps]
+    expected = oracles.read_row(oracles.propagate(maps), 0)[:, :TOKENS]
+    laws.assert_same(GenericAttention(model).attribute(encoder.ids(), TARGET), expected)
+
+
 @pytest.mark.parametrize("read", [1, 3, "mean"])
 def test_padding_that_stays_among_the_tokens(read: int | str) -> None:
     """Zeros that are born as tokens, attend and are attended, hand relevance on like prompts do."""
