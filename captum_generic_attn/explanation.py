@@ -7,6 +7,7 @@ in `rules`, their order in `relevance`.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -300,8 +301,11 @@ def _row_weights(stream: TokenStream, choice: Rows, examples: int) -> Tensor:
         if choice.shape != (examples, stream.size):
             raise ValueError(f"rows= has shape {tuple(choice.shape)}: {forms}")
         weights = choice.detach().double()
-        if bool((weights < 0).any()) or bool((weights.sum(-1) == 0).any()):
-            raise ValueError("weights in rows= must not be negative nor all zero for an example")
+        if not bool((weights >= 0).all()) or not bool(0 < weights.sum(-1).amin() < math.inf):
+            raise ValueError(
+                "weights in rows= must be numbers, not negative, not infinite, and not all zero for "
+                "an example"
+            )
         return weights / weights.sum(-1, keepdim=True)
     if isinstance(choice, Tensor) and choice.ndim > 0:
         index = choice.detach().cpu().long()

@@ -121,8 +121,6 @@ def _lay_out(
     spill: bool,
 ) -> Tensor:  # fmt: skip
     values = values.to(tensor.device)
-    if tensor.ndim == 1:
-        return values.sum(1)
     if interpolation is None:
         return values if grid is None else grid.to_tokens(values)
     if grid is None:

@@ -210,15 +210,15 @@ def patches(spaces: TokenSpaces, shift: float = 0.0) -> Tensor:
     return born(spaces, parents, centres.repeat(2, 1))
 
 
-def test_patches_read_twice_are_the_same_patches() -> None:
-    """Both branches of a stem see the same places, until attention has mixed them."""
+def test_patches_read_twice_are_other_patches() -> None:
+    """Two towers on one picture are two streams; the branches of a stem are one by their sum."""
     spaces = TokenSpaces()
     spaces.of_input("x", torch.Size([2, 1, 4, 4]))
-    first = patches(spaces)
-    assert torch.equal(patches(spaces), first)
-    assert not torch.equal(patches(spaces, shift=1.0), first)
-    spaces.attend(first)
-    assert not torch.equal(patches(spaces), first)
+    first, second = patches(spaces), patches(spaces)
+    assert spaces.indices(first) != spaces.indices(second)
+    spaces.same(first, second)
+    ((absorbed, _),) = spaces.absorbed_into(spaces[spaces.indices(first)[0]])
+    assert absorbed.index == spaces.indices(second)[0]
 
 
 # --- births of rows

@@ -40,7 +40,9 @@ class Transfer:
         if tensor in self.shadows:
             shadow = self.shadows[tensor]
             base = tensor._base  # noqa: SLF001
-            if base is not None and base in self._written:  # through another view, perhaps
+            if (
+                base is not None and base in self._written and base in self.shadows
+            ):  # through another view, perhaps
                 return joins.seen_through_view(self.shadows[base], base, shadow, tensor)
             return shadow
         if not self.knows(tensor) or tensor.ndim == 0:
@@ -101,13 +103,11 @@ class Transfer:
 
     def _note_write(self, result: Tensor, name: str) -> None:
         """What is written into a view stands in the tensor that it is a view of."""
-        if self.knows(result):
-            base = result if result._base is None else result._base  # noqa: SLF001
-            self._written[base] = True
-            if base is not result:
-                self.shadows[base] = joins.seen_from_base(
-                    self.of(base), base, self.of(result), result, name
-                )
+        base = result._base  # noqa: SLF001
+        if base is not None and result in self.shadows:
+            part = self.shadows[result]
+            self.shadows[base] = joins.seen_from_base(self.of(base), base, part, result, name)
+        self._written[result if base is None else base] = True
 
     def _same(self, op: Operation) -> None:
         shadow = self.of(op.inputs[0])

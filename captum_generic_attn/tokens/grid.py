@@ -100,8 +100,8 @@ def fit_grid(coordinates: Tensor, shape: torch.Size) -> Grid | None:
         ((2, 3), (1, 2), (16.0, 16.0))
     """
     axes, counts, offset, stride, places = [], [], [], [], []
-    if len(shape) < 2:
-        return None
+    if len(shape) == 1 and len(coordinates) == 1:  # one value of each example, one token
+        return Grid((), (), (), (), torch.zeros(1, dtype=torch.long))
     for axis in range(coordinates.shape[1]):
         centres = coordinates[:, axis].contiguous()
         levels = torch.unique(centres)  # sorted
