@@ -303,8 +303,8 @@ def _row_weights(stream: TokenStream, choice: Rows, examples: int) -> Tensor:
         weights = choice.detach().double()
         if not bool((weights >= 0).all()) or not bool(0 < weights.sum(-1).amin() < math.inf):
             raise ValueError(
-                "weights in rows= must be numbers, not negative, not infinite, and not all zero for "
-                "an example"
+                "weights in rows= must be numbers, neither negative nor infinite, and not all zero "
+                "for an example"
             )
         return weights / weights.sum(-1, keepdim=True)
     if isinstance(choice, Tensor) and choice.ndim > 0:
