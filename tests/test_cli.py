@@ -39,9 +39,9 @@ def figures(monkeypatch):
 @pytest.fixture
 def unreachable(monkeypatch, tmp_path):
     """No host answers, and nothing was downloaded before."""
-    monkeypatch.setattr(checkpoints, "host_answers", lambda url: False)
-    monkeypatch.setattr("captum_generic_attn.classifiers.host_answers", lambda url: False)
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repo, file: None)
+    monkeypatch.setattr(checkpoints, "host_answers", lambda *args: False)
+    monkeypatch.setattr("captum_generic_attn.classifiers.host_answers", lambda *args: False)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **options: None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
 
@@ -375,7 +375,7 @@ def test_downloaded_weights_serve_without_a_connection(tmp_path, monkeypatch, un
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     files = {(f"timm/{name}.augreg_in21k_ft_in1k", "model.safetensors"): tmp_path}
 
-    def cached(repository, file):
+    def cached(repository, file, **options):
         folder = files.get((repository, file))
         return folder and str(folder / file)
 
