@@ -1,5 +1,5 @@
 # `make help` lists the targets. The first one that needs it sets up .venv, which takes a few
-# minutes and 5.8 GB (nearly all of it PyTorch); afterwards it is left alone until the files that
+# minutes and 6 GB (nearly all of it PyTorch); afterwards it is left alone until the files that
 # describe it change.
 
 PYTHON ?= python3
@@ -32,8 +32,9 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	         "$$($(PYTHON) --version 2>&1); try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	    echo "'$(PYTHON) -m venv' failed (on Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
-	@echo "Setting up $(VENV): a few minutes, 5.8 GB."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "Setting up $(VENV): a few minutes, 6 GB."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	    -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(READY) ## explain the shipped picture with the shipped model: writes explanation.png
