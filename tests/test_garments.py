@@ -8,6 +8,7 @@ import itertools
 import math
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -199,6 +200,19 @@ def small(garments, monkeypatch):
     return garments.train_vit
 
 
+@pytest.mark.parametrize("count", [6, 5])
+def test_two_halves_have_the_gradient_of_the_whole(small, split, count):
+    model = small.VisionTransformer(**small.CONFIG)
+    with ThreadPoolExecutor(2) as workers:
+        loss = small.set_gradients(model, split, 1, 20, count, workers)
+    pictures, labels = small.batch(split, 1, 20, count)
+    whole = torch.nn.functional.binary_cross_entropy_with_logits(model(pictures), labels)
+    expected = torch.autograd.grad(whole, list(model.parameters()))
+    torch.testing.assert_close(loss, whole.detach())
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-4)
+
+
 def test_training_cut_off_and_resumed_ends_the_same(small, split, tmp_path, monkeypatch):
     settings = {"seed": 1, "steps": 5, "batch_size": 4, "highest": 1e-2}
     whole, _ = small.train(split, tmp_path / "whole.pt", **settings)
@@ -208,16 +222,17 @@ def test_training_cut_off_and_resumed_ends_the_same(small, split, tmp_path, monk
     def cut_off(split, seed, start, count):
         if seed == 1:
             drawn.append(start)
-        if len(drawn) == 4:
-            raise KeyboardInterrupt
+            if start == 14 and drawn.count(14) == 1:
+                raise KeyboardInterrupt
         return draw(split, seed, start, count)
 
     monkeypatch.setattr(small, "batch", cut_off)
     with pytest.raises(KeyboardInterrupt):
         small.train(split, tmp_path / "cut.pt", **settings)
     resumed, training = small.train(split, tmp_path / "cut.pt", **settings)
-    # Four steps were begun, two of them kept; three more make five.
-    assert drawn == [0, 4, 8, 12, 8, 12, 16]
+    # Half a batch is two canvases. Cut off in the fourth step, resumed after the second.
+    assert sorted(drawn[:8]) == list(range(0, 16, 2))
+    assert sorted(drawn[8:]) == list(range(8, 20, 2))
     for (name, weight), other in zip(
         whole.state_dict().items(), resumed.state_dict().values(), strict=True
     ):
