@@ -550,6 +550,8 @@ def test_threads(build):
             assert (ours - expected).abs().max() <= 1e-12 * expected.abs().max()
 
 
+@pytest.mark.slow
+@pytest.mark.ci_sample
 def test_threads_on_a_compiled_model():
     """Switching compilation off and on again is process-wide: threads must not mix it up."""
     plain = tiny_vit()
@@ -604,8 +606,8 @@ def test_another_thread_may_use_the_model_meanwhile():
     thread = threading.Thread(target=forward_all_the_time)
     thread.start()
     try:
-        results = [method.relevance(pictures(), target=1) for _ in range(5)]
-        maps = [method.attribute(pictures(), target=1) for _ in range(5)]
+        results = [method.relevance(pictures(), target=1) for _ in range(2)]
+        maps = [method.attribute(pictures(), target=1) for _ in range(3)]
     finally:
         stop.set()
         thread.join()
