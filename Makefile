@@ -65,8 +65,8 @@ captum-0.8: $(READY) ## the contract tests against Captum 0.8.0, laid over the i
 	PYTHONPATH=.captum-0.8 $(BIN)/python -c 'import captum; assert captum.__version__ == "0.8.0"'
 	PYTHONPATH=.captum-0.8 $(PYTEST) -m "$(SELECTED)" tests/contract
 
-garments: $(READY) ## train the demo model, measure it, write benchmarks/garments/report.json
-	$(BIN)/python benchmarks/garments/train_vit.py
+garments: $(READY) ## train the demo model and measure it, from Debian's data or DATA=folder
+	$(BIN)/python benchmarks/garments/train_vit.py $(if $(DATA),--data $(DATA))
 
 clean: ## delete what the targets above have made, .venv included
 	rm -rf $(VENV) .captum-0.8 build dist *.egg-info explanation.png \

@@ -197,6 +197,11 @@ class Relevance:
         calls = f"{used} of {len(self.calls)} attention calls used"
         return "\n".join([f"Relevance of {batch} examples, {calls}", *lines])
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copies and pickles: read-only mappings know neither."""
+        streams = {name: (s.tokens, dict(s.parts)) for name, s in self.streams.items()}
+        return _rebuilt, (streams, dict(self.rows), self.calls, dict(self.matrices))
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write to a safetensors file.
 
@@ -228,8 +233,8 @@ class Relevance:
         # One entry: the order of several is not kept, and equal objects make equal files.
         save_file(tensors, path, {_METADATA: json.dumps({"streams": streams, "calls": calls})})
 
-    @classmethod
-    def load(cls, path: str | PathLike[str]) -> Relevance:
+    @staticmethod
+    def load(path: str | PathLike[str]) -> Relevance:
         """Read what `save` wrote.
 
         Args:
@@ -257,7 +262,7 @@ class Relevance:
         except (SafetensorError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is no saved Relevance: {error}") from error
         streams = {
-            name: Stream(size, MappingProxyType({p: slice(*ends) for p, ends in parts.items()}))
+            name: (size, {p: slice(*ends) for p, ends in parts.items()})
             for name, (size, parts) in plain_parts["streams"].items()
         }
         calls = []
@@ -266,11 +271,26 @@ class Relevance:
                 if key[:2] == ("call", plain["index"]):
                     plain[key[2]] = tensor
             calls.append(Call(**plain))
-        return cls(
-            MappingProxyType(streams),
-            MappingProxyType({str(k[1]): t for k, t in tensors.items() if k[0] == "rows"}),
+        return _rebuilt(
+            streams,
+            {str(k[1]): t for k, t in tensors.items() if k[0] == "rows"},
             tuple(calls),
-            MappingProxyType(
-                {(str(k[1]), str(k[2])): t for k, t in tensors.items() if k[0] == "matrix"}
-            ),
+            {(str(k[1]), str(k[2])): t for k, t in tensors.items() if k[0] == "matrix"},
         )
+
+
+def _rebuilt(
+    streams: Mapping[str, tuple[int, dict[str, slice]]],
+    rows: dict[str, Tensor],
+    calls: tuple[Call, ...],
+    matrices: dict[tuple[str, str], Tensor],
+) -> Relevance:
+    """A `Relevance` from plain containers."""
+    return Relevance(
+        MappingProxyType(
+            {name: Stream(size, MappingProxyType(parts)) for name, (size, parts) in streams.items()}
+        ),
+        MappingProxyType(rows),
+        calls,
+        MappingProxyType(matrices),
+    )

@@ -1,6 +1,8 @@
 """The result of `GenericAttention.relevance`: streams, parts, matrices, rows, calls, files."""
 
+import copy
 import dataclasses
+import pickle
 import re
 from pathlib import Path
 
@@ -326,6 +328,16 @@ def test_save_and_load_several_streams(tmp_path, of_pairs):
     again = tmp_path / "again.safetensors"
     Relevance.load(path).save(again)
     assert Path(path).read_bytes() == again.read_bytes()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda r: pickle.loads(pickle.dumps(r))])  # noqa: S301
+def test_copies_and_pickles(copied, of_pairs):
+    ours = copied(of_pairs)
+    same(ours, of_pairs)
+    with pytest.raises(TypeError):
+        ours.streams["new"] = None
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ours.rows = {}
 
 
 def test_the_file_is_safetensors(tmp_path, of_pairs):
