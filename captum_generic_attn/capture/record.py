@@ -18,6 +18,11 @@ def _computing_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; inference tensors, which are refused, do not count."""
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001
+
+
 class OverwrittenError(RuntimeError):
     """The model overwrote a tensor of an attention call; the forward pass must keep copies."""
 
@@ -33,11 +38,11 @@ class Operands:
     def of(cls, *tensors: Tensor, copies: bool) -> Operands:
         """Note tensors as they are now; with `copies`, whatever the model does to them later."""
         kept = tuple(t.detach().clone() if copies else t.detach() for t in tensors)
-        return cls(kept, tuple(t._version for t in kept))  # noqa: SLF001
+        return cls(kept, tuple(map(_version, kept)))
 
     def __getitem__(self, place: int) -> Tensor:
         tensor = self.tensors[place]
-        if tensor._version != self.versions[place]:  # noqa: SLF001
+        if _version(tensor) != self.versions[place]:
             raise OverwrittenError("an attention operand was modified by an inplace operation")
         return tensor
 

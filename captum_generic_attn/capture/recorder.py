@@ -150,6 +150,7 @@ class Recorder:
 
     def _check_streams(self, queries: Tensor, keys: Tensor) -> None:
         spaces = self._transfer.spaces
+        spaces.read(torch.cat([queries.reshape(-1), keys.reshape(-1)]))
         merged = {
             spaces[i].name for ids in (queries, keys) for i in spaces.indices(ids)
             if spaces[i].births

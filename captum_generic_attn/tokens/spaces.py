@@ -61,6 +61,7 @@ class TokenSpaces:
         self._spaces: list[Space] = []
         self._same: dict[tuple[int, int], Tensor] = {}
         self._origins: dict[str, str] = {}
+        self._read: set[int] = set()
         self._table: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __getitem__(self, index: int) -> Space:
@@ -122,7 +123,12 @@ class TokenSpaces:
         return torch.arange(space.base, space.stop, dtype=torch.int32).view(shape)
 
     def born(
-        self, parents: Tensor, centres: Tensor | None, births: frozenset[int]
+        self,
+        parents: Tensor,
+        centres: Tensor | None,
+        births: frozenset[int],
+        *,
+        again: bool = False,
     ) -> Tensor | None:
         """Open a space with one token for each entry of `parents`.
 
@@ -131,6 +137,8 @@ class TokenSpaces:
                 the example that the token belongs to, and its place among them.
             centres: `[tokens, d]` centres in that input, or `None` if unknown.
             births: the attention calls that the parents had been through.
+            again: whether tokens of the same place that no attention call has read yet are these:
+                features that are projected once for queries and once for keys.
 
         Returns:
             A plane of the shape of `parents`; `None` if the tokens are not spread evenly over the
@@ -152,10 +160,30 @@ class TokenSpaces:
             centres = centres.reshape(len(flat), -1)[order].view(examples, size, -1)
             centres = centres[0] if bool((centres == centres[0]).all()) else None
         kind: Kind = "token" if source.examples else source.kind
-        space = self._open(size, source.examples, source.name, kind, centres, births)
+        space = self._unread(size, source.name, centres) if again else None
+        if space is None:
+            space = self._open(size, source.examples, source.name, kind, centres, births)
         ids = torch.empty_like(flat)
         ids[order] = torch.arange(space.base, space.stop)
         return ids.to(torch.int32).view(parents.shape)
+
+    def _unread(self, size: int, name: str, centres: Tensor | None) -> Space | None:
+        """Tokens of an input with these centres that no attention call has read."""
+        for space in self._spaces:
+            if (
+                space.kind == "token"
+                and (space.size, space.name) == (size, name)
+                and space.index not in self._read
+                and centres is not None
+                and space.coordinates is not None
+                and torch.equal(space.coordinates, centres)
+            ):
+                return space
+        return None
+
+    def read(self, ids: Tensor) -> None:
+        """Note that an attention call reads these tokens: later births are other tokens."""
+        self._read.update(self.indices(ids))
 
     def born_of_rows(self, parents: Tensor, births: frozenset[int]) -> Tensor | None:
         """Open a space with one token for each row of parents: `[*tokens, m]` to `[*tokens]`."""
@@ -174,7 +202,8 @@ class TokenSpaces:
             centres = (centres * weight).sum(-2) / weight.sum(-2).clamp(min=1)
             centres = centres.mul(4096).round().div(4096)  # the order of sums must not matter
             centres = centres[member]
-        return self.born(most.view(parents.shape[:-1]), centres, births)
+        elements = parents.shape[-1] > 1  # an embedding's integers are one each: never again
+        return self.born(most.view(parents.shape[:-1]), centres, births, again=elements)
 
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Space index, example (-1: all) and local number of each id; all -1 for no token."""
