@@ -32,12 +32,12 @@ from captum_generic_attn.explanation import (
     Explanation,
     Layers,
     Options,
-    RowsOption,
     explain,
     selected,
 )
 from captum_generic_attn.input_maps import maps_of_inputs
 from captum_generic_attn.relevance import Relevance
+from captum_generic_attn.rows import RowsOption
 from captum_generic_attn.score import OutputChoice, check_target, choose_output
 
 _INTERPOLATIONS = ("bilinear", "nearest")

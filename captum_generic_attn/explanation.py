@@ -7,8 +7,6 @@ in `rules`, their order in `relevance`.
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -18,12 +16,17 @@ from torch import Tensor, nn
 
 from captum_generic_attn.capture import AttentionRecord, Capture, Refusal, UnsupportedAttentionError
 from captum_generic_attn.relevance import Additions, Call, Relevance, Stream, read_out
+from captum_generic_attn.rows import (
+    RowsOption,
+    choose_rows,
+    dtype_for,
+    equal_weights,
+    explained_rows,
+)
 from captum_generic_attn.rules import average_heads
 from captum_generic_attn.tokens import TokenStream
 
 Layers = str | nn.Module | Sequence[str | nn.Module] | None
-Rows = int | Sequence[int] | Tensor | None
-RowsOption = Rows | Mapping[str, Rows]
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def explain(
     examples = len(score)
     additions = Additions(aggregate=options.aggregate)
     final = _final_calls(capture, set(reached))
-    explained_rows: dict[str, Tensor] = {}
+    found_rows: dict[str, Tensor] = {}
     calls = []
     for record in capture.records:
         read = record.index in final and record.index in capture.ancestors
@@ -113,9 +116,9 @@ def explain(
         if record.index in reached and (record.index not in unused or read):
             gradient = record.gradient(reached.pop(record.index))
             if read:
-                explained = _explained_rows(record, gradient, capture, examples)
-                before = explained_rows.get(record.query_stream, torch.zeros_like(explained))
-                explained_rows[record.query_stream] = before | explained
+                explained = explained_rows(record, gradient, capture, examples)
+                before = found_rows.get(record.query_stream, torch.zeros_like(explained))
+                found_rows[record.query_stream] = before | explained
             if record.index not in unused:
                 probabilities = record.probabilities()
                 heads_mean = average_heads(probabilities, gradient) * record.share
@@ -126,8 +129,8 @@ def explain(
                     _dense(record, heads_mean, capture, examples), record.key_ancestors,
                 )  # fmt: skip
         calls.append(_call(record, capture, unused.get(record.index, ""), per_head))
-    automatic = {name: _equal_weights(rows, score) for name, rows in explained_rows.items()}
-    rows = _rows(capture, automatic, options.rows, examples, score)
+    automatic = {name: equal_weights(rows, score) for name, rows in found_rows.items()}
+    rows = choose_rows(capture, automatic, options.rows, examples, score)
     finals = {
         stream.name: capture.ancestors if stream.name in automatic
         else frozenset(r.index for r in capture.records)
@@ -202,33 +205,6 @@ def _final_calls(capture: Capture, reached: set[int]) -> set[int]:
     return set(streams) - passed
 
 
-def _explained_rows(
-    record: AttentionRecord, gradient: Tensor, capture: Capture, examples: int
-) -> Tensor:
-    """`[B, N]` True for the query rows of a call whose gradient is not zero."""
-    explained = (gradient != 0).any(-1).any(1)
-    stream = capture.streams.of(record.query_tokens)
-    places = capture.streams.positions(record.query_tokens).to(gradient.device)
-    rows = gradient.new_zeros(examples, stream.size + 1)  # the last place takes the padding
-    owners = record.examples.to(gradient.device)[:, None].expand_as(places)
-    rows.index_put_((owners, places), explained.to(rows.dtype), accumulate=True)
-    if bool((rows[:, -1] > 0).any()):
-        raise ValueError(
-            f"the score is read at a position of {record.module or 'the forward function'} that "
-            "holds padding, no token of an input or a parameter"
-        )
-    return rows[:, :-1] > 0
-
-
-def _dtype_for(score: Tensor) -> torch.dtype:
-    return torch.float64 if score.dtype == torch.float64 else torch.float32
-
-
-def _equal_weights(explained: Tensor, score: Tensor) -> Tensor:
-    weights = explained.to(_dtype_for(score))
-    return weights / weights.sum(-1, keepdim=True).clamp(min=1)
-
-
 def _dense(record: AttentionRecord, maps: Tensor, capture: Capture, examples: int) -> Tensor:
     """`[G, Nq, Nk]` maps of a call as `[B, N, N]` over all tokens of the stream."""
     size = capture.streams.of(record.query_tokens).size
@@ -257,82 +233,6 @@ def _dense(record: AttentionRecord, maps: Tensor, capture: Capture, examples: in
     )
     dense.index_put_(where, maps, accumulate=True)
     return dense[:, :-1, :-1]
-
-
-def _rows(
-    capture: Capture, automatic: dict[str, Tensor], option: RowsOption, examples: int, score: Tensor
-) -> dict[str, Tensor]:
-    if option is None:
-        rows = automatic
-        for weights in rows.values():
-            dark = (weights.sum(-1) == 0).nonzero().flatten().tolist()
-            if dark and all(bool((w[dark] == 0).all()) for w in rows.values()):
-                _warn_no_gradient(dark, examples)
-                break
-        if not rows:
-            _warn_no_gradient(list(range(examples)), examples)
-            rows = {
-                s.name: score.new_zeros(examples, s.size, dtype=_dtype_for(score))
-                for s in capture.streams
-            }
-        return rows
-    streams = {s.name: s for s in capture.streams}
-    given = option if isinstance(option, Mapping) else dict.fromkeys(automatic or streams, option)
-    if unknown := [name for name in given if name not in streams]:
-        raise ValueError(f"rows= names {unknown}, but the streams are: {', '.join(streams)}")
-    like = next(iter(automatic.values()), score.detach().to(_dtype_for(score)))
-    chosen = {
-        name: _row_weights(streams[name], choice, examples).to(like)
-        for name, choice in given.items()
-        if choice is not None
-    }
-    return {**automatic, **chosen}
-
-
-def _row_weights(stream: TokenStream, choice: Rows, examples: int) -> Tensor:
-    """`[B, N]` weights summing to 1 from any form of `rows=`."""
-    forms = (
-        f"for stream {stream.name!r} of {stream.size} tokens and {examples} examples, rows= takes "
-        "an int, a list of ints, [B] or [B, k] indices, or [B, N] floating weights"
-    )
-    if isinstance(choice, Tensor) and (choice.dtype == torch.bool or choice.is_complex()):
-        raise TypeError(f"rows= holds {choice.dtype}: {forms}")
-    if isinstance(choice, Tensor) and choice.is_floating_point():
-        if choice.shape != (examples, stream.size):
-            raise ValueError(f"rows= has shape {tuple(choice.shape)}: {forms}")
-        weights = choice.detach().double()
-        if not bool((weights >= 0).all()) or not bool(0 < weights.sum(-1).amin() < math.inf):
-            raise ValueError(
-                "weights in rows= must be numbers, neither negative nor infinite, and not all zero "
-                "for an example"
-            )
-        return weights / weights.sum(-1, keepdim=True)
-    if isinstance(choice, Tensor) and choice.ndim > 0:
-        index = choice.detach().cpu().long()
-        index = index[:, None] if index.ndim == 1 else index
-        if index.ndim != 2 or len(index) != examples:
-            raise ValueError(f"rows= has shape {tuple(choice.shape)}: {forms}")
-    elif isinstance(choice, (int, Tensor)) and not isinstance(choice, bool):
-        index = torch.full((examples, 1), int(choice))
-    elif isinstance(choice, Sequence) and choice and all(type(i) is int for i in choice):
-        index = torch.tensor(list(choice)).expand(examples, -1)
-    else:
-        raise TypeError(f"rows={choice!r} is of no accepted form: {forms}")
-    if bool(((index < -stream.size) | (index >= stream.size)).any()):
-        raise ValueError(f"rows= holds an index out of range: {forms}")
-    weights = torch.zeros(examples, stream.size, dtype=torch.float64)
-    weights.scatter_(1, index % stream.size, 1.0)
-    return weights / weights.sum(-1, keepdim=True)
-
-
-def _warn_no_gradient(examples: list[int], count: int) -> None:
-    which = "the score" if len(examples) == count else f"the score of example {examples}"
-    warnings.warn(
-        f"{which} has no gradient at any attention call (a zero head, or a score that does not "
-        "depend on attention): its attributions are zero",
-        UserWarning,
-        stacklevel=2,
-    )
 
 
 def _check_finite(values: Mapping[str, Tensor], calls: Sequence[Call]) -> None:
@@ -378,7 +278,7 @@ def _matrices(
     for stream in capture.streams:
         matrix = additions.matrix(stream.name, finals[stream.name])
         if matrix is None:
-            matrix = torch.eye(stream.size, dtype=_dtype_for(score), device=score.device)
+            matrix = torch.eye(stream.size, dtype=dtype_for(score), device=score.device)
             matrix = matrix.expand(examples, -1, -1)
         matrices[stream.name, stream.name] = matrix
     return matrices

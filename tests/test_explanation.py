@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_generic_attn.explanation import _dense, _explained_rows, _final_calls, selected
+from captum_generic_attn.explanation import _dense, _final_calls, selected
+from captum_generic_attn.rows import explained_rows
 from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
 from captum_generic_attn.tokens.streams import TokenStreams
 
@@ -144,7 +145,7 @@ def test_padding_that_hands_relevance_on_is_refused() -> None:
         _dense(record_of(padded, [0]), torch.rand(1, 3, 3), capture, 1)
 
 
-def test_explained_rows_are_those_with_a_gradient_in_any_head() -> None:
+def testexplained_rows_are_those_with_a_gradient_in_any_head() -> None:
     spaces = TokenSpaces()
     ids = spaces.of_input("x", torch.Size([2, 4]))
     record = record_of(ids.view(4, 2), [0, 0, 1, 1])
@@ -152,7 +153,7 @@ def test_explained_rows_are_those_with_a_gradient_in_any_head() -> None:
     gradient = torch.zeros(4, 3, 2, 2)
     gradient[1, 2, 0, 1] = -1e-30  # window 1 of example 0, its first row
     gradient[2, 0, 1, 0] = 5.0
-    ours = _explained_rows(record, gradient, capture, 2)
+    ours = explained_rows(record, gradient, capture, 2)
     assert ours.tolist() == [[False, False, True, False], [False, True, False, False]]
 
 
@@ -164,4 +165,4 @@ def test_a_score_that_is_read_at_padding_is_refused() -> None:
     gradient = torch.zeros(1, 1, 3, 3)
     gradient[..., 2, 0] = 1
     with pytest.raises(ValueError, match="position of attention that holds padding"):
-        _explained_rows(record_of(padded, [0]), gradient, capture, 1)
+        explained_rows(record_of(padded, [0]), gradient, capture, 1)

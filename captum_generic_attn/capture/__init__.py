@@ -1,9 +1,9 @@
 """Capture: the only room that touches a model.
 
 `forward` runs the model under `mode`, a function mode that carries a shadow (`shadow`) beside each
-tensor by the transfers of `transfer`, looked up by the families of `operations`; `scope` knows
-which module is running; `attention` recognises attention calls and `recorder` keeps them as
-records (`record`).
+tensor by the transfers of `transfer` (with `births` and `joins`), looked up by the families of
+`operations`; `scope` knows which module is running; `attention` recognises attention calls and
+`recorder` keeps them as records (`record`).
 """
 
 from captum_generic_attn.capture.forward import (

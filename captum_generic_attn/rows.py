@@ -1,0 +1,138 @@
+"""Which rows of relevance are explained: those that the score is computed from, or the user's.
+
+Called by `explanation`. A row of `R` belongs to a token; the rows whose gradient at a stream's last
+attention call is not zero are the ones that the score reads (CLS, EOS, the last token, all tokens).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from captum_generic_attn.capture import AttentionRecord, Capture
+from captum_generic_attn.tokens import TokenStream
+
+Rows = int | Sequence[int] | Tensor | None
+RowsOption = Rows | Mapping[str, Rows]
+
+
+def explained_rows(
+    record: AttentionRecord, gradient: Tensor, capture: Capture, examples: int
+) -> Tensor:
+    """`[B, N]` True for the query rows of a call whose gradient is not zero."""
+    explained = (gradient != 0).any(-1).any(1)
+    stream = capture.streams.of(record.query_tokens)
+    places = capture.streams.positions(record.query_tokens).to(gradient.device)
+    rows = gradient.new_zeros(examples, stream.size + 1)  # the last place takes the padding
+    owners = record.examples.to(gradient.device)[:, None].expand_as(places)
+    rows.index_put_((owners, places), explained.to(rows.dtype), accumulate=True)
+    if bool((rows[:, -1] > 0).any()):
+        raise ValueError(
+            f"the score is read at a position of {record.module or 'the forward function'} that "
+            "holds padding, no token of an input or a parameter"
+        )
+    return rows[:, :-1] > 0
+
+
+def dtype_for(score: Tensor) -> torch.dtype:
+    """The precision of relevance: float64 for a float64 score, else float32."""
+    return torch.float64 if score.dtype == torch.float64 else torch.float32
+
+
+def equal_weights(explained: Tensor, score: Tensor) -> Tensor:
+    """`[B, N]` weights, equal over the explained rows of an example and summing to 1."""
+    weights = explained.to(dtype_for(score))
+    return weights / weights.sum(-1, keepdim=True).clamp(min=1)
+
+
+def choose_rows(
+    capture: Capture, automatic: dict[str, Tensor], option: RowsOption, examples: int, score: Tensor
+) -> dict[str, Tensor]:
+    """`[B, N]` weights of the explained rows, by stream.
+
+    Args:
+        capture: the forward pass.
+        automatic: the rows that the gradient names, of the streams that the score reads directly.
+        option: the user's `rows=`; a mapping replaces those of the streams that it names.
+        examples: the batch size.
+        score: `[B]`.
+
+    Raises:
+        ValueError: if the option does not fit the streams.
+        TypeError: if it is of no accepted form.
+    """
+    if option is None:
+        rows = automatic
+        for weights in rows.values():
+            dark = (weights.sum(-1) == 0).nonzero().flatten().tolist()
+            if dark and all(bool((w[dark] == 0).all()) for w in rows.values()):
+                _warn_no_gradient(dark, examples)
+                break
+        if not rows:
+            _warn_no_gradient(list(range(examples)), examples)
+            rows = {
+                s.name: score.new_zeros(examples, s.size, dtype=dtype_for(score))
+                for s in capture.streams
+            }
+        return rows
+    streams = {s.name: s for s in capture.streams}
+    given = option if isinstance(option, Mapping) else dict.fromkeys(automatic or streams, option)
+    if unknown := [name for name in given if name not in streams]:
+        raise ValueError(f"rows= names {unknown}, but the streams are: {', '.join(streams)}")
+    like = next(iter(automatic.values()), score.detach().to(dtype_for(score)))
+    chosen = {
+        name: _row_weights(streams[name], choice, examples).to(like)
+        for name, choice in given.items()
+        if choice is not None
+    }
+    return {**automatic, **chosen}
+
+
+def _row_weights(stream: TokenStream, choice: Rows, examples: int) -> Tensor:
+    """`[B, N]` weights summing to 1 from any form of `rows=`."""
+    forms = (
+        f"for stream {stream.name!r} of {stream.size} tokens and {examples} examples, rows= takes "
+        "an int, a list of ints, [B] or [B, k] indices, or [B, N] floating weights"
+    )
+    if isinstance(choice, Tensor) and (choice.dtype == torch.bool or choice.is_complex()):
+        raise TypeError(f"rows= holds {choice.dtype}: {forms}")
+    if isinstance(choice, Tensor) and choice.is_floating_point():
+        if choice.shape != (examples, stream.size):
+            raise ValueError(f"rows= has shape {tuple(choice.shape)}: {forms}")
+        weights = choice.detach().double()
+        if not bool((weights >= 0).all()) or not bool(0 < weights.sum(-1).amin() < math.inf):
+            raise ValueError(
+                "weights in rows= must be numbers, neither negative nor infinite, and not all zero "
+                "for an example"
+            )
+        return weights / weights.sum(-1, keepdim=True)
+    if isinstance(choice, Tensor) and choice.ndim > 0:
+        index = choice.detach().cpu().long()
+        index = index[:, None] if index.ndim == 1 else index
+        if index.ndim != 2 or len(index) != examples:
+            raise ValueError(f"rows= has shape {tuple(choice.shape)}: {forms}")
+    elif isinstance(choice, (int, Tensor)) and not isinstance(choice, bool):
+        index = torch.full((examples, 1), int(choice))
+    elif isinstance(choice, Sequence) and choice and all(type(i) is int for i in choice):
+        index = torch.tensor(list(choice)).expand(examples, -1)
+    else:
+        raise TypeError(f"rows={choice!r} is of no accepted form: {forms}")
+    if bool(((index < -stream.size) | (index >= stream.size)).any()):
+        raise ValueError(f"rows= holds an index out of range: {forms}")
+    weights = torch.zeros(examples, stream.size, dtype=torch.float64)
+    weights.scatter_(1, index % stream.size, 1.0)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _warn_no_gradient(examples: list[int], count: int) -> None:
+    which = "the score" if len(examples) == count else f"the score of example {examples}"
+    warnings.warn(
+        f"{which} has no gradient at any attention call (a zero head, or a score that does not "
+        "depend on attention): its attributions are zero",
+        UserWarning,
+        stacklevel=2,
+    )
