@@ -18,6 +18,9 @@ endif
 # Small models on two cores: threads of one operation would only fight over what the workers use.
 export OMP_NUM_THREADS ?= 1
 
+# pip leaves modules uncompiled; importing them once compiles what is used, and must keep it.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check pytest lint test-all zoo captum-0.8 garments clean
 
