@@ -320,17 +320,20 @@ def test_scripted_and_traced_modules(compile_: Any) -> None:
     assert "inner" in refusal(Holding(), inputs)
 
 
-def test_data_parallel_asks_for_the_module_inside() -> None:
-    model = nn.DataParallel(Encoder(fused))
+def test_data_parallel_without_devices_is_its_module() -> None:
     if torch.cuda.device_count():
         pytest.skip("with a GPU the replicas run in threads of their own")
-    try:
-        actual = explain(model, encoder.features())
-    except UnsupportedAttentionError as error:
-        assert ".module" in str(error)  # noqa: PT017
-    else:  # without devices `DataParallel` calls its module in this thread: nothing to refuse
-        expected = encoder.expected_tokens(model.module, encoder.features(), TARGET)
-        laws.assert_same(actual, expected)
+    model = nn.DataParallel(Encoder(fused))
+    expected = encoder.expected_tokens(model.module, encoder.features(), TARGET)
+    laws.assert_same(explain(model, encoder.features()), expected)
+
+
+def test_data_parallel_over_devices_asks_for_the_module_inside() -> None:
+    model = nn.DataParallel(Encoder(fused))
+    model.device_ids = [0, 1]  # what it would hold on a machine with two
+    message = refusal(model, encoder.features())
+    assert "DataParallel" in message
+    assert ".module" in message
 
 
 def test_work_in_another_thread_is_not_missed() -> None:
