@@ -66,7 +66,6 @@ class Recorder:
         self.dropout_seen = False
         self._calls = 0
         self._met: dict[int, Softmax] = {}
-        self._heads: dict[int, int] = {}
         self._transfer = transfer
         self._scope = scope
         self._examples = examples
@@ -195,13 +194,14 @@ class Recorder:
             [(r.module, ids) for r in self.records for ids in (r.key_tokens, r.query_tokens)]
         )
         layers = self._layers()
+        heads = {r.index: r.heads for r in self.records}
         self.records = [
             replace(
                 r,
                 query_stream=self.streams.of(r.query_tokens).name,
                 key_stream=self.streams.of(r.key_tokens).name,
                 layer=min(layers[r.index]),
-                share=r.heads / sum(self._heads[i] for i in layers[r.index]),
+                share=r.heads / sum(heads[i] for i in layers[r.index]),
             )
             for r in self.records
         ]
@@ -210,7 +210,6 @@ class Recorder:
     def _layers(self) -> dict[int, tuple[int, ...]]:
         """The calls of each call's layer: itself, or all heads that are called one by one."""
         known = {r.index: r for r in self.records}
-        self._heads = {r.index: r.heads for r in self.records}
         layers: dict[int, tuple[int, ...]] = {index: (index,) for index in known}
         for calls in self._transfer.joined_heads:
             members = [known[i] for i in calls if i in known]

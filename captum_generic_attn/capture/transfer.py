@@ -40,9 +40,8 @@ class Transfer:
         if tensor in self.shadows:
             shadow = self.shadows[tensor]
             base = tensor._base  # noqa: SLF001
-            if (
-                base is not None and base in self._written and base in self.shadows
-            ):  # through another view, perhaps
+            if base is not None and base in self._written and base in self.shadows:
+                # perhaps written to through another view
                 return joins.seen_through_view(self.shadows[base], base, shadow, tensor)
             return shadow
         if not self.knows(tensor) or tensor.ndim == 0:
