@@ -294,7 +294,10 @@ class GenericAttention(GradientAttribution):
             self.forward_func, inputs, more,
             lambda returned: choose_output(returned, self.output), copies=copies,
         )  # fmt: skip
-        options = Options(self.layers, self.start_layer, self.rows, self.aggregate)
+        options = Options(
+            self.layers, self.start_layer, self.rows, self.normalize, self.self_in_cross,
+            self.aggregate,
+        )  # fmt: skip
         self._check_attention(capture)
         for target in targets:
             check_target(capture.output, target, len(inputs[0]))

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from captum_generic_attn.capture import AttentionRecord, Capture, Refusal, UnsupportedAttentionError
-from captum_generic_attn.relevance import Additions, Call, Relevance, Stream, read_out
+from captum_generic_attn.relevance import (
+    Additions,
+    Call,
+    MappedCall,
+    Relevance,
+    Source,
+    Stream,
+    Switches,
+    read_out,
+)
 from captum_generic_attn.rows import (
     RowsOption,
     choose_rows,
@@ -36,12 +45,14 @@ class Options:
     layers: Layers
     start_layer: int
     rows: RowsOption
+    normalize: bool
+    self_in_cross: bool
     aggregate: bool
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Values `[B, N]` of the tokens of each stream, and the relevance that they were read from."""
+    """Values `[B, roots]` of each stream's tokens, and the relevance that they were read from."""
 
     values: Mapping[str, Tensor]
     relevance: Relevance | None
@@ -106,7 +117,14 @@ def explain(
     reached = {r.index: g for r, g in zip(capture.records, gradients, strict=True) if g is not None}
     unused = _unused(capture, set(reached), options)
     examples = len(score)
-    additions = Additions(aggregate=options.aggregate)
+    switches = Switches(
+        options.normalize,
+        options.self_in_cross,
+        options.aggregate,
+        frozenset((r.query_stream, r.key_stream) for r in capture.records if r.meeting.crosses),
+    )
+    like = torch.empty(0, dtype=dtype_for(score), device=score.device)
+    additions = Additions(capture.streams, examples, like, switches)
     final = _final_calls(capture, set(reached))
     found_rows: dict[str, Tensor] = {}
     calls = []
@@ -124,10 +142,7 @@ def explain(
                 heads_mean = average_heads(probabilities, gradient) * record.share
                 if keep_calls:
                     per_head = (probabilities * gradient).clamp(min=0)
-                additions.add(
-                    record.index, record.query_stream,
-                    _dense(record, heads_mean, capture, examples), record.key_ancestors,
-                )  # fmt: skip
+                additions.add(_mapped(record, heads_mean.to(like), capture))
         calls.append(_call(record, capture, unused.get(record.index, ""), per_head))
     automatic = {name: equal_weights(rows, score) for name, rows in found_rows.items()}
     rows = choose_rows(capture, automatic, options.rows, examples, score)
@@ -136,10 +151,13 @@ def explain(
         else frozenset(r.index for r in capture.records)
         for stream in capture.streams
     }  # fmt: skip
-    values = {
-        name: read_out(additions.state(name, finals[name]), weights)
-        for name, weights in rows.items()
-    }
+    values: dict[str, Tensor] = {}
+    for name, weights in rows.items():
+        for stream in capture.streams:
+            state = additions.gain(name, finals[name], stream.name)
+            if state is not None or stream.name == name:
+                part = read_out(state, weights, stream.roots, own=stream.name == name)
+                values[stream.name] = values.get(stream.name, 0) + part
     _check_finite(values, calls)
     relevance = None
     if matrices:
@@ -147,7 +165,7 @@ def explain(
             MappingProxyType({s.name: _stream(s) for s in capture.streams}),
             MappingProxyType(rows),
             tuple(sorted([*calls, *map(_refused, capture.refusals)], key=lambda c: c.index)),
-            MappingProxyType(_matrices(capture, additions, finals, examples, score)),
+            MappingProxyType(_matrices(capture, additions, finals, examples)),
         )
     return Explanation(values, relevance)
 
@@ -205,19 +223,10 @@ def _final_calls(capture: Capture, reached: set[int]) -> set[int]:
     return set(streams) - passed
 
 
-def _dense(record: AttentionRecord, maps: Tensor, capture: Capture, examples: int) -> Tensor:
-    """`[G, Nq, Nk]` maps of a call as `[B, N, N]` over all tokens of the stream."""
-    size = capture.streams.of(record.query_tokens).size
-    queries = capture.streams.positions(record.query_tokens)
-    keys = capture.streams.positions(record.key_tokens)
-    order = torch.arange(size)
-    if (
-        maps.shape == (examples, size, size)
-        and torch.equal(record.examples, torch.arange(examples))
-        and bool((queries == order).all())
-        and bool((keys == order).all())
-    ):
-        return maps
+def _mapped(record: AttentionRecord, maps: Tensor, capture: Capture) -> MappedCall:
+    """A record and its map as the rules see them: tokens as positions in their streams."""
+    streams, meeting = capture.streams, record.meeting
+    queries, keys = streams.positions(record.query_tokens), streams.positions(record.key_tokens)
     padded = (queries < 0).to(maps.device)
     if bool((padded.unsqueeze(-1) & (maps != 0)).any()):
         raise UnsupportedAttentionError(
@@ -225,14 +234,20 @@ def _dense(record: AttentionRecord, maps: Tensor, capture: Capture, examples: in
             "among the tokens and hands relevance on; pad with a parameter or an embedding, whose "
             "tokens can be followed"
         )
-    dense = maps.new_zeros(examples, size + 1, size + 1)  # the last place takes the padding
-    where = (
-        record.examples.to(maps.device)[:, None, None],
-        queries.to(maps.device)[:, :, None],
-        keys.to(maps.device)[:, None, :],
+    index = capture.spaces.locate(record.key_tokens)[0]
+    sources = tuple(
+        Source(
+            streams.having(spaces).name,
+            torch.where(torch.isin(index, torch.tensor([*spaces])), keys, -1),
+            streams.columns(spaces),
+        )
+        for spaces in meeting.keys
     )
-    dense.index_put_(where, maps, accumulate=True)
-    return dense[:, :-1, :-1]
+    return MappedCall(
+        record.index, record.query_stream, maps, record.examples, queries, sources,
+        meeting.crosses, record.query_ancestors, record.key_ancestors,
+        streams.columns(meeting.queries),
+    )  # fmt: skip
 
 
 def _check_finite(values: Mapping[str, Tensor], calls: Sequence[Call]) -> None:
@@ -271,14 +286,12 @@ def _stream(stream: TokenStream) -> Stream:
 
 
 def _matrices(
-    capture: Capture, additions: Additions, finals: Mapping[str, frozenset[int]], examples: int,
-    score: Tensor,
+    capture: Capture, additions: Additions, finals: Mapping[str, frozenset[int]], examples: int
 ) -> dict[tuple[str, str], Tensor]:  # fmt: skip
     matrices = {}
-    for stream in capture.streams:
-        matrix = additions.matrix(stream.name, finals[stream.name])
-        if matrix is None:
-            matrix = torch.eye(stream.size, dtype=dtype_for(score), device=score.device)
-            matrix = matrix.expand(examples, -1, -1)
-        matrices[stream.name, stream.name] = matrix
+    for query in capture.streams:
+        for key in capture.streams:
+            matrix = additions.relevance(query.name, finals[query.name], key.name)
+            if matrix is not None:
+                matrices[query.name, key.name] = matrix.expand(examples, -1, -1)
     return matrices

@@ -79,6 +79,8 @@ def _feeding(
     origin = capture.spaces.origin(name)
     for index, places in stream.places.items():
         space = capture.spaces[index]
+        if bool((places >= stream.roots).any()):
+            continue  # merged tokens handed their values on
         itself = torch.arange(space.size)[None]
         sources = [(space, itself), *capture.spaces.absorbed_into(space)]
         named = [(s.coordinates, t) for s, t in sources if s.name == origin and s.kind == "token"]

@@ -43,12 +43,15 @@ def average_heads(attention: Tensor, gradient: Tensor) -> Tensor:
 def self_attention_update(attention_map: Tensor, relevance: Tensor) -> Tensor:
     """Eq. 6 and 7: what a self-attention call adds to the relevance of its stream, `Ā R`.
 
+    Eq. 11 has the same form: what a cross-attention call adds to the relevance of its queries'
+    stream from what the keys know of that stream, `Ā R^{qs}`.
+
     Args:
-        attention_map: `[..., N, N]`, from `average_heads`.
-        relevance: `[..., N, M]`, relevance of any stream's tokens to this one's before the call.
+        attention_map: `[..., Nq, Nk]`, from `average_heads`.
+        relevance: `[..., Nk, M]`, relevance of any stream's tokens to the keys before the call.
 
     Returns:
-        `[..., N, M]`, to be added to `relevance`.
+        `[..., Nq, M]`, to be added to the relevance of the same tokens to the queries.
 
     Example:
         >>> import torch
@@ -58,3 +61,50 @@ def self_attention_update(attention_map: Tensor, relevance: Tensor) -> Tensor:
                 [0., 0.]])
     """
     return attention_map @ relevance
+
+
+def normalize_relevance(learnt: Tensor) -> Tensor:
+    """Eq. 8 and 9 without the identity: `R̂ / S`, with `R̂ = R − I` and `S` the sums of its rows.
+
+    `R̄` of the paper is this plus the identity.
+
+    Args:
+        learnt: `[..., N, M]`, `R̂`, non-negative.
+
+    Returns:
+        `[..., N, M]`, rows that sum to 1. A row of zeros stays one (the paper divides 0 by 0).
+
+    Example:
+        >>> import torch
+        >>> normalize_relevance(torch.tensor([[1.0, 3.0], [0.0, 0.0]]))
+        tensor([[0.2500, 0.7500],
+                [0.0000, 0.0000]])
+    """
+    sums = learnt.sum(-1, keepdim=True)
+    return learnt / sums.masked_fill(sums == 0, 1.0)
+
+
+def cross_attention_update(
+    attention_map: Tensor, queries: Tensor | None, keys: Tensor | None
+) -> Tensor:
+    """Eq. 10: what a cross-attention call adds to `R^{sq}`, `(R̄^{ss})ᵀ Ā R̄^{qq}`.
+
+    Args:
+        attention_map: `[..., Ns, Nq]`, from `average_heads`; rows are tokens of the queries' stream
+            s, columns those of the keys' stream q.
+        queries: `[..., Ns, Ns]`, `R̄^{ss} − I`; `None` for zero.
+        keys: `[..., Nq, M]`, `R̄^{qq}`, identity included; `None` for the identity.
+
+    Returns:
+        `[..., Ns, M]`, to be added to the relevance of the keys' stream to the queries'.
+
+    Example:
+        >>> import torch
+        >>> attention_map = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> queries = torch.tensor([[0.0, 1.0], [0.0, 0.0]])  # the first token read the second
+        >>> cross_attention_update(attention_map, queries, None)
+        tensor([[1., 0.],
+                [1., 2.]])
+    """
+    update = attention_map if keys is None else attention_map @ keys
+    return update if queries is None else update + queries.mT @ update

@@ -66,12 +66,12 @@ class Attention:
         for side in (0, 1):
             if sides[side].role is Role.PROBABILITIES or sides[side].softmax is not None:
                 return self._probabilities_times(name, func, args, kwargs, terms, side)
-        logits = [side for side in (0, 1) if sides[side].role is Role.LOGITS]
+        logits = [side for side in (0, 1) if sides[side].role is Role.LOGITS and sides[side].data]
         if logits and sides[1 - logits[0]].data:
             return self._logits_times(name, func, args, kwargs, terms, logits[0])
         result: Tensor = func(*args, **kwargs)
         computed = [s.data or s.role >= Role.TOKENS for s in sides]
-        if all(computed) and (first.data or second.data):
+        if all(computed):
             shadow = self._logits(terms, result, name)
         else:
             side = 0 if first.data or not second.data else 1
@@ -105,7 +105,7 @@ class Attention:
             () if mixed else tuple(planes),
             shadows[0].ancestors | shadows[1].ancestors,
             factors=tuple(s.ancestors for s in shadows),
-            data=True,
+            data=any(s.data for s in shadows),
             mixed=mixed,
         )
 
@@ -209,7 +209,7 @@ class Attention:
             source, weights, result, plane,
             queries.amax(-1) if varies(queries, -1) else queries[..., 0],
             keys.amax(-2) if keys.stride(-2) else keys[..., 0, :],
-            shadow.factors, softmax,
+            (shadow.factors[0], shadow.factors[1] | other.ancestors), softmax,
         )  # fmt: skip
         return result
 
@@ -271,6 +271,7 @@ class Attention:
             bool(given.get("is_causal")), given.get("scale"), grouped,
         )  # fmt: skip
         plane = queries.unsqueeze(-1).expand(result.shape)
-        factors = tuple(shadow.ancestors for shadow in shadows)
+        taken = shadows[1].ancestors | self._transfer.of(value).ancestors
+        factors = (shadows[0].ancestors, taken)
         self._recorder.record(source, result, result, plane, queries, keys, factors, None)
         return result

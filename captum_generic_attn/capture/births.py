@@ -6,14 +6,23 @@ opens a space of `tokens.spaces` and says where its tokens lie in the input that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from captum_generic_attn.capture.operations import Operation
-from captum_generic_attn.capture.planes import first_along, varies, window_centres
+from captum_generic_attn.capture.planes import (
+    Windows,
+    distinct_along,
+    first_along,
+    varies,
+    window_centres,
+    windows_of,
+)
 from captum_generic_attn.capture.shadow import Role, Shadow
 from captum_generic_attn.tokens.spaces import TokenSpaces
 
@@ -21,7 +30,9 @@ from captum_generic_attn.tokens.spaces import TokenSpaces
 def of_rows(spaces: TokenSpaces, shadow: Shadow, shape: torch.Size, name: str) -> Shadow:
     """Each row of the last axis becomes a token: a projection of region features or of patches."""
     (parents,) = shadow.planes
-    plane = spaces.born_of_rows(parents, shadow.ancestors)
+    if shadow.role is Role.TOKENS:
+        parents = distinct_along(parents, -1)
+    plane = spaces.born_of_rows(parents)
     if plane is None:
         return shadow.without_tokens(name)
     return replace(shadow, role=Role.TOKENS, planes=(plane.unsqueeze(-1).expand(shape),))
@@ -34,7 +45,7 @@ def of_integers(
     if not shadow.planes:
         rows = spaces.of_table(weight, index.detach().cpu())
         return Shadow(Role.TOKENS, (rows.unsqueeze(-1).expand(result.shape),))
-    plane = spaces.born_of_rows(shadow.planes[0].unsqueeze(-1), shadow.ancestors)
+    plane = spaces.born_of_rows(shadow.planes[0].unsqueeze(-1))
     if plane is None:
         return shadow.without_tokens(name)
     planes = (plane.unsqueeze(-1).expand(result.shape),)
@@ -48,36 +59,97 @@ def of_windows(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     lost = shadow.without_tokens(op.name)
     if not shadow.planes or operand.ndim != axes + 2 or shadow.role < Role.RAW:
         return lost
-    if shadow.role is not Role.RAW and any(varies(plane, 1) for plane in shadow.planes):
-        return lost
+    raw = shadow.role is Role.RAW
     keeps_grid = operand.shape[2:] == result.shape[2:]
-    mixes_places = "conv" in op.name and any(n > 1 for n in op.inputs[1].shape[2:])
-    if shadow.role >= Role.LOGITS and (mixes_places or not keeps_grid):
-        return lost  # heads may be mixed, keys may not
-    if keeps_grid and shadow.role is not Role.RAW:
+    apart = not raw and any(varies(plane, 1) for plane in shadow.planes)
+    if shadow.role >= Role.LOGITS:
+        mixes_places = "conv" in op.name and any(n > 1 for n in op.inputs[1].shape[2:])
+        if mixes_places or not keeps_grid or apart:
+            return lost  # heads may be mixed, keys may not
+    if keeps_grid and not raw and not apart:
         return shadow.map(lambda plane: first_along(plane, 1).expand(result.shape))
-    lines = shadow.planes[0][:, 0]
-    one_parent = lines.reshape(len(lines), -1).amax(1).view(-1, *[1] * axes)
-    parents = one_parent.expand(len(lines), *result.shape[2:])
-    geometry = _windows(op)
-    local = spaces.locate(lines)[2]
+    lines = shadow.planes[0][:, :1] if raw else distinct_along(shadow.planes[0], 1)
+    windows = _windows(op)
+    if raw:  # any element will do to tell the picture
+        one = lines.reshape(len(lines), -1).amax(1).view(-1, *[1] * axes, 1)
+        parents = one.expand(len(lines), *result.shape[2:], 1)
+    else:
+        parents = windows_of(lines, windows, result.shape[2:])
+    local = spaces.locate(lines[:, 0])[2]
     centres = None
-    if geometry is not None and bool((local == local[0]).all()):
-        known = lines[0] >= 0
-        centres = spaces.coordinates(torch.where(known, lines[0], lines[0].amax()))
+    if windows.regular and bool((local == local[0]).all()):
+        known = lines[0, 0] >= 0
+        centres = spaces.coordinates(torch.where(known, lines[0, 0], lines[0, 0].amax()))
         if centres is not None:
-            centres = window_centres(centres, known, *geometry, result.shape[2:])
+            centres = window_centres(
+                centres, known, windows.starts, windows.steps, result.shape[2:]
+            )
         if centres is not None:
             centres = centres.flatten(0, -2).repeat(len(lines), 1)
-    plane = spaces.born(parents, centres, shadow.ancestors)
+    plane = spaces.born(parents, centres)
     if plane is None:
         return lost
     planes = (plane.unsqueeze(1).expand(result.shape),)
     return replace(shadow, role=Role.TOKENS, planes=planes)
 
 
-def _windows(op: Operation) -> tuple[list[float], list[int]] | None:
-    """Centre of the first window and distance of windows, along each spatial axis."""
+def of_groups(spaces: TokenSpaces, shadow: Shadow, op: Operation, axes: Sequence[int]) -> Shadow:
+    """Tokens that are averaged or summed along an axis become one token."""
+    (plane,) = shadow.planes
+    axes = [axis % plane.ndim for axis in axes]
+    kept = [axis for axis in range(plane.ndim) if axis not in axes]
+    small = [n if plane.stride(a) and n > 1 else 1 for a, n in enumerate(plane.shape)]
+    rows = plane[tuple(slice(n) for n in small)].permute(*kept, *axes)
+    rows = rows.reshape(*[small[axis] for axis in kept], -1)
+    parents = spaces.born_of_rows(distinct_along(rows, -1))
+    if parents is None:
+        return shadow.without_tokens(op.name)
+    if op.results[0].ndim == plane.ndim:  # keepdim
+        for axis in sorted(axes):
+            parents = parents.unsqueeze(axis)
+    return replace(shadow, planes=(parents.expand(op.results[0].shape),))
+
+
+def of_resized(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
+    """Each place of a resized map becomes a token of the one that it lies in.
+
+    A resized picture has elements of its own, which lie where they were in the picture.
+    """
+    (plane,), (operand, result) = shadow.planes, (op.inputs[0], op.results[0])
+    lost = shadow.without_tokens(op.name)
+    if operand.shape[2:] == result.shape[2:]:
+        return shadow
+    if shadow.role is Role.RAW and operand.ndim > 2:
+        local = spaces.locate(plane)[2]
+        centres = spaces.coordinates(plane[0, 0]) if bool((local == local[0]).all()) else None
+        if centres is not None:
+            steps = [n / m for n, m in zip(operand.shape[2:], result.shape[2:], strict=True)]
+            starts = [(step - 1) / 2 for step in steps]
+            known = torch.ones(operand.shape[2:], dtype=torch.bool)
+            centres = window_centres(centres, known, starts, steps, result.shape[2:])
+        if centres is None:
+            return lost
+        return replace(shadow, planes=(spaces.of_picture(plane, centres, result.shape),))
+    if shadow.role is not Role.TOKENS or operand.ndim < 3 or varies(plane, 1):
+        return lost
+    lines = first_along(plane, 1).double()
+    nearest = F.interpolate(lines, result.shape[2:], mode="nearest-exact").to(plane.dtype)
+    born = spaces.born(nearest[:, 0].unsqueeze(-1), None)
+    if born is None:
+        return lost
+    return replace(shadow, planes=(born.unsqueeze(1).expand(result.shape),))
+
+
+def of_sums(spaces: TokenSpaces, one: Tensor, other: Tensor) -> Tensor | None:
+    """Two sequences of tokens, each with a history of its own, are added: a plane of new tokens."""
+    small = [1 if one.stride(a) == other.stride(a) == 0 else n for a, n in enumerate(one.shape)]
+    part = tuple(slice(n) for n in small)
+    born = spaces.born_of_rows(torch.stack([one[part], other[part]], -1))
+    return None if born is None else born.expand(one.shape)
+
+
+def _windows(op: Operation) -> Windows:
+    """The windows that a convolution or pooling reads, along each spatial axis."""
     spatial, out = op.inputs[0].shape[2:], op.results[0].shape[2:]
 
     def each(value: Any) -> list[int]:
@@ -85,10 +157,12 @@ def _windows(op: Operation) -> tuple[list[float], list[int]] | None:
         return [int(v) for v in value * (len(out) if len(value) == 1 else 1)]
 
     if op.name.startswith("adaptive"):
-        if any(n % m for n, m in zip(spatial, out, strict=True)):
-            return None
-        stride = [n // m for n, m in zip(spatial, out, strict=True)]
-        return [(n - 1) / 2 for n in stride], stride
+        first = [[i * n // m for i in range(m)] for n, m in zip(spatial, out, strict=True)]
+        last = [[-(-(i + 1) * n // m) for i in range(m)] for n, m in zip(spatial, out, strict=True)]
+        return Windows(
+            [[range(*ends) for ends in zip(*pair, strict=True)]
+             for pair in zip(first, last, strict=True)]
+        )  # fmt: skip
     if op.name.startswith("conv"):
         kernel = list(op.inputs[1].shape[2:])
         stride = each(op.argument(3, "stride", 1))
@@ -104,4 +178,9 @@ def _windows(op: Operation) -> tuple[list[float], list[int]] | None:
         margins = [span // 2 if padding == "same" else 0 for span in spans]
     else:
         margins = each(padding)
-    return [span / 2 - margin for span, margin in zip(spans, margins, strict=True)], stride
+    return Windows(
+        [
+            [range(i * s - m, i * s - m + span + 1, d) for i in range(n)]
+            for n, s, m, span, d in zip(out, stride, margins, spans, dilation, strict=True)
+        ]
+    )

@@ -62,7 +62,7 @@ def group_heads(queries: Tensor, keys: Tensor, spaces: TokenSpaces, examples: in
             "padding that went through attention before is attended to again",
             "pad with a parameter or an embedding, whose tokens can be followed",
         )
-    if _repeats(queries) or _repeats(keys):
+    if _repeats(queries):
         raise Unreadable(
             "one token stands in several places of the sequence",
             "relevance is not defined for copies of a token",
@@ -98,8 +98,7 @@ def group_heads(queries: Tensor, keys: Tensor, spaces: TokenSpaces, examples: in
             "relevance averages heads, so each must see the same tokens",
         )
     if len(groups) > examples:
-        tokens = torch.cat([queries, keys], 1)
-        if bool(((spaces.locate(tokens)[1] < 0) & (tokens >= 0)).any()):
+        if bool(((spaces.locate(queries)[1] < 0) & (queries >= 0)).any()):
             raise Unreadable(
                 "one parameter token stands in several sequences of an example",
                 "pass each sequence as an example of its own",

@@ -36,6 +36,14 @@ def joined(transfer: Transfer, op: Operation) -> Shadow:
     if calls := heads_side_by_side(parts, shadows):
         grows = op.results[0].ndim == parts[0].ndim and op.results[0].shape[-1] > parts[0].shape[-1]
         transfer.note_heads(calls, op.results[0], joined=grows)
+    together = replace(
+        main,
+        ancestors=frozenset[int]().union(*(s.ancestors for s in shadows)),
+        data=any(s.data for s in shadows),
+    )
+    plane = _features_side_by_side(transfer, op, parts, shadows, main)
+    if plane is not None:
+        return replace(together, planes=(plane,))
     planes = []
     pairs = main.role >= Role.LOGITS  # logits have two planes, all else one
     for number in range(max((len(s.planes) for s in shadows), default=0)):
@@ -48,13 +56,43 @@ def joined(transfer: Transfer, op: Operation) -> Shadow:
         if joined.ndim == layers[0].ndim and not varies(joined, -1):
             joined = joined[..., :1].expand(joined.shape)  # halves of a feature axis
         planes.append(joined)
-    return replace(
-        main,
-        role=Role.TOKENS if main.role is Role.PARAMETER and len(parts) > 1 else main.role,
-        planes=tuple(planes),
-        ancestors=frozenset[int]().union(*(s.ancestors for s in shadows)),
-        data=any(s.data for s in shadows),
-    )
+    role = Role.TOKENS if main.role is Role.PARAMETER and len(parts) > 1 else main.role
+    return replace(together, role=role, planes=tuple(planes))
+
+
+def _features_side_by_side(
+    transfer: Transfer, op: Operation, parts: Sequence[Tensor], shadows: Sequence[Shadow],
+    main: Shadow,
+) -> Tensor | None:  # fmt: skip
+    """The plane of tokens whose features are joined: content and position, a skip connection.
+
+    Tokens of one sequence that are joined as features (patch merging) are told apart until a
+    weight mixes them; `None` for those, and where it is the sequence that grows.
+    """
+    shape = op.results[0].shape
+    axis = op.argument(1, "dim", op.kwargs.get("axis", 0))
+    if main.role is not Role.TOKENS or not main.data or not main.planes or "cat" not in op.name:
+        return None
+    axis %= len(shape)
+    last = axis == len(shape) - 1
+    if axis == 0 or any(s.data and not s.planes for s in shadows):
+        return None
+    lines = []
+    for part, shadow in zip(parts, shadows, strict=True):
+        if not (last or part.shape[axis] > 1) or any(varies(p, axis) for p in shadow.planes):
+            return None
+        if shadow.data:
+            lines.append(first_along(shadow.planes[0], axis))
+    kept = first_along(main.planes[0], axis)
+    for line in lines:
+        found = [set(transfer.spaces.indices(plane)) for plane in (kept, line)]
+        if found[0] & found[1] and not same_plane(kept, line):
+            return None
+        together = transfer.added(kept, line)
+        if together is None:
+            return None
+        kept = together
+    return kept.expand(shape)
 
 
 def heads_side_by_side(

@@ -28,6 +28,7 @@ class Family(Enum):
     WRITE = "elements of the first argument are replaced"
     REDUCE = "axes are summed away"
     MIX = "tokens are mixed, or moved to where integers cannot follow"
+    RESIZE = "a map is resized"
     LINEAR = "the last axis is mixed by a weight"
     WINDOW = "convolution and pooling"
     EMBEDDING = "integers become vectors"
@@ -70,8 +71,9 @@ _LISTS: dict[Family, str] = {
     Family.MIX: """
         cumsum cumprod cummax cummin logcumsumexp fft fft2 fftn ifft ifft2 ifftn rfft rfft2 rfftn
         irfft irfft2 irfftn index_add scatter_add scatter_reduce index_reduce as_strided grid_sample
-        grid_sampler interpolate upsample conv_transpose1d conv_transpose2d conv_transpose3d fold
+        grid_sampler conv_transpose1d conv_transpose2d conv_transpose3d fold
         cdist renorm""",
+    Family.RESIZE: "interpolate upsample upsample_nearest upsample_bilinear",
     Family.LINEAR: "linear",
     Family.WINDOW: """
         conv1d conv2d conv3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d

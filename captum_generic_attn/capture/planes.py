@@ -8,6 +8,8 @@ this axis" cheap to answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -70,8 +72,62 @@ def relabel(
     return plane.expand(shape)
 
 
+def distinct_along(plane: Tensor, axis: int) -> Tensor:
+    """The plane without those entries along an axis that repeat the one before."""
+    if plane.shape[axis] <= 1 or plane.stride(axis) == 0:
+        return plane.narrow(axis, 0, min(1, plane.shape[axis]))
+    lines = plane.movedim(axis, 0)
+    small = lines[(slice(None), *(slice(1 if s == 0 else None) for s in lines.stride()[1:]))]
+    changes = (small[1:] != small[:-1]).reshape(len(small) - 1, -1).any(-1)
+    kept = torch.cat([torch.ones(1, dtype=torch.bool), changes])
+    return lines[kept].movedim(0, axis)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What each place of a result reads of the operand: `along[axis][place]` is a range."""
+
+    along: Sequence[Sequence[range]]
+
+    @property
+    def regular(self) -> bool:
+        """Whether all windows along an axis are of one size and evenly spaced."""
+        sizes = [{len(r) for r in line} for line in self.along]
+        gaps = [{b.start - a.start for a, b in pairwise(line)} for line in self.along]
+        return all(len(s) == 1 for s in sizes) and all(len(g) < 2 for g in gaps)
+
+    @property
+    def starts(self) -> list[float]:
+        """Centre of the first window along each axis."""
+        return [(line[0].start + line[0][-1]) / 2 for line in self.along]
+
+    @property
+    def steps(self) -> list[float]:
+        """Distance of windows along each axis."""
+        return [line[1].start - line[0].start if len(line) > 1 else 0 for line in self.along]
+
+
+def windows_of(lines: Tensor, windows: Windows, out: torch.Size) -> Tensor:
+    """What each window holds: `[B, c, *spatial]` ids to `[B, *out, m]`, -1 beyond the edges."""
+    spatial = lines.shape[2:]
+    index = torch.zeros([1] * (2 * len(spatial)), dtype=torch.long)
+    valid = torch.ones_like(index, dtype=torch.bool)
+    for axis, (line, size) in enumerate(zip(windows.along, spatial, strict=True)):
+        width = max(map(len, line))
+        places = torch.tensor([[*r, *[-1] * (width - len(r))] for r in line])
+        shape = [1] * index.ndim
+        shape[axis], shape[len(spatial) + axis] = places.shape
+        places = places.view(shape)
+        valid = valid & (places >= 0) & (places < size)
+        index = index * size + places.clamp(0, size - 1)
+    flat = lines.flatten(2)[:, :, index.reshape(-1)]
+    flat = torch.where(valid.reshape(-1), flat, -1)
+    rows = flat.view(*lines.shape[:2], *out, -1)
+    return rows.movedim(1, -1).flatten(-2)
+
+
 def window_centres(
-    centres: Tensor, known: Tensor, starts: Sequence[float], steps: Sequence[int], out: torch.Size
+    centres: Tensor, known: Tensor, starts: Sequence[float], steps: Sequence[float], out: torch.Size
 ) -> Tensor | None:
     """Centres of the windows of a convolution or a pooling.
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from captum_generic_attn.tokens.streams import Meeting
+
 
 def _computing_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
@@ -115,8 +117,9 @@ class AttentionRecord:
     `query_tokens` `[G, Nq]` and `key_tokens` `[G, Nk]` are token ids of `G` groups: the examples
     of the batch, or their windows; `examples` `[G]` says whose. `pick` `[G, H]` finds a group's
     heads among the flattened leading axes of the probabilities. `query_ancestors` and
-    `key_ancestors` are the calls that the queries and keys depend on. Where a model calls its heads
-    one by one, the calls of one `layer` have a `share` each of the layer's map.
+    `key_ancestors` are the calls that the queries and keys depend on; `meeting` says whose streams
+    met. Where a model calls its heads one by one, the calls of one `layer` have a `share` each of
+    the layer's map.
     """
 
     index: int
@@ -132,6 +135,7 @@ class AttentionRecord:
     key_ancestors: frozenset[int]
     query_stream: str = ""
     key_stream: str = ""
+    meeting: Meeting = Meeting(frozenset(), ())
     layer: int = -1
     share: float = 1.0
 

@@ -116,7 +116,7 @@ class Recorder:
                 )
                 return
             groups = group_heads(queries, keys, self._transfer.spaces, self._examples)
-            self._check_streams(groups.query_tokens, groups.key_tokens)
+            self._check_present(groups.query_tokens, groups.key_tokens)
         except Unreadable as problem:
             self.refuse(problem.seen, problem.advice)
             return
@@ -147,33 +147,16 @@ class Recorder:
         found = spaces.indices(compact(rows))
         return bool(found) and all(spaces[i].kind == "shared" for i in found)
 
-    def _check_streams(self, queries: Tensor, keys: Tensor) -> None:
+    def _check_present(self, queries: Tensor, keys: Tensor) -> None:
         spaces = self._transfer.spaces
+        for ids, which in ((queries, "queries"), (keys, "keys")):
+            if not spaces.indices(ids):
+                raise Unreadable(
+                    f"its {which} are tokens of no input and no parameter, but constants",
+                    "leave the call out with layers=, or pass strict=False to skip such calls",
+                )
         spaces.read(torch.cat([queries.reshape(-1), keys.reshape(-1)]))
-        merged = {
-            spaces[i].name for ids in (queries, keys) for i in spaces.indices(ids)
-            if spaces[i].births
-        }  # fmt: skip
-        if merged:
-            raise Unreadable(
-                f"tokens of {', '.join(sorted(merged))} were merged or pooled between attention "
-                "calls (a hierarchical model)",
-                "relevance through merged tokens is not supported",
-            )
-        self.streams.join(keys)
-        self.streams.join(queries)
-        of_queries, of_keys = self.streams.roots(queries), self.streams.roots(keys)
-        if of_queries != of_keys:
-            names = [
-                "+".join(dict.fromkeys(spaces[i].name for i in spaces.indices(ids)))
-                for ids in (queries, keys)
-            ]
-            raise Unreadable(
-                f"cross-attention: queries from {names[0] or 'constants'}, keys from "
-                f"{names[1] or 'constants'}",
-                "only attention within one stream of tokens is supported; leave the call out with "
-                "layers=, or pass strict=False to skip such calls",
-            )
+        spaces.ask(queries)
 
     def close(self) -> list[AttentionRecord]:
         """End of the forward pass: the readable records, with the names of their streams."""
@@ -190,6 +173,8 @@ class Recorder:
                     )
                 )  # fmt: skip
         self.records = [r for r in self.records if r.index not in split]
+        self.streams.trace([ids for r in self.records for ids in (r.key_tokens, r.query_tokens)])
+        meetings = [self.streams.meet(r.query_tokens, r.key_tokens) for r in self.records]
         self.streams.close(
             [(r.module, ids) for r in self.records for ids in (r.key_tokens, r.query_tokens)]
         )
@@ -198,12 +183,15 @@ class Recorder:
         self.records = [
             replace(
                 r,
-                query_stream=self.streams.of(r.query_tokens).name,
-                key_stream=self.streams.of(r.key_tokens).name,
+                query_stream=self.streams.having(meeting.queries).name,
+                key_stream="+".join(
+                    dict.fromkeys(self.streams.having(keys).name for keys in meeting.keys)
+                ),
+                meeting=meeting,
                 layer=min(layers[r.index]),
                 share=r.heads / sum(heads[i] for i in layers[r.index]),
             )
-            for r in self.records
+            for r, meeting in zip(self.records, meetings, strict=True)
         ]
         return self.records
 

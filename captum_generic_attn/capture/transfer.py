@@ -71,6 +71,8 @@ class Transfer:
     def tokens_of(self, tensor: Tensor, name: str) -> Shadow:
         """The shadow of a tensor that is about to be read as tokens, its last axis as features."""
         shadow = self.of(tensor)
+        if shadow.role is Role.LOGITS and not shadow.data:  # a product of parameters, no more
+            return replace(shadow, role=Role.TOKENS, planes=shadow.planes[:1])
         if shadow.role is not Role.RAW or not shadow.planes or tensor.ndim == 1:
             return shadow
         # What is added to this very tensor later must find the same tokens.
@@ -199,17 +201,36 @@ class Transfer:
             if (
                 shadow is not main and shadow.data and shadow.role is main.role is Role.TOKENS
                 and shadow.planes and main.data and tensor.shape == result.shape == best.shape
-                and not same_plane(main.planes[0], shadow.planes[0])
             ):  # fmt: skip
-                if main.ancestors and shadow.ancestors:
-                    return lost  # two streams that attended apart become one
-                try:
-                    self.spaces.same(main.planes[0], shadow.planes[0])
-                except ValueError:
-                    return lost  # neighbours are merged
+                together = self.added(planes[0], shadow.planes[0])
+                if together is None:
+                    return lost
+                planes = (together,)
         # A parameter that is computed with is no longer a weight, but perhaps a token.
         role = Role.TOKENS if main.role is Role.PARAMETER else main.role
         return replace(main, role=role, planes=planes, ancestors=ancestors, data=data)
+
+    def added(self, kept: Tensor, absorbed: Tensor) -> Tensor | None:
+        """The plane of two planes of tokens whose features are added or joined."""
+        if same_plane(kept, absorbed):
+            return kept
+        try:
+            if self.spaces.nothing_new(absorbed, kept):
+                self.spaces.same(kept, absorbed)
+                return kept
+            if self.spaces.nothing_new(kept, absorbed):
+                self.spaces.same(absorbed, kept)
+                return absorbed
+        except ValueError:
+            pass  # neighbours are merged
+        return births.of_sums(self.spaces, kept, absorbed)
+
+    def _resize(self, op: Operation) -> None:
+        shadow = self.of(op.inputs[0])
+        self.shadows[op.results[0]] = (
+            births.of_resized(self.spaces, shadow, op) if shadow.planes
+            else shadow.without_tokens(op.name)
+        )  # fmt: skip
 
     def _mix(self, op: Operation) -> None:
         for result in op.results:
@@ -281,6 +302,12 @@ class Transfer:
         if op.name in ("topk", "sort", "kthvalue") or not isinstance(axes, (tuple, list)):
             axes = range(op.inputs[0].ndim)
         kept = not any(varies(plane, axis) for plane in shadow.planes for axis in axes)
+        pools = op.name in ("mean", "sum", "amax", "max", "nanmean") and shadow.data
+        if not kept and pools and shadow.role is Role.TOKENS and len(shadow.planes) == 1 and (
+            isinstance(axes, (tuple, list)) and op.results[0].is_floating_point()
+        ):  # fmt: skip
+            self.shadows[op.results[0]] = births.of_groups(self.spaces, shadow, op, axes)
+            return
         for result in op.results:
             if not result.is_floating_point():
                 continue

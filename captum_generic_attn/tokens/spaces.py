@@ -34,9 +34,9 @@ class Space:
     """Tokens (or, of kind "element", the raw elements of an input) that were born together.
 
     `coordinates` is `[size, d]`: the centre of each token in the non-batch axes of the input named
-    `name`, or `None` where it cannot be told. `births` are the attention calls that had already
-    acted on the tokens that this space was made of: not empty means tokens were merged or pooled
-    between attention calls.
+    `name`, or `None` where it cannot be told. `parents` is `[examples, size, m]`, the ids of the
+    tokens that each token was merged or pooled from (-1 fills up), or `None` where the tokens were
+    made of elements of an input.
     """
 
     index: int
@@ -46,7 +46,7 @@ class Space:
     name: str
     kind: Kind
     coordinates: Tensor | None = None
-    births: frozenset[int] = frozenset()
+    parents: Tensor | None = None
 
     @property
     def stop(self) -> int:
@@ -62,6 +62,7 @@ class TokenSpaces:
         self._same: dict[tuple[int, int], Tensor] = {}
         self._origins: dict[str, str] = {}
         self._read: set[int] = set()
+        self._asked: set[int] = set()
         self._table: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __getitem__(self, index: int) -> Space:
@@ -77,10 +78,10 @@ class TokenSpaces:
         name: str,
         kind: Kind,
         coordinates: Tensor | None = None,
-        births: frozenset[int] = frozenset(),
+        parents: Tensor | None = None,
     ) -> Space:
         base = self._spaces[-1].stop if self._spaces else 0
-        space = Space(len(self._spaces), base, size, examples, name, kind, coordinates, births)
+        space = Space(len(self._spaces), base, size, examples, name, kind, coordinates, parents)
         self._spaces.append(space)
         self._table = None
         return space
@@ -103,6 +104,17 @@ class TokenSpaces:
         space = self._open(size, shape[0], name, "element", coordinates)
         return torch.arange(space.base, space.stop, dtype=torch.int32).view(shape)
 
+    def of_picture(self, plane: Tensor, centres: Tensor, shape: torch.Size) -> Tensor:
+        """Number the elements of a resized picture `plane`; `centres` are those of one channel."""
+        source = self[self.indices(plane)[0]]
+        channels = self.coordinates(plane[0].flatten(1)[:, 0])
+        assert channels is not None  # noqa: S101 - a picture's elements lie somewhere
+        apart = (channels - channels[0]).unsqueeze(1)  # [C, 1, d]: channels differ in their axis
+        coordinates = (centres.flatten(0, -2).unsqueeze(0) + apart).flatten(0, 1)
+        size = math.prod(shape[1:])
+        space = self._open(size, source.examples, source.name, "element", coordinates)
+        return torch.arange(space.base, space.stop, dtype=torch.int32).view(shape)
+
     def of_parameter(self, name: str, shape: torch.Size) -> Tensor:
         """Number the vectors of a parameter, its last axis being features; a plane of `shape`."""
         tokens = shape[:-1]
@@ -123,49 +135,70 @@ class TokenSpaces:
         return torch.arange(space.base, space.stop, dtype=torch.int32).view(shape)
 
     def born(
-        self,
-        parents: Tensor,
-        centres: Tensor | None,
-        births: frozenset[int],
-        *,
-        again: bool = False,
+        self, parents: Tensor, centres: Tensor | None, *, again: bool = False
     ) -> Tensor | None:
-        """Open a space with one token for each entry of `parents`.
+        """Open a space with one token for each row of parents.
 
         Args:
-            parents: `[*tokens]`, the id of one parent of each new token; it tells the input and
-                the example that the token belongs to, and its place among them.
-            centres: `[tokens, d]` centres in that input, or `None` if unknown.
-            births: the attention calls that the parents had been through.
-            again: whether tokens of the same place that no attention call has read yet are these:
+            parents: `[*tokens, m]` ids of the elements or tokens that each new token is made of;
+                negative where there is none. Of elements, some will do: they tell the input, the
+                example and the place.
+            centres: `[tokens, d]` centres in the input, or `None` if unknown.
+            again: whether tokens with these centres that no attention call has read yet are these:
                 features that are projected once for queries and once for keys.
 
         Returns:
-            A plane of the shape of `parents`; `None` if the tokens are not spread evenly over the
-            examples of one input, so that they cannot be numbered.
+            A plane of shape `[*tokens]`, padding where a row has no parents; `None` if the tokens
+            are not spread evenly over the examples, so that they cannot be numbered. Tokens with
+            the same parents as those of an earlier space are the same tokens.
         """
-        flat = parents.reshape(-1).long()
-        index, example, _ = self.locate(flat)
-        if not len(flat) or int(index[0]) < 0 or bool((index != index[0]).any()):
+        shape = parents.shape[:-1]
+        rows = parents.reshape(-1, parents.shape[-1]).long()
+        alive = (rows >= 0).any(-1)
+        rows = rows[alive]
+        _, example, _ = self.locate(rows)
+        sources = [self[i] for i in self.indices(rows)]
+        raw = any(s.kind in ("element", "shared") for s in sources)
+        if not sources or (len(sources) > 1 and (raw or any(s.kind == "unknown" for s in sources))):
             return None
-        source = self[int(index[0])]
+        owner = example.amax(-1)
+        if bool(((example >= 0) & (example != owner[:, None])).any()):
+            return None  # made of several examples
+        leader = torch.where(example == owner[:, None], rows, -1).amax(-1)
+        source = self[int(self.locate(leader[:1])[0])]
         examples = max(source.examples, 1)
-        if len(flat) % examples:
+        if len(rows) % examples:
             return None
-        size = len(flat) // examples
-        order = torch.argsort(flat, stable=True)  # by example, then by place in the input
-        if bool((example[order].view(examples, size) != example[order][::size, None]).any()):
+        size = len(rows) // examples
+        order = torch.argsort(leader, stable=True)  # by example, then by place in the input
+        owners = owner[order].view(examples, size)
+        expected = torch.arange(examples) if source.examples else torch.tensor([-1])
+        if bool((owners != expected[:, None]).any()):
             return None
         if centres is not None:
-            centres = centres.reshape(len(flat), -1)[order].view(examples, size, -1)
+            centres = centres.reshape(-1, centres.shape[-1])[alive][order].view(examples, size, -1)
             centres = centres[0] if bool((centres == centres[0]).all()) else None
         kind: Kind = "token" if source.examples else source.kind
-        space = self._unread(size, source.name, centres) if again else None
+        if raw:
+            family = None
+            space = self._unread(size, source.name, centres) if again else None
+        else:
+            family = _distinct(rows[order]).view(examples, size, -1)
+            space = self._sibling(family)
         if space is None:
-            space = self._open(size, source.examples, source.name, kind, centres, births)
-        ids = torch.empty_like(flat)
+            space = self._open(size, source.examples, source.name, kind, centres, family)
+        ids = torch.empty_like(leader)
         ids[order] = torch.arange(space.base, space.stop)
-        return ids.to(torch.int32).view(parents.shape)
+        plane = torch.full((len(alive),), PADDING, dtype=torch.int32)
+        plane[alive] = ids.to(torch.int32)
+        return plane.view(shape)
+
+    def _sibling(self, parents: Tensor) -> Space | None:
+        """The space whose tokens have these parents."""
+        for space in self._spaces:
+            if space.parents is not None and torch.equal(space.parents, parents):
+                return space
+        return None
 
     def _unread(self, size: int, name: str, centres: Tensor | None) -> Space | None:
         """Tokens of an input with these centres that no attention call has read."""
@@ -185,25 +218,42 @@ class TokenSpaces:
         """Note that an attention call reads these tokens: later births are other tokens."""
         self._read.update(self.indices(ids))
 
-    def born_of_rows(self, parents: Tensor, births: frozenset[int]) -> Tensor | None:
-        """Open a space with one token for each row of parents: `[*tokens, m]` to `[*tokens]`."""
+    def born_of_rows(self, parents: Tensor) -> Tensor | None:
+        """Open a space with one token for each row of parents, centred among them.
+
+        Args:
+            parents: `[*tokens, m]` ids of elements or of tokens.
+
+        Returns:
+            A plane of shape `[*tokens]`, or `None`, as `born`.
+        """
         rows = parents.reshape(-1, parents.shape[-1])
         most = rows.amax(-1)
         rows = torch.where(rows < 0, most.unsqueeze(-1), rows)
         index, example, local = self.locate(torch.stack([most, rows.amin(-1)]))
-        if not torch.equal(example[0], example[1]) or not torch.equal(index[0], index[1]):
-            return None
+        one_space = torch.equal(index[0], index[1]) and torch.equal(example[0], example[1])
+        centres = self._centres_of_rows(parents, rows, most, local) if one_space else None
+        made_of = {self[i].kind for i in set(index.reshape(-1).tolist()) if i >= 0}
+        if made_of & {"element", "shared"}:
+            if not one_space:
+                return None
+            elements = parents.shape[-1] > 1  # an embedding's integers are one each: never again
+            return self.born(most.view(*parents.shape[:-1], 1), centres, again=elements)
+        return self.born(parents, centres)
+
+    def _centres_of_rows(
+        self, parents: Tensor, rows: Tensor, most: Tensor, local: Tensor
+    ) -> Tensor | None:
         same = self.locate(rows)[2] if bool((local >= 0).all()) else local[0, :, None]
         # Rows that hold the same elements of their examples have the same centre.
         _, first, member = _unique_rows(same)
         centres = self.coordinates(rows[first])
-        if centres is not None:
-            weight = (parents.reshape(rows.shape)[first] >= 0).unsqueeze(-1).to(centres.dtype)
-            centres = (centres * weight).sum(-2) / weight.sum(-2).clamp(min=1)
-            centres = centres.mul(4096).round().div(4096)  # the order of sums must not matter
-            centres = centres[member]
-        elements = parents.shape[-1] > 1  # an embedding's integers are one each: never again
-        return self.born(most.view(parents.shape[:-1]), centres, births, again=elements)
+        if centres is None:
+            return None
+        weight = (parents.reshape(rows.shape)[first] >= 0).unsqueeze(-1).to(centres.dtype)
+        centres = (centres * weight).sum(-2) / weight.sum(-2).clamp(min=1)
+        centres = centres.mul(4096).round().div(4096)  # the order of sums must not matter
+        return centres[member]
 
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Space index, example (-1: all) and local number of each id; all -1 for no token."""
@@ -233,10 +283,33 @@ class TokenSpaces:
 
     def indices(self, ids: Tensor) -> list[int]:
         """Indices of the spaces in `ids`, in order of first appearance."""
+        for axis in range(ids.ndim):
+            if ids.stride(axis) == 0 and ids.shape[axis] > 1:
+                ids = ids.narrow(axis, 0, 1)
         index = self.locate(ids.reshape(-1))[0]
         found = dict.fromkeys(index.tolist())
         found.pop(-1, None)
         return list(found)
+
+    def ask(self, queries: Tensor) -> None:
+        """Note that an attention call adds to these tokens: they have a history of their own."""
+        self._asked.update(self.indices(queries))
+
+    def _histories(self, index: int) -> frozenset[int]:
+        """The spaces that an attention call added to, among a space and what it was merged from."""
+        own = frozenset([index]) & self._asked
+        parents = self[index].parents
+        if parents is None:
+            return own
+        return own.union(*(self._histories(i) for i in self.indices(parents)))
+
+    def nothing_new(self, absorbed: Tensor, kept: Tensor) -> bool:
+        """Whether tokens may live on as others: these know all that attention taught them."""
+        of = self.indices(absorbed)
+        if self._asked & set(of):
+            return False
+        known = frozenset[int]().union(*(self._histories(i) for i in self.indices(kept)))
+        return known.issuperset(*(self._histories(i) for i in of)) if of else True
 
     def same(self, kept: Tensor, absorbed: Tensor) -> None:
         """Note that two planes of one shape were summed: `absorbed` lives on as `kept`.
@@ -288,6 +361,15 @@ class TokenSpaces:
                     found[a] = torch.where(table >= 0, through, -1)
                     frontier.append(a)
         return [(self[i], table) for i, table in found.items() if i != space.index]
+
+
+def _distinct(rows: Tensor) -> Tensor:
+    """`[n, m]` ids with every id once in its row, sorted, the rest -1; as narrow as may be."""
+    ranked = rows.sort(-1, descending=True).values
+    repeated = torch.zeros_like(ranked, dtype=torch.bool)
+    repeated[:, 1:] = ranked[:, 1:] == ranked[:, :-1]
+    ranked = torch.where(repeated | (ranked < 0), -1, ranked).sort(-1, descending=True).values
+    return ranked[:, : max(int((ranked >= 0).sum(-1).max()), 1)]
 
 
 def _unique_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Streams: groups of tokens that attend to each other, and the order in which they stand.
 
-Built by the capture when the forward is over. Tokens join a stream when an attention call reads
-them together (CLS and patches, prompt and text), so two towers stay two streams and a class token
-that is added half-way belongs to the stream of its patches.
+Built by the capture when the forward is over. Tokens join a stream when they stand in one sequence
+(CLS and patches, prompt and text), so two towers stay two streams until something joins them.
+Tokens that were merged or pooled from others belong to the stream of their parents.
 """
 
 from __future__ import annotations
@@ -18,17 +18,67 @@ from captum_generic_attn.tokens.spaces import TokenSpaces
 
 
 @dataclass(frozen=True, eq=False)
+class Merge:
+    """Tokens of a stream that were made of others: positions `[n]` and `[E, n, m]`, -1: none."""
+
+    tokens: Tensor
+    parents: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class TokenStream:
     """One stream: its name, its tokens in order, and where each of its spaces went.
 
-    `places` maps the index of a space to `[size]` positions in the stream; `parts` maps part names
-    (inputs, parameters) to slices of the stream.
+    The first `roots` of its `size` tokens were made of inputs or parameters; those behind them were
+    merged or pooled from tokens before, as `merges` says. `places` maps the index of a space to
+    `[size]` positions in the stream; `parts` maps part names to slices of the stream.
     """
 
     name: str
     size: int
+    roots: int
     places: dict[int, Tensor]
     parts: dict[str, slice]
+    merges: tuple[Merge, ...] = ()
+
+    def hand_on(self, rows: Tensor) -> Tensor:
+        """Add to each merged token the mean of its parents' rows: `[E, size, n]`, in place."""
+        for merge in self.merges:
+            tokens, parents = merge.tokens.to(rows.device), merge.parents.to(rows.device)
+            known = parents >= 0
+            share = known.to(rows.dtype) / known.sum(-1, keepdim=True).clamp(min=1)
+            examples = torch.arange(len(rows), device=rows.device)[:, None]
+            for k in range(parents.shape[-1]):
+                picked = rows[examples, parents[..., k].clamp(min=0).expand(len(rows), -1)]
+                rows[:, tokens] += picked * share[..., k, None]
+        return rows
+
+    def start(self, like: Tensor) -> Tensor:
+        """What each token was made of before any attention: `[E, size, roots]`, rows sum to 1.
+
+        The identity, and for merged tokens equal shares of their parents. `E` is 1 if it is the
+        same for all examples.
+        """
+        examples = max((len(merge.parents) for merge in self.merges), default=1)
+        rows = torch.zeros(examples, self.size, self.roots, dtype=like.dtype, device=like.device)
+        rows.diagonal(dim1=1, dim2=2).fill_(1)
+        return self.hand_on(rows)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Who attends to whom: the spaces of the query stream as it was then, and of each key stream.
+
+    Queries and keys of one stream are self-attention; it has one key stream, the same.
+    """
+
+    queries: frozenset[int]
+    keys: tuple[frozenset[int], ...]
+
+    @property
+    def crosses(self) -> bool:
+        """Whether queries attend to keys of other streams."""
+        return self.queries not in self.keys
 
 
 class TokenStreams:
@@ -37,6 +87,7 @@ class TokenStreams:
     def __init__(self, spaces: TokenSpaces) -> None:
         self._spaces = spaces
         self._parent: dict[int, int] = {}
+        self._merged: list[int] = []
         self._streams: dict[int, TokenStream] = {}
 
     def _root(self, space: int) -> int:
@@ -44,40 +95,79 @@ class TokenStreams:
             space = self._parent[space]
         return space
 
-    def join(self, ids: Tensor) -> None:
-        """Make one stream of all tokens among `ids`."""
-        indices = self._spaces.indices(ids)
+    def _join(self, indices: Sequence[int]) -> None:
         for other in indices[1:]:
             self._parent[self._root(other)] = self._root(indices[0])
 
-    def roots(self, ids: Tensor) -> set[int]:
-        """The streams that tokens belong to so far; new tokens are a stream of their own."""
-        return {self._root(i) for i in self._spaces.indices(ids)}
+    def _component(self, space: int) -> frozenset[int]:
+        root = self._root(space)
+        return frozenset(i for i in list(self._parent) if self._root(i) == root)
+
+    def trace(self, read: Sequence[Tensor]) -> None:
+        """Find the merged tokens among those that attention calls read, and join their parents."""
+        wanted = {i for ids in read for i in self._spaces.indices(ids)}
+        made_of = {
+            s.index: self._spaces.indices(s.parents) for s in self._spaces if s.parents is not None
+        }
+        alive = set(wanted)  # spaces that attention reads, and what is made of them
+        for index, parents in made_of.items():
+            if alive.intersection(parents):
+                alive.add(index)
+        for index in reversed(made_of):
+            if index in wanted and alive.intersection(made_of[index]):
+                wanted.update(made_of[index])
+                self._merged.insert(0, index)
+                self._join([index, *made_of[index]])
+
+    def meet(self, queries: Tensor, keys: Tensor) -> Meeting:
+        """Note an attention call: its queries are one stream from now on.
+
+        If the keys hold some of that stream, they join it; else queries attend to other streams.
+        """
+        asking, asked = self._spaces.indices(queries), self._spaces.indices(keys)
+        self._join(asking)
+        own = self._root(asking[0])
+        if own in map(self._root, asked):
+            self._join(asked)
+            component = self._component(own)
+            return Meeting(component, (component,))
+        return Meeting(
+            self._component(own),
+            tuple(self._component(i) for i in dict.fromkeys(map(self._root, asked))),
+        )
 
     def close(self, sequences: Sequence[tuple[str, Tensor]]) -> None:
         """Fix the streams, given the module and the `[rows, N]` ids of what each call reads.
 
         The longest sequence gives the order of a stream's tokens. If it does not hold them all
-        (windows), they stand space by space, in the order in which they were born.
+        (windows), they stand space by space, in the order in which they were born; merged tokens
+        stand behind the others.
         """
         longest: dict[int, Tensor] = {}
         modules: dict[int, list[str]] = {}
+        readers: dict[int, list[str]] = {}
+        merged = torch.tensor(self._merged, dtype=torch.long)
         for module, ids in sequences:
-            if indices := self._spaces.indices(ids):
-                root = self._root(indices[0])
-                row = ids[0][ids[0] >= 0]
-                if len(row) > len(longest.get(root, ())):
-                    longest[root] = row
-                modules.setdefault(root, []).append(module)
+            row = ids[0][ids[0] >= 0]
+            index = self._spaces.locate(row)[0]
+            for space in self._spaces.indices(ids):
+                readers.setdefault(space, []).append(module)
+                modules.setdefault(self._root(space), []).append(module)
+            found = torch.tensor([self._root(int(i)) for i in index])
+            for root in set(found.tolist()):
+                own = row[(found == root) & ~torch.isin(index, merged)]
+                if root not in longest or len(own) > len(longest[root]):
+                    longest[root] = own
         names: list[str] = []
         for root, row in longest.items():
             members = [i for i in list(self._parent) if self._root(i) == root]
-            order = self._order(row, members)
+            order = self._order(row, [i for i in members if i not in self._merged])
             name = self._name(order)
             if name in names and (place := _common_owner(modules[root])):
                 name = f"{name}@{place}"
             names.append(_unique(name, names))
-            self._streams[root] = self._lay_out(names[-1], order)
+            behind = [i for i in self._merged if i in members]
+            self._streams[root] = self._lay_out(names[-1], order, behind, readers)
 
     def _order(self, row: Tensor, members: list[int]) -> list[tuple[int, int]]:
         index, _, local = self._spaces.locate(row)
@@ -91,7 +181,12 @@ class TokenStreams:
         named = [s for s in members if s.examples] or members[:1]
         return "+".join(dict.fromkeys(s.name for s in named))
 
-    def _lay_out(self, name: str, order: list[tuple[int, int]]) -> TokenStream:
+    def _lay_out(
+        self, name: str, order: list[tuple[int, int]], merged: list[int],
+        readers: dict[int, list[str]],
+    ) -> TokenStream:  # fmt: skip
+        roots = len(order)
+        order = order + [(i, n) for i in merged for n in range(self._spaces[i].size)]
         places = {i: torch.full((self._spaces[i].size,), -1) for i, _ in order}
         for place, (space, number) in enumerate(order):
             places[space][number] = place
@@ -99,9 +194,25 @@ class TokenStreams:
         start = 0
         for space, run in groupby(o[0] for o in order):
             stop = start + len(list(run))
-            parts[_unique(self._spaces[space].name, parts)] = slice(start, stop)
+            part = self._spaces[space].name
+            if space in merged and (owner := _common_owner(readers.get(space, []))):
+                part = f"{part}@{owner}"
+            parts[_unique(part, parts)] = slice(start, stop)
             start = stop
-        return TokenStream(name, len(order), places, parts)
+        merges = []
+        for space in merged:
+            parents = self._spaces[space].parents
+            assert parents is not None  # noqa: S101 - merged tokens have parents
+            merges.append(Merge(places[space], self._positions(parents, places)))
+        return TokenStream(name, len(order), roots, places, parts, tuple(merges))
+
+    def _positions(self, ids: Tensor, places: dict[int, Tensor]) -> Tensor:
+        index, _, local = self._spaces.locate(ids)
+        positions = torch.full(ids.shape, -1)
+        for i, table in places.items():
+            inside = local.clamp(0, len(table) - 1)
+            positions = torch.where(index == i, table[inside], positions)
+        return positions
 
     def __iter__(self) -> Iterator[TokenStream]:
         return iter(self._streams.values())
@@ -110,14 +221,22 @@ class TokenStreams:
         """The stream that holds these tokens."""
         return self._streams[self._root(self._spaces.indices(ids)[0])]
 
+    def having(self, spaces: frozenset[int]) -> TokenStream:
+        """The stream that these spaces went into."""
+        return self._streams[self._root(next(iter(spaces)))]
+
+    def columns(self, spaces: frozenset[int]) -> Tensor | None:
+        """Positions of those tokens of a stream that are in `spaces`, unless all roots are."""
+        stream = self.having(spaces)
+        own = [i for i in stream.places if i not in self._merged]
+        if spaces.issuperset(own):
+            return None
+        return torch.cat([stream.places[i] for i in own if i in spaces])
+
     def positions(self, ids: Tensor) -> Tensor:
         """Position in its stream of each id; -1 for no token."""
-        index, _, local = self._spaces.locate(ids)
-        positions = torch.full(ids.shape, -1)
-        for i in self._spaces.indices(ids):
-            table = self._streams[self._root(i)].places[i]
-            positions = torch.where(index == i, table[local.clamp(0, len(table) - 1)], positions)
-        return positions
+        places = {i: t for s in self._streams.values() for i, t in s.places.items()}
+        return self._positions(ids, {i: places[i] for i in self._spaces.indices(ids)})
 
 
 def _unique(name: str, taken: Sequence[str] | dict[str, slice]) -> str:
