@@ -45,7 +45,8 @@ def maps_of_inputs(
         ]  # fmt: skip
         grids = [grid for grid, _ in feeding]
         alone = all(_same_grid(grid, grids[0]) for grid in grids)
-        if interpolation is None and not alone:
+        of_elements = all(grid is not None and grid.of_elements for grid in grids)
+        if interpolation is None and not alone and not of_elements:
             raise ValueError(
                 f"{name} feeds tokens on several grids ({', '.join(map(_describe, grids))}); ask "
                 "for return_input_shape=True, which adds their maps"
@@ -124,7 +125,11 @@ def _lay_out(
 ) -> Tensor:  # fmt: skip
     values = values.to(tensor.device)
     if interpolation is None:
-        return values if grid is None else grid.to_tokens(values)
+        if grid is None:
+            return values
+        return (
+            grid.to_elements(values, tensor.shape) if grid.of_elements else grid.to_tokens(values)
+        )
     if grid is None:
         raise ValueError(
             f"where the {values.shape[1]} tokens of {name} lie in its shape "

@@ -61,6 +61,14 @@ class MappedCall:
     columns: Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Block:
+    """What a call adds: `[B, n, columns]` rows of its stream from position `first` to the end."""
+
+    first: int
+    rows: Tensor
+
+
 @dataclass(frozen=True)
 class Switches:
     """The paper's switches, and the pairs of streams (queries, keys) that attend across."""
@@ -80,6 +88,8 @@ class Additions:
 
     Relevance is kept without its identity (`R − I`), so nothing cancels and a zero row is exact;
     with `aggregate=False` (the authors' ablation, each `+=` an `=`) it is `R` of the latest call.
+    One sum for each pair of streams runs on from state to state; a state that another branch of
+    the model left behind is summed anew.
     """
 
     def __init__(
@@ -90,10 +100,10 @@ class Additions:
         self._examples = examples
         self._like = like
         self._switches = switches
-        self._added: dict[int, dict[str, Tensor]] = {}
+        self._added: dict[int, dict[str, Block]] = {}
         self._touched: dict[int, Tensor] = {}
         self._stream_of: dict[int, str] = {}
-        self._states: dict[tuple[frozenset[int], str], Tensor] = {}
+        self._sums: dict[tuple[str, str], tuple[frozenset[int], Tensor]] = {}
 
     def add(self, call: MappedCall) -> None:
         """Eq. 6, 7, 10 and 11: what a call adds to the relevance of its queries' stream."""
@@ -106,7 +116,10 @@ class Additions:
                     update = self._carried(call, source, to)
                 added[to] = added[to] + update if to in added else update
         stream = self._streams[call.stream]
-        self._added[call.index] = {to: stream.hand_on(rows) for to, rows in added.items()}
+        first = stream.size - next(iter(added.values())).shape[1]
+        self._added[call.index] = {
+            to: Block(first, stream.hand_on(rows, first)) for to, rows in added.items()
+        }
         self._stream_of[call.index] = call.stream
         if not self._switches.aggregate:
             self._touched[call.index] = self._rows_touched(call)
@@ -123,19 +136,24 @@ class Additions:
 
     def _carried(self, call: MappedCall, source: Source, to: str) -> Tensor:
         """`Ā R^{q,to}`: eq. 6, 7 and 11."""
-        relevance = self.relevance(source.stream, call.key_ancestors, to)
-        if relevance is None:
-            return self._like.new_zeros(
-                self._examples, self._streams[call.stream].size, self._streams[to].roots
-            )
+        learnt = self.gain(source.stream, call.key_ancestors, to)
+        own = source.stream == to and (self._switches.aggregate or learnt is None)
+        if learnt is None and not own:
+            first, size = self._first(call), self._streams[call.stream].size
+            return self._like.new_zeros(self._examples, size - first, self._streams[to].roots)
         if self._in_order(call.examples, call.queries, call.stream) and self._in_order(
             call.examples, source.keys, source.stream
         ):
+            relevance = self._start(to) if learnt is None else learnt
+            if own and learnt is not None:
+                relevance = learnt + self._start(to)
             return self_attention_update(call.map, relevance)
-        device = relevance.device
-        owner = call.examples.to(device)[:, None]
-        keys = source.keys.to(device)
-        read = relevance.expand(self._examples, -1, -1)[owner, keys.clamp(min=0)]
+        device = self._like.device
+        owner, keys = call.examples.to(device)[:, None], source.keys.to(device)
+        read = self._like.new_zeros(()) if learnt is None else learnt[owner, keys.clamp(min=0)]
+        if own:
+            start = self._start(to).expand(self._examples, -1, -1)
+            read = read + start[owner, keys.clamp(min=0)]
         weights = call.map * (keys >= 0).unsqueeze(-2)
         return self._rows(call, self_attention_update(weights, read))
 
@@ -153,7 +171,8 @@ class Additions:
             keys = self._start(source.stream)[:, :, columns]
         update = dense.new_zeros(self._examples, query_stream.size, key_stream.roots)
         if source.columns is not None:  # what joined the keys' stream later is a third stream
-            update = self._carried(call, source, source.stream)
+            carried = self._carried(call, source, source.stream)
+            update[:, query_stream.size - carried.shape[1] :] = carried
         rows = cross_attention_update(dense[:, tokens], own, keys)
         update[:, tokens[:, None], columns] = rows
         return update
@@ -213,12 +232,14 @@ class Additions:
         own = frozenset(i for i in self._records(stream, ancestors) if to in self._added[i])
         if not own:
             return None
-        if (own, to) not in self._states:
-            last = max(own)
-            before = self.learnt(stream, own - {last}, to)
-            added = self._added[last][to]
-            self._states[own, to] = added if before is None else before + added
-        return self._states[own, to]
+        known, total = self._sums.get((stream, to), (frozenset[int](), None))
+        if total is None or not known <= own:
+            known, total = frozenset[int](), self._zeros(stream, to)
+        for i in sorted(own - known):
+            block = self._added[i][to]
+            total[:, block.first :] += block.rows
+        self._sums[stream, to] = own, total
+        return total
 
     def relevance(self, stream: str, ancestors: frozenset[int], to: str) -> Tensor | None:
         """R of the paper, `[B, size, roots]`, identity included; `None` for zero."""
@@ -227,7 +248,7 @@ class Additions:
             return self._start(stream) if latest is None and stream == to else latest
         learnt = self.learnt(stream, ancestors, to)
         if stream != to:
-            return learnt
+            return None if learnt is None else learnt.clone()
         return self._start(stream) if learnt is None else learnt + self._start(stream)
 
     def gain(self, stream: str, ancestors: frozenset[int], to: str) -> Tensor | None:
@@ -241,13 +262,18 @@ class Additions:
         own = [i for i in sorted(self._records(stream, ancestors)) if to in self._added[i]]
         if not own:
             return None
-        size, roots = self._streams[stream].size, self._streams[to].roots
-        rows = self._like.new_zeros(self._examples, size, roots)
+        rows = self._zeros(stream, to)
         if stream == to:
             rows = rows + self._start(stream)
         for i in own:
-            rows = torch.where(self._touched[i], self._added[i][to], rows)
+            block = self._added[i][to]
+            touched = self._touched[i][:, block.first :]
+            rows[:, block.first :] = torch.where(touched, block.rows, rows[:, block.first :])
         return rows
+
+    def _zeros(self, stream: str, to: str) -> Tensor:
+        size, roots = self._streams[stream].size, self._streams[to].roots
+        return self._like.new_zeros(self._examples, size, roots)
 
     def _records(self, stream: str, ancestors: frozenset[int]) -> list[int]:
         return [i for i in ancestors if self._stream_of.get(i) == stream]
@@ -268,12 +294,19 @@ class Additions:
             and bool((positions == torch.arange(size)).all())
         )
 
+    def _first(self, call: MappedCall) -> int:
+        """The first row of its stream that a call can add to."""
+        if call.crosses:
+            return 0
+        return int(call.queries.clamp(min=0).min())
+
     def _rows(self, call: MappedCall, rows: Tensor) -> Tensor:
-        """`[G, Nq, n]` rows of a call's queries as `[B, size, n]` rows of their stream."""
-        size = self._streams[call.stream].size
-        placed = rows.new_zeros(self._examples, size + 1, rows.shape[-1])  # the last: padding
+        """`[G, Nq, n]` rows of a call's queries as `[B, size - first, n]` rows of their stream."""
+        first, size = self._first(call), self._streams[call.stream].size
+        placed = rows.new_zeros(self._examples, size - first + 1, rows.shape[-1])  # last: padding
         owners = call.examples.to(rows.device)[:, None].expand_as(call.queries)
-        placed.index_put_((owners, call.queries.to(rows.device)), rows, accumulate=True)
+        places = torch.where(call.queries < 0, size, call.queries) - first
+        placed.index_put_((owners, places.to(rows.device)), rows, accumulate=True)
         return placed[:, :-1]
 
     def _dense(self, call: MappedCall, source: Source) -> Tensor:
@@ -296,8 +329,10 @@ class Additions:
     def _rows_touched(self, call: MappedCall) -> Tensor:
         """`[B, size, 1]`, the rows that a call writes."""
         stream = self._streams[call.stream]
-        rows = self._like.new_ones(*call.queries.shape, 1)
-        touched = stream.hand_on(self._rows(call, rows))
+        rows = self._rows(call, self._like.new_ones(*call.queries.shape, 1))
+        touched = self._like.new_zeros(self._examples, stream.size, 1)
+        touched[:, stream.size - rows.shape[1] :] = rows
+        touched = stream.hand_on(touched)
         if call.crosses:
             touched[:, self._all_or(call.columns, stream)] = 1
         return touched > 0

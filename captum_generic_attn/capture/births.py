@@ -41,13 +41,18 @@ def of_rows(spaces: TokenSpaces, shadow: Shadow, shape: torch.Size, name: str) -
 def of_integers(
     spaces: TokenSpaces, shadow: Shadow, weight: str, index: Tensor, result: Tensor, name: str
 ) -> Shadow:
-    """Each integer becomes a token; of a parameter, if the integers come from no argument."""
+    """Each integer becomes a token; of a parameter, if it comes from no argument.
+
+    Among integers of an argument, constants (the start token of a decoder) are tokens of their own.
+    """
     if not shadow.planes:
         rows = spaces.of_table(weight, index.detach().cpu())
         return Shadow(Role.TOKENS, (rows.unsqueeze(-1).expand(result.shape),))
     plane = spaces.born_of_rows(shadow.planes[0].unsqueeze(-1))
     if plane is None:
         return shadow.without_tokens(name)
+    if bool((plane < 0).any()):
+        plane = torch.where(plane < 0, spaces.of_constants(weight, plane < 0), plane)
     planes = (plane.unsqueeze(-1).expand(result.shape),)
     return Shadow(Role.TOKENS, planes, shadow.ancestors, data=shadow.data)
 

@@ -97,12 +97,12 @@ def group_heads(queries: Tensor, keys: Tensor, spaces: TokenSpaces, examples: in
             "heads of one example read different tokens",
             "relevance averages heads, so each must see the same tokens",
         )
-    if len(groups) > examples:
-        if bool(((spaces.locate(queries)[1] < 0) & (queries >= 0)).any()):
-            raise Unreadable(
-                "one parameter token stands in several sequences of an example",
-                "pass each sequence as an example of its own",
-            )
+    of_nobody = (spaces.locate(queries)[1] < 0) & (queries >= 0)
+    if len(groups) > examples and bool(of_nobody.any()):
+        raise Unreadable(
+            "one parameter token stands in several sequences of an example",
+            "pass each sequence as an example of its own",
+        )
     order = torch.argsort(member, stable=True).view(len(groups), -1)
     first = order[:, 0]
     return Groups(

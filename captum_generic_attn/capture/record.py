@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from captum_generic_attn.tokens.streams import Meeting
+from captum_generic_attn.tokens import NOBODY, Meeting
 
 
 def _computing_dtype(tensor: Tensor) -> torch.dtype:
@@ -135,7 +135,7 @@ class AttentionRecord:
     key_ancestors: frozenset[int]
     query_stream: str = ""
     key_stream: str = ""
-    meeting: Meeting = Meeting(frozenset(), ())
+    meeting: Meeting = NOBODY
     layer: int = -1
     share: float = 1.0
 

@@ -6,10 +6,11 @@ other, `grid` maps a value per token back to the shape of the input that it came
 
 from captum_generic_attn.tokens.grid import Grid, fit_grid
 from captum_generic_attn.tokens.spaces import FOREIGN, PADDING, STALE, Space, TokenSpaces
-from captum_generic_attn.tokens.streams import Meeting, TokenStream, TokenStreams
+from captum_generic_attn.tokens.streams import NOBODY, Meeting, TokenStream, TokenStreams
 
 __all__ = [
     "FOREIGN",
+    "NOBODY",
     "PADDING",
     "STALE",
     "Grid",

@@ -31,9 +31,22 @@ class Grid:
     stride: tuple[float, ...]
     order: Tensor
 
+    @property
+    def of_elements(self) -> bool:
+        """Whether each token is one element along each axis: words, regions."""
+        return all(
+            s == 1.0 and o.is_integer() for s, o in zip(self.stride, self.offset, strict=True)
+        )
+
     def to_tokens(self, values: Tensor) -> Tensor:
         """Lay `[B, n]` token values out on the grid: `[B, *counts]`."""
         return values[:, self.order.to(values.device)].reshape(len(values), *self.counts)
+
+    def to_elements(self, values: Tensor, shape: torch.Size) -> Tensor:
+        """Lay `[B, n]` values of tokens that are elements out on all of them; the others get 0."""
+        full = self.to_input(values, shape, "nearest", spill=False)
+        others = tuple(0 if i and i not in self.axes else slice(None) for i in range(len(shape)))
+        return full[others]
 
     def to_input(
         self, values: Tensor, shape: torch.Size, interpolation: str, *, spill: bool = True
@@ -51,7 +64,8 @@ class Grid:
         if any(s != 1.0 or o != 0.0 for s, o in zip(self.stride, self.offset, strict=True)) or (
             sizes != list(self.counts)
         ):
-            tokens = self._resample(tokens, sizes, interpolation, spill=spill)
+            exact = "nearest" if self.of_elements else interpolation
+            tokens = self._resample(tokens, sizes, exact, spill=spill)
         broadcast = [n if i in (0, *self.axes) else 1 for i, n in enumerate(shape)]
         return tokens.reshape(broadcast).expand(shape).contiguous()
 

@@ -129,6 +129,14 @@ class TokenSpaces:
         ids: Tensor = space.base + drawn
         return ids.to(torch.int32)
 
+    def of_constants(self, name: str, constant: Tensor) -> Tensor:
+        """Number the places `[B, ...]` that hold a constant in any example; -1 at the others."""
+        places = constant.any(0)
+        space = self._open(int(places.sum()), 0, name, "parameter")
+        ids = torch.full(places.shape, PADDING, dtype=torch.int32)
+        ids[places] = torch.arange(space.base, space.stop, dtype=torch.int32)
+        return ids.expand(constant.shape)
+
     def unknown(self, shape: torch.Size, reason: str) -> Tensor:
         """Number tokens whose origin was lost at the operation `reason`."""
         space = self._open(math.prod(shape), 0, reason, "unknown")
@@ -228,11 +236,18 @@ class TokenSpaces:
             A plane of shape `[*tokens]`, or `None`, as `born`.
         """
         rows = parents.reshape(-1, parents.shape[-1])
+        alive = (rows >= 0).any(-1)
         most = rows.amax(-1)
-        rows = torch.where(rows < 0, most.unsqueeze(-1), rows)
-        index, example, local = self.locate(torch.stack([most, rows.amin(-1)]))
+        filled = torch.where(rows < 0, most.unsqueeze(-1), rows)[alive]
+        index, example, local = self.locate(torch.stack([filled.amax(-1), filled.amin(-1)]))
         one_space = torch.equal(index[0], index[1]) and torch.equal(example[0], example[1])
-        centres = self._centres_of_rows(parents, rows, most, local) if one_space else None
+        centres = None
+        if one_space and len(filled):
+            centres = self._centres_of_rows(rows[alive], filled, local)
+        if centres is not None:
+            every = centres.new_zeros(len(rows), centres.shape[-1])
+            every[alive] = centres
+            centres = every
         made_of = {self[i].kind for i in set(index.reshape(-1).tolist()) if i >= 0}
         if made_of & {"element", "shared"}:
             if not one_space:
@@ -241,9 +256,7 @@ class TokenSpaces:
             return self.born(most.view(*parents.shape[:-1], 1), centres, again=elements)
         return self.born(parents, centres)
 
-    def _centres_of_rows(
-        self, parents: Tensor, rows: Tensor, most: Tensor, local: Tensor
-    ) -> Tensor | None:
+    def _centres_of_rows(self, parents: Tensor, rows: Tensor, local: Tensor) -> Tensor | None:
         same = self.locate(rows)[2] if bool((local >= 0).all()) else local[0, :, None]
         # Rows that hold the same elements of their examples have the same centre.
         _, first, member = _unique_rows(same)

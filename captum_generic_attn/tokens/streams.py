@@ -41,16 +41,28 @@ class TokenStream:
     parts: dict[str, slice]
     merges: tuple[Merge, ...] = ()
 
-    def hand_on(self, rows: Tensor) -> Tensor:
-        """Add to each merged token the mean of its parents' rows: `[E, size, n]`, in place."""
+    def hand_on(self, rows: Tensor, first: int = 0) -> Tensor:
+        """Add to each merged token the mean of its parents' rows, in place.
+
+        Args:
+            rows: `[E, n, m]`, the rows of the last `n` tokens of the stream; those before are zero.
+            first: the position of the first of them, `size - n`.
+        """
+        alive = (rows != 0).flatten(2).any(-1).any(0).cpu() if self.merges else None
         for merge in self.merges:
-            tokens, parents = merge.tokens.to(rows.device), merge.parents.to(rows.device)
+            assert alive is not None  # noqa: S101 - there are merges
+            parents = merge.parents - first
             known = parents >= 0
-            share = known.to(rows.dtype) / known.sum(-1, keepdim=True).clamp(min=1)
+            if not bool((alive[parents.clamp(min=0)] & known).any()):
+                continue
+            count = (merge.parents >= 0).sum(-1, keepdim=True).clamp(min=1)
+            share = (known / count).to(rows)
+            tokens, parents = (merge.tokens - first).to(rows.device), parents.to(rows.device)
             examples = torch.arange(len(rows), device=rows.device)[:, None]
             for k in range(parents.shape[-1]):
                 picked = rows[examples, parents[..., k].clamp(min=0).expand(len(rows), -1)]
                 rows[:, tokens] += picked * share[..., k, None]
+            alive[tokens.cpu()] = True
         return rows
 
     def start(self, like: Tensor) -> Tensor:
@@ -79,6 +91,10 @@ class Meeting:
     def crosses(self) -> bool:
         """Whether queries attend to keys of other streams."""
         return self.queries not in self.keys
+
+
+NOBODY = Meeting(frozenset(), ())
+"""The meeting of a call whose streams are not known yet."""
 
 
 class TokenStreams:
@@ -203,7 +219,9 @@ class TokenStreams:
         for space in merged:
             parents = self._spaces[space].parents
             assert parents is not None  # noqa: S101 - merged tokens have parents
-            merges.append(Merge(places[space], self._positions(parents, places)))
+            positions = self._positions(parents, places)
+            alike = bool((positions == positions[:1]).all())
+            merges.append(Merge(places[space], positions[:1] if alike else positions))
         return TokenStream(name, len(order), roots, places, parts, tuple(merges))
 
     def _positions(self, ids: Tensor, places: dict[int, Tensor]) -> Tensor:
