@@ -120,10 +120,13 @@ def of_resized(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
 
     A resized picture has elements of its own, which lie where they were in the picture.
     """
-    (plane,), (operand, result) = shadow.planes, (op.inputs[0], op.results[0])
+    operand, result = op.inputs[0], op.results[0]
     lost = shadow.without_tokens(op.name)
-    if operand.shape[2:] == result.shape[2:]:
+    if operand.shape == result.shape:
         return shadow
+    if len(shadow.planes) != 1:
+        return lost  # keys may not be mixed
+    plane = shadow.planes[0]
     if shadow.role is Role.RAW and operand.ndim > 2:
         local = spaces.locate(plane)[2]
         centres = spaces.coordinates(plane[0, 0]) if bool((local == local[0]).all()) else None

@@ -164,12 +164,19 @@ class Recorder:
         for softmax in self.softmaxes:
             if softmax.products:
                 continue
+            seen = ""
             if softmax.has_logits or (softmax.in_attention_module and softmax.over_tokens):
+                seen = "a softmax over tokens never meets values in a product"
+            elif softmax.in_attention_module and softmax.of_tokens:
+                seen = (
+                    "each token's softmax weighs values that are no product with it (deformable "
+                    "attention)"
+                )
+            if seen:
+                advice = "the method needs probabilities that multiply values"
                 self.refusals.append(
                     Refusal(
-                        self._next_index(), softmax.module, softmax.module_type,
-                        "a softmax over tokens never meets values in a product",
-                        "the method needs probabilities that multiply values",
+                        self._next_index(), softmax.module, softmax.module_type, seen, advice
                     )
                 )  # fmt: skip
         self.records = [r for r in self.records if r.index not in split]

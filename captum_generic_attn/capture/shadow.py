@@ -30,12 +30,16 @@ class Role(IntEnum):
 
 @dataclass(eq=False)
 class Softmax:
-    """One softmax of the forward pass, and whether its result met values."""
+    """One softmax of the forward pass, and whether its result met values.
+
+    `over_tokens` says whether it runs over tokens, `of_tokens` whether each token has its own.
+    """
 
     module: str
     module_type: str
     has_logits: bool
     over_tokens: bool
+    of_tokens: bool = False
     products: int = 0
 
     @property

@@ -304,6 +304,15 @@ class TokenSpaces:
         found.pop(-1, None)
         return list(found)
 
+    def several(self, ids: Tensor) -> bool:
+        """Whether an example has more than one token among these."""
+        for axis in range(ids.ndim):
+            if ids.stride(axis) == 0 and ids.shape[axis] > 1:
+                ids = ids.narrow(axis, 0, 1)
+        found = torch.unique(ids[ids >= 0])
+        examples = torch.unique(self.locate(found)[1])
+        return len(found) > len(examples)
+
     def ask(self, queries: Tensor) -> None:
         """Note that an attention call adds to these tokens: they have a history of their own."""
         self._asked.update(self.indices(queries))
