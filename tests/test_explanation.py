@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_generic_attn.explanation import _dense, _final_calls, selected
+from captum_generic_attn.explanation import _final_calls, _mapped, selected
+from captum_generic_attn.relevance import Additions, Switches
 from captum_generic_attn.rows import explained_rows
 from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
 from captum_generic_attn.tokens.streams import TokenStreams
@@ -91,17 +92,17 @@ def test_layers_are_names_prefixes_or_modules() -> None:
 
 def stream_of(*reads: Tensor, spaces: TokenSpaces) -> SimpleNamespace:
     streams = TokenStreams(spaces)
-    for ids in reads:
-        streams.join(ids)
+    meetings = [streams.meet(ids, ids) for ids in reads]
     streams.close([("attention", ids) for ids in reads])
-    return SimpleNamespace(streams=streams)
+    return SimpleNamespace(streams=streams, spaces=spaces, meeting=meetings[-1])
 
 
 def record_of(tokens: Tensor, examples: list[int], keys: Tensor | None = None):
     return SimpleNamespace(
-        query_tokens=tokens, key_tokens=tokens if keys is None else keys,
-        examples=torch.tensor(examples), module="attention",
-        module_type="Attention",
+        index=0, query_stream="x", query_tokens=tokens,
+        key_tokens=tokens if keys is None else keys,
+        query_ancestors=frozenset[int](), key_ancestors=frozenset[int](),
+        examples=torch.tensor(examples), module="attention", module_type="Attention",
     )  # fmt: skip
 
 
@@ -132,8 +133,12 @@ def test_maps_over_all_tokens(layout: str) -> None:
     shape = (*record.query_tokens.shape, record.key_tokens.shape[1])
     maps = torch.rand(shape, dtype=torch.float64)
     maps[record.query_tokens == PADDING] = 0  # padding that looks at tokens hands nothing on
-    ours = _dense(record, maps, capture, 2)
-    assert torch.equal(ours, dense_in_loops(record, capture, maps, 2, 4))
+    record.meeting = capture.meeting
+    additions = Additions(capture.streams, 2, maps.new_empty(0), Switches())
+    additions.add(_mapped(record, maps, capture))
+    ours = additions.learnt("x", frozenset([0]), "x")
+    assert ours is not None
+    torch.testing.assert_close(ours, dense_in_loops(record, capture, maps, 2, 4))
 
 
 def test_padding_that_hands_relevance_on_is_refused() -> None:
@@ -141,8 +146,10 @@ def test_padding_that_hands_relevance_on_is_refused() -> None:
     ids = spaces.of_input("x", torch.Size([1, 2]))
     padded = torch.nn.functional.pad(ids, (0, 1), value=PADDING)
     capture = stream_of(ids, spaces=spaces)
+    record = record_of(padded, [0])
+    record.meeting = capture.meeting
     with pytest.raises(ValueError, match=r"attention .*: padding stays among the tokens"):
-        _dense(record_of(padded, [0]), torch.rand(1, 3, 3), capture, 1)
+        _mapped(record, torch.rand(1, 3, 3), capture)
 
 
 def testexplained_rows_are_those_with_a_gradient_in_any_head() -> None:

@@ -13,8 +13,6 @@ from captum_generic_attn.input_maps import maps_of_inputs
 from captum_generic_attn.tokens.spaces import TokenSpaces
 from captum_generic_attn.tokens.streams import TokenStreams
 
-NONE = frozenset[int]()
-
 
 class Sketch:
     """A forward pass as far as maps need it: inputs, their tokens, one stream of them all."""
@@ -32,13 +30,13 @@ class Sketch:
     def words(self, index: int) -> Tensor:
         """Tokens of the rows of an input."""
         plane = self.elements[index]
-        ids = self.spaces.born_of_rows(plane if plane.ndim == 3 else plane[..., None], NONE)
+        ids = self.spaces.born_of_rows(plane if plane.ndim == 3 else plane[..., None])
         assert ids is not None
         return ids
 
     def maps(self, read: Tensor, interpolation: str | None, *, warn: bool = True) -> list[Tensor]:
         """Maps where the token at place i of the stream has the value i + 1."""
-        self.streams.join(read)
+        self.streams.meet(read, read)
         self.streams.close([("attention", read)])
         (stream,) = self.streams
         values = torch.arange(1.0, stream.size + 1).expand(len(self.inputs[0]), -1)
@@ -125,7 +123,7 @@ def test_the_warning_can_be_left_out() -> None:
 
 def test_tokens_without_a_grid_are_refused_as_a_map_and_given_as_values() -> None:
     sketch = Sketch((2, 4))
-    words = sketch.spaces.born_of_rows(sketch.elements[0][:, [0, 1, 3], None], NONE)
+    words = sketch.spaces.born_of_rows(sketch.elements[0][:, [0, 1, 3], None])
     assert words is not None
     with pytest.raises(ValueError, match=r"3 tokens of a .* \(2, 4\) could not be told") as caught:
         sketch.maps(words, "nearest")
@@ -137,7 +135,7 @@ def test_several_grids_add_up_as_maps_and_are_refused_as_values() -> None:
     """Patches of two sizes: their pictures can be added, their tokens cannot."""
     sketch = Sketch((1, 8, 1))
     fine, coarse = (
-        sketch.spaces.born_of_rows(sketch.elements[0].view(1, 8 // size, size), NONE)
+        sketch.spaces.born_of_rows(sketch.elements[0].view(1, 8 // size, size))
         for size in (2, 4)
     )
     assert fine is not None

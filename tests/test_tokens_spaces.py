@@ -10,9 +10,6 @@ from torch import Tensor
 
 from captum_generic_attn.tokens.spaces import FOREIGN, PADDING, Space, TokenSpaces
 
-NONE = frozenset[int]()
-
-
 def centres_of(spaces: TokenSpaces, ids: Tensor) -> list[list[float]]:
     found = spaces.coordinates(ids)
     assert found is not None
@@ -131,7 +128,7 @@ def test_spaces_are_listed_in_the_order_of_their_birth() -> None:
 
 
 def born(spaces: TokenSpaces, parents: Tensor, centres: Tensor | None = None) -> Tensor:
-    plane = spaces.born(parents, centres, NONE)
+    plane = spaces.born(parents.unsqueeze(-1), centres)
     assert plane is not None
     return plane
 
@@ -173,11 +170,102 @@ def test_a_parameter_s_children_are_a_parameter_s() -> None:
     assert (spaces[2].kind, spaces[2].name) == ("parameter", "queries")
 
 
-def test_a_new_space_remembers_the_calls_behind_it() -> None:
+def test_a_new_space_remembers_its_parents() -> None:
     spaces = TokenSpaces()
     ids = spaces.of_input("ids", torch.Size([2, 4]))
-    spaces.born(ids[:, ::2], None, frozenset([3, 5]))
-    assert spaces[1].births == {3, 5}
+    words = born(spaces, ids)  # 8 to 15
+    assert spaces[1].parents is None, "made of an input's elements"
+    pairs = spaces.born(words.view(2, 2, 2), None)
+    assert pairs is not None
+    assert pairs.tolist() == [[16, 17], [18, 19]]
+    assert spaces[2].parents is not None
+    assert spaces[2].parents.tolist() == [[[9, 8], [11, 10]], [[13, 12], [15, 14]]]
+
+
+def test_children_of_the_same_parents_are_the_same_tokens() -> None:
+    """In whatever order and however often the parents are listed."""
+    spaces = TokenSpaces()
+    words = born(spaces, spaces.of_input("ids", torch.Size([1, 4])))
+    pairs = spaces.born(words.view(1, 2, 2), None)
+    again = spaces.born(torch.tensor([[[5, 4, 5, PADDING], [7, 6, 7, 7]]]), None)
+    others = spaces.born(torch.tensor([[[5, 6], [7, 4]]]), None)
+    assert pairs is not None
+    assert again is not None
+    assert others is not None
+    assert torch.equal(pairs, again)
+    assert not torch.equal(pairs, others)
+    assert len(list(spaces)) == 4
+
+
+def test_a_row_without_parents_is_padding() -> None:
+    spaces = TokenSpaces()
+    words = born(spaces, spaces.of_input("ids", torch.Size([2, 2])))
+    padded = torch.nn.functional.pad(words, (0, 2), value=PADDING).view(2, 2, 2)
+    plane = spaces.born(padded, None)
+    assert plane is not None
+    assert plane.tolist() == [[8, PADDING], [9, PADDING]]
+
+
+def test_parents_may_come_from_parameters_as_well() -> None:
+    """The mean over a class token and patches: of each example's own, and shared by none."""
+    spaces = TokenSpaces()
+    words = born(spaces, spaces.of_input("ids", torch.Size([2, 2])))  # 4 to 7
+    cls = spaces.of_parameter("cls", torch.Size([1, 8]))[:, 0]  # 8
+    rows = torch.cat([cls.expand(2, -1), words], 1)
+    plane = spaces.born(rows, None)
+    assert plane is not None
+    space = spaces[spaces.indices(plane)[0]]
+    assert (space.name, space.kind, space.size, space.examples) == ("ids", "token", 1, 2)
+    assert space.parents is not None
+    assert space.parents.tolist() == [[[8, 5, 4]], [[8, 7, 6]]]
+
+
+def test_constants_among_integers_are_tokens_of_the_table() -> None:
+    spaces = TokenSpaces()
+    spaces.of_input("ids", torch.Size([2, 3]))
+    constant = torch.tensor([[True, False, False], [True, False, True]])
+    ids = spaces.of_constants("embed.weight", constant)
+    assert ids.tolist() == [[6, PADDING, 7]] * 2
+    assert (spaces[1].name, spaces[1].kind, spaces[1].size) == ("embed.weight", "parameter", 2)
+
+
+def attended(spaces: TokenSpaces, *planes: Tensor) -> None:
+    for plane in planes:
+        spaces.ask(plane)
+
+
+def test_tokens_that_attention_never_added_to_may_live_on_as_others() -> None:
+    spaces = TokenSpaces()
+    words = born(spaces, spaces.of_input("ids", torch.Size([1, 4])))
+    others = born(spaces, spaces.of_input("types", torch.Size([1, 4])))
+    assert spaces.nothing_new(others, words)
+    assert spaces.nothing_new(words, others)
+    attended(spaces, words)
+    assert spaces.nothing_new(others, words)
+    assert not spaces.nothing_new(words, others), "what attention taught words would be lost"
+
+
+def test_what_was_pooled_before_is_known_to_what_was_pooled_and_attended() -> None:
+    """The skip connection of a layer that pools its queries."""
+    spaces = TokenSpaces()
+    words = born(spaces, spaces.of_input("ids", torch.Size([1, 4])))
+    attended(spaces, words)
+    queries = spaces.born(words.view(1, 2, 2), None)
+    skip = spaces.born(words[:, ::2, None], None)
+    assert queries is not None
+    assert skip is not None
+    attended(spaces, queries)
+    assert spaces.nothing_new(skip, queries)
+    assert not spaces.nothing_new(queries, skip)
+    assert not spaces.nothing_new(words, queries), "words have a history of their own"
+
+
+def test_several_tokens_of_one_example() -> None:
+    spaces = TokenSpaces()
+    words = born(spaces, spaces.of_input("ids", torch.Size([2, 3])))
+    assert spaces.several(words)
+    assert not spaces.several(words[:, :1])
+    assert not spaces.several(torch.full((2, 3), PADDING))
 
 
 UNBORN = {
@@ -193,7 +281,7 @@ UNBORN = {
 def test_tokens_that_cannot_be_numbered(case: str) -> None:
     spaces = TokenSpaces()
     a, b = (spaces.of_input(name, torch.Size([2, 3])) for name in "ab")
-    assert spaces.born(UNBORN[case](a, b), None, NONE) is None
+    assert spaces.born(UNBORN[case](a, b).unsqueeze(-1), None) is None
     assert len(list(spaces)) == 2, "nothing is opened in vain"
 
 
@@ -228,7 +316,7 @@ def test_a_row_s_centre_is_the_mean_of_its_elements() -> None:
     spaces = TokenSpaces()
     x = spaces.of_input("x", torch.Size([2, 4, 4]))
     rows = x.unflatten(2, (2, 2)).reshape(2, 8, 2)
-    plane = spaces.born_of_rows(rows, NONE)
+    plane = spaces.born_of_rows(rows)
     assert plane is not None
     assert plane.tolist() == [list(range(32, 40)), list(range(40, 48))]
     assert centres_of(spaces, plane[1]) == [[i, j] for i in range(4) for j in (0.5, 2.5)]
@@ -237,7 +325,7 @@ def test_a_row_s_centre_is_the_mean_of_its_elements() -> None:
 def test_padding_in_a_row_does_not_move_its_centre() -> None:
     spaces = TokenSpaces()
     spaces.of_input("x", torch.Size([1, 6]))
-    plane = spaces.born_of_rows(torch.tensor([[[0, 1, 2], [3, 5, PADDING]]]), NONE)
+    plane = spaces.born_of_rows(torch.tensor([[[0, 1, 2], [3, 5, PADDING]]]))
     assert plane is not None
     assert centres_of(spaces, plane[0]) == [[1.0], [4.0]]
 
@@ -246,13 +334,13 @@ def test_rows_of_several_inputs_make_no_tokens() -> None:
     spaces = TokenSpaces()
     a = spaces.of_input("a", torch.Size([2, 2, 1]))
     b = spaces.of_input("b", torch.Size([2, 2, 1]))
-    assert spaces.born_of_rows(torch.cat([a, b], -1), NONE) is None
+    assert spaces.born_of_rows(torch.cat([a, b], -1)) is None
 
 
 def test_rows_that_mix_examples_make_no_tokens() -> None:
     spaces = TokenSpaces()
     x = spaces.of_input("x", torch.Size([2, 3]))
-    assert spaces.born_of_rows(x.T[None], NONE) is None
+    assert spaces.born_of_rows(x.T[None]) is None
 
 
 def test_every_example_s_own_order_is_kept() -> None:
@@ -260,7 +348,7 @@ def test_every_example_s_own_order_is_kept() -> None:
     spaces = TokenSpaces()
     x = spaces.of_input("x", torch.Size([2, 3]))
     order = torch.tensor([[2, 0, 1], [0, 1, 2]])
-    plane = spaces.born_of_rows(x.gather(1, order)[..., None], NONE)
+    plane = spaces.born_of_rows(x.gather(1, order)[..., None])
     assert plane is not None
     for example in range(2):
         found = spaces.coordinates(plane[example])

@@ -26,7 +26,7 @@ class Sketch:
 
     def attend(self, *tokens: Tensor, module: str = "attention") -> Tensor:
         ids = torch.cat(tokens, 1)
-        self.streams.join(ids)
+        self.streams.meet(ids, ids)
         self._read.append((module, ids))
         return ids
 
@@ -52,7 +52,6 @@ def test_towers_stay_apart() -> None:
     a, b = sketch.words("pixels", 3), sketch.words("input_ids", 2)
     sketch.attend(a)
     sketch.attend(b)
-    assert sketch.streams.roots(a).isdisjoint(sketch.streams.roots(b))
     streams = sketch.close()
     assert {name: stream.size for name, stream in streams.items()} == {"pixels": 3, "input_ids": 2}
     assert sketch.streams.of(b).name == "input_ids"
@@ -63,9 +62,12 @@ def test_a_chain_of_joins_is_one_stream() -> None:
     a, b, c, d = (sketch.words(name, 2) for name in "abcd")
     sketch.attend(a, b)
     sketch.attend(c, d)
-    assert sketch.streams.roots(a) != sketch.streams.roots(d)
+    before = sketch.streams.meet(a, d)
     sketch.attend(b, c)
-    assert sketch.streams.roots(a) == sketch.streams.roots(d)
+    after = sketch.streams.meet(a, d)
+    assert (before.crosses, after.crosses) == (True, False)
+    assert (before.queries, before.keys) == ({0, 1}, ({2, 3},))
+    assert (after.queries, after.keys) == ({0, 1, 2, 3}, ({0, 1, 2, 3},))
     streams = sketch.close()
     assert list(streams) == ["a+b+c+d"]
     assert streams["a+b+c+d"].size == 8
@@ -139,7 +141,7 @@ def test_parts_that_stand_apart_are_numbered() -> None:
 def test_a_second_stream_of_an_input_says_where_it_runs() -> None:
     sketch = Sketch()
     source = sketch.words("ids", 3)
-    shifted = sketch.spaces.born_of_rows(source[..., None], frozenset())
+    shifted = sketch.spaces.born_of_rows(source[..., None])
     assert shifted is not None
     for layer in range(2):
         sketch.attend(source, module=f"model.encoder.layers.{layer}.self_attn")
