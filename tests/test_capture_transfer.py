@@ -51,6 +51,18 @@ class Following(TorchFunctionMode):
         )
         return tensor
 
+    def born(self, *shape: int, name: str = "x", call: int | None = 7) -> Tensor:
+        """Like `tokens`, of a space of tokens instead of an input's elements."""
+        elements = self.spaces.of_input(name, torch.Size(shape))
+        plane = self.spaces.born(elements.unsqueeze(-1), None)
+        assert plane is not None
+        plane = plane.unsqueeze(-1).expand(*shape, D)
+        tensor = (plane.double() + 1).contiguous()
+        self.transfer.shadows[tensor] = Shadow(
+            Role.TOKENS, (plane,), frozenset({call} - {None}), data=True
+        )
+        return tensor
+
     def check(self, tensor: Tensor) -> None:
         """The plane of a tensor says what its values say: 0 is no token."""
         shadow = self.transfer.of(tensor)
@@ -303,13 +315,19 @@ def test_tokens_keep_their_ids_beside_constants_and_parameters() -> None:
         assert following.transfer.of(result).ancestors == {7}
 
 
-def test_streams_that_attended_apart_do_not_become_one(following: Following) -> None:
-    """Their sum depends on both, but its tokens are neither's."""
-    x, y = following.tokens(B, N), following.tokens(B, N, name="y", call=9)
+def test_streams_that_attended_apart_are_merged(following: Following) -> None:
+    """Their sum depends on both, and its tokens are neither's: each has one parent in either."""
+    x, y = following.born(B, N), following.born(B, N, name="y", call=9)
+    for tensor in (x, y):
+        following.spaces.ask(plane_of(following, tensor))
     with following:
         out = x + y
     assert following.transfer.of(out).ancestors == {7, 9}
-    assert following.transfer.of(out).planes == ()
+    (merged,) = following.spaces.indices(plane_of(following, out))
+    parents = following.spaces[merged].parents
+    assert parents is not None
+    ours = torch.stack([plane_of(following, t)[..., 0] for t in (y, x)], -1)
+    assert torch.equal(parents.sort(-1).values, ours.sort(-1).values)
 
 
 def test_inputs_that_are_summed_are_one_token(following: Following) -> None:
@@ -333,9 +351,7 @@ def test_a_shape_that_does_not_fit_loses_tokens(following: Following, role: Role
 # --- what mixes tokens
 
 MIXING: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
-    "mean": ("mean", lambda x: x.mean(1)),
     "sum of all": ("sum", lambda x: x.sum()),
-    "maximum": ("amax", lambda x: x.amax(1, keepdim=True)),
     "norm over tokens": ("norm", lambda x: x.norm(dim=1)),
     "sort": ("sort", lambda x: x.sort(1)[0]),
     "top": ("topk", lambda x: x.topk(2, 1).values),
@@ -344,6 +360,27 @@ MIXING: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "Fourier": ("fft_fft", lambda x: torch.fft.fft(x, dim=1).real),
     "linear over tokens": ("linear", lambda x: F.linear(x.mT, torch.ones(N, N).double()).mT),
 }
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [lambda x: x.mean(1), lambda x: x.sum(1), lambda x: x.amax(1, keepdim=True),
+     lambda x: x.max(1).values, lambda x: x.mT.mean(-1), lambda x: x.mT.amax(-1, keepdim=True)],
+)  # fmt: skip
+def test_tokens_pooled_into_one_are_its_parents(following: Following, pool) -> None:
+    x = following.born(B, N)
+    with following:
+        out = pool(x)
+    assert following.transfer.of(out).ancestors == {7}
+    plane = plane_of(following, out)
+    assert plane.shape == out.shape
+    (pooled,) = following.spaces.indices(plane)
+    parents = following.spaces[pooled].parents
+    assert parents is not None
+    assert torch.equal(parents[:, 0].flip(-1), plane_of(following, x)[..., 0])
+    assert plane.reshape(B, -1)[:, 0].tolist() == [
+        following.spaces[pooled].base + i for i in range(B)
+    ]
 
 
 @pytest.mark.parametrize("name", MIXING)

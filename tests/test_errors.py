@@ -482,14 +482,20 @@ def test_no_warning_where_all_is_well():
         GenericAttention(tiny_vit()).relevance(pictures(), 1, keep_calls=True)
 
 
-class WithMemory(nn.Module):
-    """Text whose tokens attend to each other, and once to a learnt memory."""
+class Unnormalised(nn.Module):
+    """Queries, keys and values are multiplied without a softmax."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x @ y.mT @ y
+
+
+class HalfRefused(nn.Module):
+    """Text whose tokens attend to each other, and once without a softmax."""
 
     def __init__(self):
         super().__init__()
         self.text = tiny_text(eager=True)
-        self.memory = nn.Parameter(torch.randn(3, 4, 16, dtype=torch.float64))
-        self.look_up = nn.MultiheadAttention(16, 2, batch_first=True).double()
+        self.look_up = Unnormalised()
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -498,22 +504,21 @@ class WithMemory(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         x = self.text.words(input_ids) + self.text.positions[: input_ids.shape[1]]
         x = self.text.blocks[0](x)
-        x = x + self.look_up(x, self.memory, self.memory)[0]
+        x = x + self.look_up(x, x / 16)
         x = self.text.blocks[1](x)
         return self.text.head(x)[:, 0]
 
 
-def test_cross_attention_is_refused_by_name():
+def test_attention_without_a_softmax_is_refused_by_name():
     torch.manual_seed(0)
     with pytest.raises(UnsupportedAttentionError, match="look_up") as caught:
-        explain(WithMemory().eval(), sentences())
-    assert caught.match(r"(?i)cross")
-    assert caught.match("strict")
+        explain(HalfRefused().eval(), sentences())
+    assert caught.match(r"multiplied without a softmax .*; the method needs attention prob")
 
 
 def test_strict_false_warns_once_and_skips():
     torch.manual_seed(0)
-    model = WithMemory().eval()
+    model = HalfRefused().eval()
     expected, _ = slow_relevance(model, sentences(), lambda output: output[:, 1])
     method = GenericAttention(model, strict=False)
     with warnings.catch_warnings(record=True) as caught:
@@ -541,11 +546,11 @@ def test_strict_false_with_nothing_left():
         def __init__(self):
             super().__init__()
             self.words = nn.Embedding(20, 16)
-            self.look_up = nn.MultiheadAttention(16, 2, batch_first=True)
+            self.look_up = Unnormalised()
             self.head = nn.Linear(16, 5)
 
         def forward(self, input_ids, features):
-            return self.head(self.look_up(self.words(input_ids), features, features)[0][:, 0])
+            return self.head(self.look_up(self.words(input_ids), features)[:, 0])
 
     torch.manual_seed(0)
     model = Cross().eval()

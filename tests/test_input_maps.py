@@ -135,8 +135,7 @@ def test_several_grids_add_up_as_maps_and_are_refused_as_values() -> None:
     """Patches of two sizes: their pictures can be added, their tokens cannot."""
     sketch = Sketch((1, 8, 1))
     fine, coarse = (
-        sketch.spaces.born_of_rows(sketch.elements[0].view(1, 8 // size, size))
-        for size in (2, 4)
+        sketch.spaces.born_of_rows(sketch.elements[0].view(1, 8 // size, size)) for size in (2, 4)
     )
     assert fine is not None
     assert coarse is not None

@@ -226,27 +226,34 @@ def test_after_a_hook_of_the_user_that_raises(case, where):
         GenericAttention(model).attribute(inputs, target=1)
 
 
-class CrossAttention(nn.Module):
-    """Words attend to each other, then to a second sequence."""
+class Unnormalised(nn.Module):
+    """Queries, keys and values are multiplied without a softmax."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x @ y.mT @ y
+
+
+class HalfRefused(nn.Module):
+    """Words attend to each other, then to a second sequence in a way that is refused."""
 
     def __init__(self):
         super().__init__()
         self.words = nn.Embedding(20, 16)
         self.own = nn.MultiheadAttention(16, 2, batch_first=True)
-        self.other = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.other = Unnormalised()
         self.head = nn.Linear(16, 5)
 
     def forward(self, input_ids: Tensor, features: Tensor) -> Tensor:
         x = self.words(input_ids)
         x = x + self.own(x, x, x)[0]
-        x = x + self.other(x, features, features)[0]
+        x = x + self.other(x, features)
         return self.head(x[:, 0])
 
 
 @pytest.mark.parametrize("call", ["attribute", "attribute_targets", "relevance"])
 def test_after_a_refusal(call):
     torch.manual_seed(0)
-    model = CrossAttention().double().eval()
+    model = HalfRefused().double().eval()
     inputs = (sentences(), torch.randn(3, 4, 16, dtype=torch.float64))
     with everything_as_before(model, *inputs), pytest.raises(UnsupportedAttentionError) as caught:
         CALLS[call](GenericAttention(model), inputs)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_generic_attn.tokens.spaces import FOREIGN, PADDING, Space, TokenSpaces
 
+
 def centres_of(spaces: TokenSpaces, ids: Tensor) -> list[list[float]]:
     found = spaces.coordinates(ids)
     assert found is not None

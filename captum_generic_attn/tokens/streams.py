@@ -56,7 +56,7 @@ class TokenStream:
             if not bool((alive[parents.clamp(min=0)] & known).any()):
                 continue
             count = (merge.parents >= 0).sum(-1, keepdim=True).clamp(min=1)
-            share = (known / count).to(rows)
+            share = known.to(rows) / count.to(rows)
             tokens, parents = (merge.tokens - first).to(rows.device), parents.to(rows.device)
             examples = torch.arange(len(rows), device=rows.device)[:, None]
             for k in range(parents.shape[-1]):
