@@ -61,11 +61,11 @@ def stretched(x: Tensor) -> Tensor:
     return F.interpolate(x.mT, size=2 * TOKENS, mode="linear").mT
 
 
-_EVEN = range(0, TOKENS, 2)
+_EVEN, _ALL = range(0, TOKENS, 2), list(range(TOKENS))
 STEPS: dict[str, tuple[Callable[[Tensor], Tensor], list[list[int]]]] = {
     "neighbours are averaged": (pairs, [[i, i + 1] for i in _EVEN]),
-    "the mean replaces the first": (mean_first, [list(range(TOKENS)), *([i] for i in range(1, TOKENS))]),
-    "the mean stands in front": (mean_in_front, [list(range(TOKENS)), *([i] for i in range(TOKENS))]),
+    "the mean replaces the first": (mean_first, [_ALL, *([i] for i in range(1, TOKENS))]),
+    "the mean stands in front": (mean_in_front, [_ALL, *([i] for i in range(TOKENS))]),
     "max pooling": (max_pooled, [[i, i + 1] for i in _EVEN]),
     "overlapping windows": (
         overlapping, [[j for j in (i - 1, i, i + 1) if 0 <= j < TOKENS] for i in _EVEN]

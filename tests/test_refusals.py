@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from zoo import encoder, laws, oracles
-from zoo.encoder import BATCH, HEADS, SCALE, TOKENS, WIDTH, Block, Encoder, plain
+from zoo.encoder import HEADS, SCALE, WIDTH, Block, Encoder, plain
 
 from captum_generic_attn import GenericAttention, UnsupportedAttentionError
 

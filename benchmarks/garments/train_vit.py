@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -63,19 +64,18 @@ def start_with_places(model: VisionTransformer) -> None:
     model.pos_embed[0, model.num_prefix_tokens :] = waves
 
 
-def optimizers_of(model: VisionTransformer, highest: float) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon for the matrices of the layers, AdamW for all other parameters."""
-    layers = model.blocks
-    shapes = [
-        [layer.attn.qkv.weight for layer in layers],
-        [layer.attn.proj.weight for layer in layers],
-        [layer.mlp.fc1.weight for layer in layers],
-        [layer.mlp.fc2.weight for layer in layers],
-    ]
-    matrices = {id(matrix) for group in shapes for matrix in group}
+def optimizers_of(
+    model: torch.nn.Module, layers: torch.nn.Module, highest: float
+) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the matrices of the layers, by their shapes; AdamW for all other parameters."""
+    shapes: dict[torch.Size, list[torch.nn.Parameter]] = {}
+    for module in layers.modules():
+        if isinstance(module, torch.nn.Linear):
+            shapes.setdefault(module.weight.shape, []).append(module.weight)
+    matrices = {id(matrix) for group in shapes.values() for matrix in group}
     others = [parameter for parameter in model.parameters() if id(parameter) not in matrices]
     return (
-        Muon([{"params": group} for group in shapes], lr=highest, weight_decay=0.05),
+        Muon([{"params": group} for group in shapes.values()], lr=highest, weight_decay=0.05),
         torch.optim.AdamW(others, lr=highest, weight_decay=0.05),
     )
 
@@ -128,15 +128,22 @@ def set_gradients(
     return shares @ torch.stack(losses)
 
 
+def plain_vit() -> tuple[torch.nn.Module, torch.nn.Module]:
+    """An untrained model, and its layers."""
+    model = VisionTransformer(**CONFIG)
+    start_with_places(model)
+    return model, model.blocks
+
+
 def train(
-    split: Split, checkpoint: Path, seed: int, steps: int, batch_size: int, highest: float
-) -> tuple[VisionTransformer, dict[str, Any]]:
+    split: Split, checkpoint: Path, seed: int, steps: int, batch_size: int, highest: float,
+    build: Callable[[], tuple[torch.nn.Module, torch.nn.Module]] = plain_vit,
+) -> tuple[torch.nn.Module, dict[str, Any]]:  # fmt: skip
     """Returns the trained model and how it was trained; goes on from `checkpoint` if it exists."""
     settings = {"seed": seed, "steps": steps, "batch_size": batch_size, "learning_rate": highest}
     torch.manual_seed(seed)
-    model = VisionTransformer(**CONFIG)
-    start_with_places(model)
-    optimizers = optimizers_of(model, highest)
+    model, layers = build()
+    optimizers = optimizers_of(model, layers, highest)
     done, seconds, core_seconds = 0, 0.0, 0.0
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
@@ -192,13 +199,15 @@ def train(
     }
 
 
-def write_weights(model: VisionTransformer, training: dict[str, Any], path: Path) -> None:
+def write_weights(
+    model: torch.nn.Module, training: dict[str, Any], path: Path, config: dict[str, Any]
+) -> None:
     """Writes the float16 weights and, as metadata, all that is needed to use them."""
     tensors = {
         name: tensor.half().contiguous().clone() for name, tensor in model.state_dict().items()
     }
     notes = {
-        "config": CONFIG,
+        "config": config,
         "classes": CLASSES,
         "mean": MEAN,
         "std": STD,
@@ -226,7 +235,7 @@ def main(
     split = load_split("train", data)
     runs.mkdir(parents=True, exist_ok=True)
     model, training = train(split, runs / "vit.pt", seed, steps, batch_size, highest_rate)
-    write_weights(model, training, weights)
+    write_weights(model, training, weights, CONFIG)
     print(f"{weights}: {weights.stat().st_size} bytes")
     if weights.resolve() == WEIGHTS:
         # Only now do the shipped weights exist in a first run.

@@ -1,0 +1,198 @@
+"""Hugging Face models, which take keywords, as Captum wants functions: tensors by position.
+
+`unpack` turns a model and what a processor returned into the three arguments of
+`GenericAttention`; `pairs` makes a dual encoder score each picture with its own text. Nothing here
+imports transformers: any module whose `forward` takes keywords will do.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+_PAIRED = ("pixel_values", "input_ids", "attention_mask")
+
+
+class Keywords:
+    """A model that takes its keyword arguments by position.
+
+    Made by `unpack` and `pairs`. Can be pickled and copied; its signature has the model's names, so
+    streams are called `input_ids` and `pixel_values`.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        names: Sequence[str],
+        constants: Mapping[str, Any] | None = None,
+        *,
+        folded: Sequence[str] = (),
+        paired: bool = False,
+    ) -> None:
+        self.model = model
+        self.names = tuple(names)
+        self.constants = dict(constants or {})
+        self.folded = tuple(folded)
+        self.paired = paired
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        return inspect.Signature([inspect.Parameter(name, kind) for name in self.names])
+
+    def __call__(self, *values: Any) -> Any:
+        """The model's output; of a paired model `[B]`, one score for each picture and its text."""
+        if len(values) > len(self.names):
+            raise TypeError(
+                f"{len(values)} arguments were given, but there are {len(self.names)}: "
+                f"{', '.join(self.names)}"
+            )
+        keywords = dict(zip(self.names, values, strict=False))
+        for name in self.folded:
+            keywords[name] = keywords[name].flatten(0, 1)
+        output = self.model(**keywords, **self.constants)
+        return _diagonal(output) if self.paired else output
+
+
+def _diagonal(output: Any) -> Tensor:
+    if "logits_per_image" not in output:
+        raise ValueError(
+            f"pairs needs a model that returns logits_per_image; this one returns {list(output)}"
+        )
+    logits: Tensor = output["logits_per_image"]
+    if logits.ndim != 2 or logits.shape[0] != logits.shape[1]:
+        raise ValueError(
+            f"logits_per_image has shape {tuple(logits.shape)}: pass as many texts as pictures, "
+            "the text of a picture at its place"
+        )
+    return logits.diagonal()
+
+
+def pairs(model: Callable[..., Any], names: Sequence[str] = _PAIRED) -> Keywords:
+    """A dual encoder (CLIP, SigLIP, ...) that scores each picture with its own text.
+
+    Dual encoders score all pictures with all texts, `[B, B]`: the scores of an example would depend
+    on the others. This is the diagonal, `[B]`, to be explained with `target=None`.
+
+    Args:
+        model: takes keywords, and returns `logits_per_image`.
+        names: the keywords in the order in which tensors are passed; the last ones may be left out.
+
+    Returns:
+        A function for `GenericAttention`, or for `unpack`.
+
+    Raises:
+        ValueError: when it is called, if the model returns no `logits_per_image`, or there are not
+            as many texts as pictures.
+
+    Example:
+        >>> import torch, transformers
+        >>> from captum_generic_attn import GenericAttention, hf
+        >>> tiny = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        ...             intermediate_size=16)
+        >>> model = transformers.CLIPModel(transformers.CLIPConfig(
+        ...     text_config=tiny | dict(vocab_size=9, max_position_embeddings=4, eos_token_id=8),
+        ...     vision_config=tiny | dict(image_size=16, patch_size=8))).eval()
+        >>> pictures, ids = torch.rand(2, 3, 16, 16), torch.tensor([[1, 2, 8], [3, 8, 0]])
+        >>> maps = GenericAttention(hf.pairs(model)).attribute((pictures, ids))
+        >>> [tuple(m.shape) for m in maps]
+        [(2, 3, 16, 16), (2, 3)]
+    """
+    return Keywords(model, names, paired=True)
+
+
+def unpack(
+    model: Callable[..., Any],
+    encoding: Mapping[str, Any],
+    inputs: str | Sequence[str] | None = None,
+) -> tuple[Keywords, Tensor | tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The arguments of `GenericAttention` from a model and what its processor returned.
+
+    Args:
+        model: a module that takes keywords, or what `pairs` made of one.
+        encoding: keyword arguments of the model: a `BatchEncoding`, or any mapping.
+        inputs: name or names of what to explain. `None` takes all that carries tokens: integers
+            named `input_ids` (`decoder_input_ids`, ...), and floating tensors (pictures, audio,
+            region features and boxes), but for those with "mask" in their name.
+
+    Returns:
+        `forward, inputs, rest`, for `GenericAttention(forward).attribute(inputs, target, rest)`:
+        a function; a tensor, or a tuple of several; a tuple of all other tensors. What is no tensor
+        is fixed in the function. Tensors to explain that hold the examples one behind the other
+        (the patches of all pictures, `[B n, ...]`) are unfolded to `[B, n, ...]`.
+
+    Raises:
+        KeyError: if `inputs` names what is not there; the message lists what is.
+        TypeError: if `inputs` names what is no tensor, or `encoding` is no mapping.
+        ValueError: if nothing in `encoding` carries tokens.
+
+    Example:
+        >>> import torch, transformers
+        >>> from captum_generic_attn import GenericAttention, hf
+        >>> model = transformers.BertForSequenceClassification(transformers.BertConfig(
+        ...     vocab_size=9, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        ...     intermediate_size=16)).eval()
+        >>> ids = torch.tensor([[1, 2, 3], [4, 5, 0]])
+        >>> encoding = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+        >>> forward, inputs, rest = hf.unpack(model, encoding)
+        >>> GenericAttention(forward).attribute(inputs, 1, rest).shape
+        torch.Size([2, 3])
+    """
+    if not hasattr(encoding, "items"):
+        raise TypeError(f"encoding must map names to tensors, not be {type(encoding).__name__}")
+    given = dict(encoding.items())
+    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    if inputs is None:
+        names = [name for name, value in tensors.items() if _carries_tokens(name, value)]
+        if not names:
+            raise ValueError(
+                f"none of {list(given)} carries tokens (no input_ids, no floating tensor); name "
+                "them with inputs="
+            )
+    else:
+        names = [inputs] if isinstance(inputs, str) else list(inputs)
+        if missing := [name for name in names if name not in given]:
+            raise KeyError(f"inputs= names {missing}, but the encoding has {list(given)}")
+        if other := [name for name in names if name not in tensors]:
+            raise TypeError(f"inputs= names {other}, which are no tensors")
+    examples = _examples({name: tensors[name] for name in names})
+    folded = [name for name in names if len(tensors[name]) != examples]
+    for name in folded:
+        if len(tensors[name]) % examples:
+            raise ValueError(
+                f"{name} holds {len(tensors[name])} rows for {examples} examples: as it is, what "
+                "belongs to which example cannot be told"
+            )
+    explained = tuple(
+        tensors[name].reshape(examples, -1, *tensors[name].shape[1:])
+        if name in folded
+        else tensors[name]
+        for name in names
+    )
+    others = [name for name in tensors if name not in names]
+    constants = {name: value for name, value in given.items() if name not in tensors}
+    paired = isinstance(model, Keywords) and model.paired
+    forward = Keywords(
+        model.model if isinstance(model, Keywords) else model,
+        [*names, *others],
+        constants,
+        folded=folded,
+        paired=paired,
+    )
+    rest = tuple(tensors[name] for name in others)
+    return forward, explained[0] if len(explained) == 1 else explained, rest
+
+
+def _carries_tokens(name: str, tensor: Tensor) -> bool:
+    if "mask" in name or tensor.ndim == 0:
+        return False
+    return tensor.is_floating_point() or name.endswith("input_ids")
+
+
+def _examples(tensors: Mapping[str, Tensor]) -> int:
+    """The batch size: that of the ids, or the smallest there is."""
+    of_ids = [len(value) for name, value in tensors.items() if name.endswith("input_ids")]
+    return min(of_ids or [len(value) for value in tensors.values()])
