@@ -43,7 +43,7 @@ NAMED, EXPLAINED = 2000, 500
 CHUNK = 50
 
 TokenMaps = Callable[[Tensor, Tensor], Tensor]
-"""Of pictures [N, 3, 64, 64] and classes [N]: [N, 8, 8]."""
+"""Of pictures [N, 3, 64, 64] and classes [N]: [N, 8, 8], or of a finer grid."""
 
 
 def pictures_of(drawn: Drawn) -> Tensor:
@@ -101,13 +101,13 @@ def points(maps: Tensor, right: Tensor) -> Floats:
     return shares
 
 
-def localisation(drawn: Drawn, token_maps: TokenMaps | None) -> dict[str, Floats]:
+def localisation(drawn: Drawn, token_maps: TokenMaps | None, grid: int = 8) -> dict[str, Floats]:
     """Per way to ask, the score of every class on every canvas [B, 7]; NaN where the class is not
-    on the canvas. Without `token_maps`, chance: a place drawn blindly.
+    on the canvas. Without `token_maps`, chance: a place drawn blindly. `grid`: tokens along a side.
     """
     canvases, classes = torch.from_numpy(drawn.labels).nonzero().unbind(1)
     pixels = right_places(drawn)[canvases, classes]
-    tokens = max_pool2d(pixels.float(), demo.SIZE // 8).bool()
+    tokens = max_pool2d(pixels.float(), demo.SIZE // grid).bool()
     if token_maps is None:
         asked = {
             "pixel": pixels.double().mean((1, 2)).numpy(),
