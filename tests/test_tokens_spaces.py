@@ -331,6 +331,16 @@ def test_padding_in_a_row_does_not_move_its_centre() -> None:
     assert centres_of(spaces, plane[0]) == [[1.0], [4.0]]
 
 
+def test_rows_at_an_edge_have_the_centre_of_their_like() -> None:
+    """A word beside its neighbours: the first has none to its left."""
+    spaces = TokenSpaces()
+    spaces.of_input("x", torch.Size([1, 4]))
+    rows = torch.tensor([[[PADDING, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, PADDING]]])
+    plane = spaces.born_of_rows(rows)
+    assert plane is not None
+    assert centres_of(spaces, plane[0]) == [[0.0], [1.0], [2.0], [3.0]]
+
+
 def test_rows_of_several_inputs_make_no_tokens() -> None:
     spaces = TokenSpaces()
     a = spaces.of_input("a", torch.Size([2, 2, 1]))

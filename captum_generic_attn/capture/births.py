@@ -127,22 +127,30 @@ def of_resized(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     if len(shadow.planes) != 1:
         return lost  # keys may not be mixed
     plane = shadow.planes[0]
-    if shadow.role is Role.RAW and operand.ndim > 2:
-        local = spaces.locate(plane)[2]
-        centres = spaces.coordinates(plane[0, 0]) if bool((local == local[0]).all()) else None
-        if centres is not None:
-            steps = [n / m for n, m in zip(operand.shape[2:], result.shape[2:], strict=True)]
-            starts = [(step - 1) / 2 for step in steps]
-            known = torch.ones(operand.shape[2:], dtype=torch.bool)
-            centres = window_centres(centres, known, starts, steps, result.shape[2:])
+    if operand.ndim < 3 or shadow.role not in (Role.RAW, Role.TOKENS):
+        return lost
+    raw = shadow.role is Role.RAW
+    if not raw and varies(plane, 1):
+        return lost
+    lines = plane[:, 0]
+    local = spaces.locate(lines)[2]
+    known = lines[0] >= 0
+    centres = None
+    if bool((local == local[0]).all()):
+        centres = spaces.coordinates(torch.where(known, lines[0], lines[0].amax()))
+    if centres is not None:
+        steps = [n / m for n, m in zip(operand.shape[2:], result.shape[2:], strict=True)]
+        starts = [(step - 1) / 2 for step in steps]
+        centres = window_centres(centres, known, starts, steps, result.shape[2:])
+    if raw:
         if centres is None:
             return lost
         return replace(shadow, planes=(spaces.of_picture(plane, centres, result.shape),))
-    if shadow.role is not Role.TOKENS or operand.ndim < 3 or varies(plane, 1):
-        return lost
-    lines = first_along(plane, 1).double()
-    nearest = F.interpolate(lines, result.shape[2:], mode="nearest-exact").to(plane.dtype)
-    born = spaces.born(nearest[:, 0].unsqueeze(-1), None)
+    nearest = F.interpolate(lines[:, None].double(), result.shape[2:], mode="nearest-exact")
+    parents = nearest[:, 0].to(plane.dtype).unsqueeze(-1)
+    if centres is not None:
+        centres = centres.flatten(0, -2).repeat(len(lines), 1)
+    born = spaces.born(parents, centres)
     if born is None:
         return lost
     return replace(shadow, planes=(born.unsqueeze(1).expand(result.shape),))

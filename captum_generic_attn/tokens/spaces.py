@@ -263,7 +263,14 @@ class TokenSpaces:
         centres = self.coordinates(rows[first])
         if centres is None:
             return None
-        weight = (parents.reshape(rows.shape)[first] >= 0).unsqueeze(-1).to(centres.dtype)
+        present = parents.reshape(rows.shape)[first] >= 0
+        weight = present.unsqueeze(-1).to(centres.dtype)
+        whole = centres[present.all(-1)]
+        if len(whole):  # rows at an edge, if they are like the others but for what sticks out
+            middle = centres - (whole[0] - whole[0].mean(0))
+            least = torch.where(weight > 0, middle, math.inf).amin(-2, keepdim=True)
+            alike = ((middle == least) | (weight == 0)).all(-1).all(-1)
+            centres = torch.where(alike[:, None, None], middle, centres)
         centres = (centres * weight).sum(-2) / weight.sum(-2).clamp(min=1)
         centres = centres.mul(4096).round().div(4096)  # the order of sums must not matter
         return centres[member]
