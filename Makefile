@@ -22,10 +22,10 @@ export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check pytest lint test-all zoo captum-0.8 garments clean
+.PHONY: help setup demo test check pytest lint test-all zoo captum-0.8 garments garments-swin clean
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9.-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9.-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
 
 setup: $(READY) ## set up .venv with the development versions
 
@@ -70,6 +70,10 @@ captum-0.8: $(READY) ## the contract tests against Captum 0.8.0, laid over the i
 
 garments: $(READY) ## train the demo model and measure it, from Debian's data or DATA=folder
 	$(BIN)/python benchmarks/garments/train_vit.py $(if $(DATA),--data $(DATA))
+
+garments-swin: $(READY) ## likewise a Swin transformer, which the package does not ship
+	$(BIN)/python benchmarks/garments/train_swin.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/garments/report_swin.py $(if $(DATA),--data $(DATA))
 
 clean: ## delete what the targets above have made, .venv included
 	rm -rf $(VENV) .captum-0.8 build dist *.egg-info explanation.png \

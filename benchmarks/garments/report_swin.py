@@ -73,7 +73,7 @@ def main(data: Path = DEBIAN_FOLDER, threads: int = 2) -> None:
     }
     with safe_open(WEIGHTS, framework="pt") as file:
         training = json.loads(file.metadata()["training"])
-    pointed = {name: localisation(explained, of, GRID) for name, of in methods.items()}
+    scores = {name: localisation(explained, of, GRID) for name, of in methods.items()}
     report = {
         "model": {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -93,10 +93,8 @@ def main(data: Path = DEBIAN_FOLDER, threads: int = 2) -> None:
             "token": "the highest token's 4 × 4 pixels reach into the garment's box",
         }
         | {
-            name: {
-                way: summary(values) for way, values in localisation(explained, of, GRID).items()
-            }
-            for name, of in methods.items()
+            name: {way: summary(values) for way, values in ways.items()}
+            for name, ways in scores.items()
         },
         "canvas_seed": TEST_SEED,
     }
