@@ -1,0 +1,102 @@
+"""Writes `docs/models.md` from what the census found, and its totals into the README.
+
+Run by `make zoo`: `python tests/zoo/models_table.py FOLDER`, the folder of the findings.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+ORDER = ("timm", "torchvision", "torch", "open_clip", "transformers")
+BEGIN, END = "<!-- totals of the census -->", "<!-- end of the totals -->"
+
+
+def status(found: dict[str, Any]) -> str:
+    """What became of a model, in a few words."""
+    if found["message"]:
+        return f"refused: {found['why'] or 'its attention cannot be followed'}"
+    return "maps"
+
+
+def kinds(found: dict[str, Any]) -> str:
+    """Self, cross, merged tokens."""
+    if found["message"]:
+        return ""
+    parts = ["self"] if not found["crosses"] else ["self, cross"]
+    return ", ".join(parts + (["merged tokens"] if found["merges"] else []))
+
+
+def totals(findings: list[dict[str, Any]]) -> str:
+    """The sentence of the README."""
+    ours = [f for f in findings if not f["why"]]
+    maps = sum(not f["message"] for f in ours)
+    libraries = Counter(f["library"] for f in findings)
+    of_each = ", ".join(f"{libraries[name]} {name}" for name in ORDER)
+    other = len(findings) - len(ours)
+    return (
+        f"The census runs {len(findings)} models ({of_each}). Of the {len(ours)} whose attention is "
+        f"softmax attention between tokens throughout, {maps} give maps "
+        f"({100 * maps / len(ours):.1f} %); {other} have attention of another kind, or none, and "
+        "are refused by name."
+    )
+
+
+def table(findings: list[dict[str, Any]]) -> str:
+    """All models, by library."""
+    lines = [
+        "# Models",
+        "",
+        "Written by `make zoo` from the census in `tests/zoo/`; do not edit. Every model is small and",
+        "has random weights. Its attention calls are counted twice, by the package and below PyTorch's",
+        "Python functions, and the counts must agree; fused and written-out attention must give the",
+        "same maps; the output must not change, and nothing may be left behind.",
+        "",
+        totals(findings),
+        "",
+        "A model counts as refused where the package raises `UnsupportedAttentionError`. Its reason is",
+        "decided by what the model does, and stands in the lists of `tests/zoo/models/`.",
+    ]
+    for library in ORDER:
+        lines += [
+            "",
+            f"## {library}",
+            "",
+            "| model | calls | kinds | streams | |",
+            "|---|---|---|---|---|",
+        ]
+        for found in findings:
+            if found["library"] == library:
+                streams = ", ".join(f"`{name}` {size}" for name, size in found["streams"].items())
+                lines.append(
+                    f"| {found['name']} | {found['aten']} | {kinds(found)} | {streams} | "
+                    f"{status(found)} |"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def main(folder: Path) -> None:
+    """Write the table, and the totals between their marks in the README."""
+    from zoo.models import entries
+
+    found = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    by_label = {f["label"]: f for f in found}
+    missing = [entry.label for entry in entries() if entry.label not in by_label]
+    if missing:
+        raise SystemExit(f"no findings of {missing}")
+    findings = [by_label[entry.label] for entry in entries()]
+    (ROOT / "docs" / "models.md").write_text(table(findings), "utf-8")
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text("utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    readme.write_text(f"{before}{BEGIN}\n{totals(findings)}\n{END}{after}", "utf-8")
+    print(totals(findings))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT / "tests"))
+    main(Path(sys.argv[1]))
