@@ -17,6 +17,7 @@ from torch import Tensor
 from captum_generic_attn.capture.operations import Operation
 from captum_generic_attn.capture.planes import (
     Windows,
+    compact_together,
     distinct_along,
     first_along,
     varies,
@@ -24,7 +25,7 @@ from captum_generic_attn.capture.planes import (
     windows_of,
 )
 from captum_generic_attn.capture.shadow import Role, Shadow
-from captum_generic_attn.tokens.spaces import TokenSpaces
+from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
 
 
 def of_rows(spaces: TokenSpaces, shadow: Shadow, shape: torch.Size, name: str) -> Shadow:
@@ -158,10 +159,12 @@ def of_resized(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
 
 def of_sums(spaces: TokenSpaces, one: Tensor, other: Tensor) -> Tensor | None:
     """Two sequences of tokens, each with a history of its own, are added: a plane of new tokens."""
-    small = [1 if one.stride(a) == other.stride(a) == 0 else n for a, n in enumerate(one.shape)]
-    part = tuple(slice(n) for n in small)
-    born = spaces.born_of_rows(torch.stack([one[part], other[part]], -1))
-    return None if born is None else born.expand(one.shape)
+    shape = one.shape
+    one, other = compact_together(one, other)
+    pairs = torch.stack([one, other], -1)
+    pairs = torch.where((one == other).unsqueeze(-1), PADDING, pairs)  # a token stays itself
+    born = spaces.born_of_rows(pairs)
+    return None if born is None else torch.where(one == other, one, born).expand(shape)
 
 
 def _windows(op: Operation) -> Windows:

@@ -97,10 +97,9 @@ def group_heads(queries: Tensor, keys: Tensor, spaces: TokenSpaces, examples: in
             "heads of one example read different tokens",
             "relevance averages heads, so each must see the same tokens",
         )
-    of_nobody = (spaces.locate(queries)[1] < 0) & (queries >= 0)
-    if len(groups) > examples and bool(of_nobody.any()):
+    if _in_several(queries, owners, member, len(groups)):
         raise Unreadable(
-            "one parameter token stands in several sequences of an example",
+            "one token asks in several sequences of an example",
             "pass each sequence as an example of its own",
         )
     order = torch.argsort(member, stable=True).view(len(groups), -1)
@@ -114,6 +113,17 @@ def _repeats(rows: Tensor) -> bool:
     """Whether a row holds an id twice."""
     ranked = rows.sort(-1).values
     return bool(((ranked.diff(dim=-1) == 0) & (ranked[:, 1:] >= 0)).any())
+
+
+def _in_several(queries: Tensor, owners: Tensor, member: Tensor, groups: int) -> bool:
+    """Whether a token is a query of more than one group (a class token of all frames)."""
+    first = torch.full((groups,), len(queries)).scatter_reduce(
+        0, member, torch.arange(len(queries)), "amin"
+    )
+    rows, of = queries[first].long(), owners[first]
+    asked = rows + of[:, None] * (rows.max() + 1)
+    asked = asked[rows >= 0]
+    return len(torch.unique(asked)) < len(asked)
 
 
 def _owners(queries: Tensor, keys: Tensor, spaces: TokenSpaces) -> Tensor:

@@ -59,7 +59,7 @@ _LISTS: dict[Family, str] = {
         getitem narrow select roll flip fliplr flipud index_select gather take_along_dim
         repeat_interleave broadcast_to view_as reshape_as rot90 t T mT H mH adjoint diagonal
         hsplit vsplit dsplit unfold pixel_shuffle pixel_unshuffle slice ravel view_as_complex
-        view_as_real channel_shuffle take""",
+        view_as_real channel_shuffle take glu""",
     Family.JOIN: "cat concat concatenate stack hstack vstack dstack column_stack row_stack",
     Family.PAD: "pad constant_pad_nd",
     Family.WRITE: """

@@ -43,10 +43,15 @@ def same_plane(a: Tensor, b: Tensor) -> bool:
     """Whether two planes of one shape hold the same tokens."""
     if a is b or (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()):
         return True
+    return torch.equal(*compact_together(a, b))
+
+
+def compact_together(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Two planes of one shape with every axis narrowed along which both are repeated."""
     for axis in range(a.ndim):
         if a.stride(axis) == b.stride(axis) == 0 and a.shape[axis] > 1:
             a, b = a.narrow(axis, 0, 1), b.narrow(axis, 0, 1)
-    return torch.equal(a, b)
+    return a, b
 
 
 def relabel(

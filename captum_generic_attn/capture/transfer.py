@@ -17,7 +17,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_generic_attn.capture import births, joins
 from captum_generic_attn.capture.operations import Family, Operation, on_cpu, tensors_in
-from captum_generic_attn.capture.planes import first_along, relabel, same_plane, varies
+from captum_generic_attn.capture.planes import (
+    compact_together,
+    first_along,
+    relabel,
+    same_plane,
+    varies,
+)
 from captum_generic_attn.capture.shadow import NO_SHADOW, Role, Shadow, Shadows
 from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
 
@@ -214,11 +220,13 @@ class Transfer:
         """The plane of two planes of tokens whose features are added or joined."""
         if same_plane(kept, absorbed):
             return kept
+        one, other = compact_together(kept, absorbed)
+        differ = one != other
         try:
-            if self.spaces.nothing_new(absorbed, kept):
+            if self.spaces.nothing_new(other[differ], one[differ]):
                 self.spaces.same(kept, absorbed)
                 return kept
-            if self.spaces.nothing_new(kept, absorbed):
+            if self.spaces.nothing_new(one[differ], other[differ]):
                 self.spaces.same(absorbed, kept)
                 return absorbed
         except ValueError:
@@ -334,6 +342,9 @@ def _moved(plane: Tensor, op: Operation) -> list[Tensor]:
         return [plane if rest and isinstance(rest[0], torch.dtype) else plane.reshape(*rest)]
     if op.name in ("view_as", "reshape_as"):
         return [plane.reshape(rest[0].shape)]
+    if op.name == "glu":
+        axis = op.argument(1, "dim", -1)
+        return [] if varies(plane, axis) else [plane.chunk(2, axis)[0]]
     if op.name == "view_as_complex":
         return [plane[..., 0]]
     if op.name == "view_as_real":

@@ -12,7 +12,7 @@ examples and have `example = -1`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,6 +63,7 @@ class TokenSpaces:
         self._origins: dict[str, str] = {}
         self._read: set[int] = set()
         self._asked: set[int] = set()
+        self._made_of: dict[int, list[int]] = {}
         self._table: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __getitem__(self, index: int) -> Space:
@@ -161,6 +162,13 @@ class TokenSpaces:
             the same parents as those of an earlier space are the same tokens.
         """
         shape = parents.shape[:-1]
+        if len(shape) > 1 and len(parents) > 1:
+            distinct, first, member = _unique_rows(parents.flatten(1))
+            if len(distinct) < len(parents):  # heads that are pooled one by one
+                if centres is not None:
+                    centres = centres.view(len(parents), -1, centres.shape[-1])[first].flatten(0, 1)
+                plane = self.born(parents[first], centres, again=again)
+                return None if plane is None else plane[member]
         rows = parents.reshape(-1, parents.shape[-1]).long()
         alive = (rows >= 0).any(-1)
         rows = rows[alive]
@@ -324,21 +332,28 @@ class TokenSpaces:
         """Note that an attention call adds to these tokens: they have a history of their own."""
         self._asked.update(self.indices(queries))
 
-    def _histories(self, index: int) -> frozenset[int]:
-        """The spaces that an attention call added to, among a space and what it was merged from."""
-        own = frozenset([index]) & self._asked
-        parents = self[index].parents
-        if parents is None:
-            return own
-        return own.union(*(self._histories(i) for i in self.indices(parents)))
+    def made_of(self, index: int) -> list[int]:
+        """The spaces that the tokens of a space were merged from, themselves excluded."""
+        if index not in self._made_of:
+            parents = self[index].parents
+            self._made_of[index] = [] if parents is None else self.indices(parents)
+        return self._made_of[index]
+
+    def _histories(self, indices: Iterable[int]) -> set[int]:
+        """The spaces that an attention call added to, among some and what they were merged from."""
+        found, frontier = set(indices), list(indices)
+        while frontier:
+            new = [i for i in self.made_of(frontier.pop()) if i not in found]
+            found.update(new)
+            frontier += new
+        return found & self._asked
 
     def nothing_new(self, absorbed: Tensor, kept: Tensor) -> bool:
         """Whether tokens may live on as others: these know all that attention taught them."""
         of = self.indices(absorbed)
         if self._asked & set(of):
             return False
-        known = frozenset[int]().union(*(self._histories(i) for i in self.indices(kept)))
-        return known.issuperset(*(self._histories(i) for i in of)) if of else True
+        return self._histories(of) <= self._histories(self.indices(kept))
 
     def same(self, kept: Tensor, absorbed: Tensor) -> None:
         """Note that two planes of one shape were summed: `absorbed` lives on as `kept`.

@@ -123,7 +123,7 @@ class TokenStreams:
         """Find the merged tokens among those that attention calls read, and join their parents."""
         wanted = {i for ids in read for i in self._spaces.indices(ids)}
         made_of = {
-            s.index: self._spaces.indices(s.parents) for s in self._spaces if s.parents is not None
+            s.index: self._spaces.made_of(s.index) for s in self._spaces if s.parents is not None
         }
         alive = set(wanted)  # spaces that attention reads, and what is made of them
         for index, parents in made_of.items():

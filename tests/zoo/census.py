@@ -1,16 +1,17 @@
 """Examines one model of the zoo: what is seen, what is given, what is left behind.
 
-`test_census.py` asserts over what `examine` found, and `models_table.py` writes it down.
+`test_census.py` asserts over what `examine` found, and `docs/models_table.py` writes it down.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import re
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class Finding:
     crosses: bool = False
     merges: bool = False
     message: str = ""
+    double: bool = False
     output_moved: float = -1.0
     fused_apart: float = -1.0
     left_behind: str = ""
@@ -81,6 +83,7 @@ def examine(entry: Entry) -> Finding:
     models = list(modules_of(built.forward).values())
     for model in models:
         wake(model)
+    built = _in_double(built, models)
 
     def run() -> Tensor:
         return choose_output(built.forward(*built.inputs, *built.additional), built.output)
@@ -89,6 +92,7 @@ def examine(entry: Entry) -> Finding:
     finding.aten, finding.aten_others = counter.attention, counter.others
     with torch.no_grad():
         plain = run()
+    finding.double = plain.dtype == torch.float64
     before = [_state(model) for model in models]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -113,6 +117,29 @@ def examine(entry: Entry) -> Finding:
     for model, known in zip(models, before, strict=True):
         finding.left_behind += _difference(known, _state(model))
     return finding
+
+
+def _in_double(built: Built, models: list[nn.Module]) -> Built:
+    """The model and its inputs in float64, unless parts of it compute in float32 anyway."""
+
+    def double(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(
+            v.double() if isinstance(v, Tensor) and v.dtype == torch.float32 else v for v in values
+        )
+
+    held = [copy.deepcopy(model.state_dict()) for model in models]
+    doubled = replace(built, inputs=double(built.inputs), additional=double(built.additional))
+    for model in models:
+        model.double()
+    try:
+        output = choose_output(doubled.forward(*doubled.inputs, *doubled.additional), built.output)
+        if output.dtype == torch.float64:
+            return doubled
+    except RuntimeError:
+        pass  # a constant of float32 meets float64
+    for model, state in zip(models, held, strict=True):
+        model.float().load_state_dict(state)
+    return built
 
 
 def _maps(method: GenericAttention, built: Built) -> list[Tensor]:
@@ -163,7 +190,7 @@ def _state(model: nn.Module) -> dict[str, Any]:
         "gradients": [p.grad is None for p in model.parameters()],
         "requires_grad": [p.requires_grad for p in model.parameters()],
         "training": [m.training for m in model.modules()],
-        "sum": sum(float(p.detach().double().sum()) for p in model.parameters()),
+        "sum": sum(float(p.detach().double().nansum()) for p in model.parameters()),
     }
 
 

@@ -44,7 +44,8 @@ TYPES = {
         beit data2vec-vision deit dinov2 dinov2_with_registers ijepa mobilenet_v1 mobilenet_v2
         mobilevit swiftformer vit vit_msn""",
     "audio": """
-        data2vec-audio hubert sew sew-d unispeech unispeech-sat wav2vec2 wav2vec2-conformer wavlm""",
+        data2vec-audio hubert sew sew-d unispeech unispeech-sat wav2vec2 wav2vec2-conformer
+        wavlm""",
     "seq2seq": """
         bart bigbird_pegasus blenderbot blenderbot-small fsmt led m2m_100 marian mbart mvp nllb-moe
         pegasus pegasus_x plbart seamless_m4t seamless_m4t_v2""",

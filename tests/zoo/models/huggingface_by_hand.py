@@ -65,6 +65,11 @@ def seen(size: int = 32) -> Callable[[], dict[str, Tensor]]:
     return lambda: {"pixel_values": pictures(size)}
 
 
+def seen_in_order() -> dict[str, Tensor]:
+    """With the numbers by which a masked autoencoder shuffles patches, or they would be drawn."""
+    return {"pixel_values": pictures(32), "noise": torch.arange(16.0).expand(2, -1).clone()}
+
+
 _DEFORMABLE = ("deformable", "partly deformable attention: values are sampled, not multiplied")
 _BACKBONE = dict(use_timm_backbone=False)
 HIERARCHICAL = [
@@ -104,7 +109,7 @@ HIERARCHICAL = [
     ),
     entry(
         "cvt", "CvtForImageClassification",
-        lambda: T.CvtConfig(embed_dim=[12, 24, 48], num_heads=[1, 2, 4], depth=[1, 1, 2]),
+        lambda: T.CvtConfig(embed_dim=[12, 24, 48], num_heads=[1, 2, 4], depth=[1, 2, 3]),
         seen(64), streams=("pixel_values",),
     ),
     entry(
@@ -140,7 +145,7 @@ PICTURES = [
     entry("dinov3_vit", "DINOv3ViTModel",
            lambda: T.DINOv3ViTConfig(**VISION, num_register_tokens=2), seen(), (0, 5),
            output="last_hidden_state"),
-    entry("vit_mae", "ViTMAEModel", lambda: T.ViTMAEConfig(**VISION, mask_ratio=0.0), seen(),
+    entry("vit_mae", "ViTMAEModel", lambda: T.ViTMAEConfig(**VISION, mask_ratio=0.0), seen_in_order,
            (0, 5), output="last_hidden_state"),
     entry("yolos", "YolosForObjectDetection",
            lambda: T.YolosConfig(**(VISION | dict(image_size=[32, 32])), num_detection_tokens=4),
@@ -210,7 +215,7 @@ DETECTION = [
            lambda: {"input_ids": ids(), "pixel_values": pictures(32)}, (3, 0)),
     entry("owlv2", "Owlv2ForObjectDetection",
            lambda: T.Owlv2Config(text_config=TEXT | dict(max_position_embeddings=8),
-                                 vision_config=VISION, projection_dim=16),
+                                 vision_config=VISION, projection_dim=32),
            lambda: {"input_ids": ids(), "pixel_values": pictures(32)}, (3, 0)),
 ]  # fmt: skip
 ENTRIES = [*HIERARCHICAL, *PICTURES, *DETECTION]

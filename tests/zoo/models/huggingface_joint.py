@@ -159,7 +159,7 @@ ANSWERS = [
               vision_config=VISION | dict(model_type="siglip_vision_model", projection_dim=32),
               image_token_index=3, projection_dim=32),
           lambda: {"input_ids": _behind(16, 3), "pixel_values": pictures(32),
-                   "token_type_ids": torch.zeros(2, 22).long()}, (21, 7)),
+                   "token_type_ids": torch.zeros(2, 22).long()}, (21, 7), crosses=True),
     entry("trocr", "VisionEncoderDecoderModel",
           lambda: T.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
               T.ViTConfig(**VISION), T.TrOCRConfig(vocab_size=64, d_model=32, decoder_layers=2,
@@ -171,7 +171,7 @@ ANSWERS = [
           lambda: T.Pix2StructConfig(
               text_config=dict(vocab_size=64, hidden_size=32, d_kv=8, d_ff=64, num_layers=2,
                                num_heads=4, decoder_start_token_id=0),
-              vision_config=dict(hidden_size=32, patch_embed_hidden_size=20, d_ff=64, d_kv=8,
+              vision_config=dict(hidden_size=32, patch_embed_hidden_size=18, d_ff=64, d_kv=8,
                                  num_hidden_layers=2, num_attention_heads=4)),
           lambda: {"flattened_patches": _patches(), "decoder_input_ids": ids(4)}, (3, 7),
           crosses=True),
@@ -265,7 +265,7 @@ SEQUENCES = [
           lambda: {"pixel_values": _frames()}),
     entry("timesformer", "TimesformerForVideoClassification",
           lambda: T.TimesformerConfig(**VISION, num_frames=4),
-          lambda: {"pixel_values": _frames()}, 1, "in several sequences of an example"),
+          lambda: {"pixel_values": _frames()}, 1, "asks in several sequences of an example"),
     entry("patchtst", "PatchTSTForClassification",
           lambda: T.PatchTSTConfig(num_input_channels=2, context_length=32, patch_length=8,
                                    patch_stride=8, d_model=16, num_attention_heads=4,

@@ -83,7 +83,7 @@ ENTRIES = [
     _entry("efficientvit_msra", "efficientvit_m0", 224),
     _entry("eva", "vit_tiny_patch16_dinov3_qkvb", 64, img_size=64, depth=2),
     _entry("fastvit", "fastvit_sa12", 128),
-    _entry("gcvit", "gcvit_xxtiny", 224),
+    _entry("gcvit", "gcvit_xxtiny", 224, "asks in several sequences"),
     _entry("gemma4_vit", "gemma4_vit_167m", 96, depth=2, img_size=96),
     _entry("hiera", "hiera_tiny_224", 224),
     _entry("hieradet_sam2", "sam2_hiera_tiny", 256),
@@ -134,47 +134,11 @@ ENTRIES = [
     ),
 ]  # fmt: skip
 
-WITHOUT = [
-    "convmixer",
-    "convnext",
-    "cspnet",
-    "cspnext",
-    "densenet",
-    "dla",
-    "dpn",
-    "efficientnet",
-    "fasternet",
-    "focalnet",
-    "ghostnet",
-    "hardcorenas",
-    "hgnet",
-    "hrnet",
-    "inception_next",
-    "inception_resnet_v2",
-    "inception_v3",
-    "inception_v4",
-    "lcnetv2",
-    "mambaout",
-    "mlp_mixer",
-    "nasnet",
-    "nfnet",
-    "pnasnet",
-    "rdnet",
-    "regnet",
-    "repghost",
-    "repvit",
-    "res2net",
-    "resnet",
-    "resnetv2",
-    "rexnet",
-    "selecsls",
-    "senet",
-    "sequencer",
-    "starnet",
-    "tresnet",
-    "vgg",
-    "vovnet",
-    "xception",
-    "xception_aligned",
-]
+_WITHOUT = """
+    convmixer convnext cspnet cspnext densenet dla dpn efficientnet fasternet focalnet ghostnet
+    hardcorenas hgnet hrnet inception_next inception_resnet_v2 inception_v3 inception_v4 lcnetv2
+    mambaout mlp_mixer nasnet nfnet pnasnet rdnet regnet repghost repvit res2net resnet resnetv2
+    rexnet selecsls senet sequencer starnet tresnet vgg vovnet xception xception_aligned
+"""
+WITHOUT = frozenset(_WITHOUT.split())
 """Modules whose models have convolutions, perceptrons, gates or recurrence, and no attention."""

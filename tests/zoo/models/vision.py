@@ -53,21 +53,24 @@ def _swin3d() -> Built:
 def _mvit(version: int) -> Built:
     block = partial(MSBlockConfig, kernel_q=[3, 3, 3], kernel_kv=[3, 3, 3])
     blocks = [
-        block(num_heads=1, input_channels=16, output_channels=32, stride_q=[], stride_kv=[1, 2, 2]),
+        block(
+            num_heads=1, input_channels=16, output_channels=32, stride_q=[1, 1, 1],
+            stride_kv=[1, 2, 2],
+        ),
         block(
             num_heads=2, input_channels=32, output_channels=32, stride_q=[1, 2, 2],
             stride_kv=[1, 1, 1],
         ),
-        block(num_heads=2, input_channels=32, output_channels=32, stride_q=[], stride_kv=[1, 1, 1]),
+        block(
+            num_heads=2, input_channels=32, output_channels=32, stride_q=[1, 1, 1],
+            stride_kv=[1, 1, 1],
+        ),
     ]  # fmt: skip
-    second = dict(residual_pool=True, residual_with_cls_embed=False, rel_pos_embed=True)
+    options = dict(num_classes=5, stochastic_depth_prob=0.0, proj_after_attn=version == 2)
+    kind = version == 2
     model = MViT(
-        (32, 32), 4, blocks, residual_pool=False, residual_with_cls_embed=True,
-        rel_pos_embed=False, proj_after_attn=version == 2, stochastic_depth_prob=0.0,
-        num_classes=5,
-    ) if version == 1 else MViT(
-        (32, 32), 4, blocks, proj_after_attn=True, stochastic_depth_prob=0.0, num_classes=5,
-        **second,
+        (32, 32), 4, blocks, residual_pool=kind, residual_with_cls_embed=not kind,
+        rel_pos_embed=kind, **options,
     )  # fmt: skip
     return Built(model.eval(), (_video(),))
 
@@ -201,8 +204,8 @@ def _open_clip(kind: str) -> Built:
     vision, text = dict(_VISION), dict(_TEXT)
     if kind == "attention pooling":
         vision |= dict(attentional_pool=True, attn_pooler_queries=4, attn_pooler_heads=2)
-    if kind == "class token of the text, no causal mask":
-        text |= dict(embed_cls=True, no_causal_mask=True, pool_type="last")
+    if kind == "text without causal mask":
+        text |= dict(no_causal_mask=True, pool_type="last")
     if kind == "ResNet tower":
         vision |= dict(layers=[1, 1, 1, 1], width=8, patch_size=None, head_width=8)
     if kind == "timm tower":
@@ -215,8 +218,9 @@ def _open_clip(kind: str) -> Built:
         model: nn.Module = open_clip.coca_model.CoCa(
             16, open_clip.coca_model.MultimodalCfg(
                 context_length=8, width=16, heads=2, layers=2, vocab_size=60
-            ), text | dict(embed_cls=True), vision | dict(
-                attentional_pool=True, attn_pooler_queries=4, attn_pooler_heads=2
+            ), text | dict(embed_cls=True, output_tokens=True), vision | dict(
+                attentional_pool=True, attn_pooler_queries=4, attn_pooler_heads=2,
+                output_tokens=True,
             ),
         )  # fmt: skip
     else:
@@ -260,7 +264,7 @@ ENTRIES = [
     *(
         Entry("open_clip", kind, partial(_open_clip, kind), streams=_BETWEEN)
         for kind in (
-            "CLIP", "custom text", "class token of the text, no causal mask", "ResNet tower",
+            "CLIP", "custom text", "text without causal mask", "ResNet tower",
             "timm tower",
         )
     ),

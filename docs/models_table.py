@@ -1,6 +1,6 @@
 """Writes `docs/models.md` from what the census found, and its totals into the README.
 
-Run by `make zoo`: `python tests/zoo/models_table.py FOLDER`, the folder of the findings.
+Run by `make zoo`: `python docs/models_table.py FOLDER`, the folder of the findings.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("timm", "torchvision", "torch", "open_clip", "transformers")
 BEGIN, END = "<!-- totals of the census -->", "<!-- end of the totals -->"
 
@@ -38,37 +38,34 @@ def totals(findings: list[dict[str, Any]]) -> str:
     libraries = Counter(f["library"] for f in findings)
     of_each = ", ".join(f"{libraries[name]} {name}" for name in ORDER)
     other = len(findings) - len(ours)
+    share = f"{100 * maps / len(ours):.1f} %"
     return (
-        f"The census runs {len(findings)} models ({of_each}). Of the {len(ours)} whose attention is "
-        f"softmax attention between tokens throughout, {maps} give maps "
-        f"({100 * maps / len(ours):.1f} %); {other} have attention of another kind, or none, and "
-        "are refused by name."
+        f"The census runs {len(findings)} models ({of_each}). Of the {len(ours)} whose attention "
+        f"is softmax attention between tokens throughout, {maps} give maps ({share}); {other} have "
+        "attention of another kind, or none, and are refused by name."
     )
+
+
+HEAD = """# Models
+
+Written by `make zoo` from the census in `tests/zoo/`; do not edit. Every model is small and has
+random weights. Its attention calls are counted twice, by the package and below PyTorch's Python
+functions, and the counts must agree; fused and written-out attention must give the same maps; the
+output must not change, and nothing may be left behind.
+
+{totals}
+
+Refused means that the package raises `UnsupportedAttentionError`, which names the layer. The reason
+is decided by what the model does, and stands in the lists of `tests/zoo/models/`.
+"""
+COLUMNS = ["", "| model | calls | kinds | streams | |", "|---|---|---|---|---|"]
 
 
 def table(findings: list[dict[str, Any]]) -> str:
     """All models, by library."""
-    lines = [
-        "# Models",
-        "",
-        "Written by `make zoo` from the census in `tests/zoo/`; do not edit. Every model is small and",
-        "has random weights. Its attention calls are counted twice, by the package and below PyTorch's",
-        "Python functions, and the counts must agree; fused and written-out attention must give the",
-        "same maps; the output must not change, and nothing may be left behind.",
-        "",
-        totals(findings),
-        "",
-        "A model counts as refused where the package raises `UnsupportedAttentionError`. Its reason is",
-        "decided by what the model does, and stands in the lists of `tests/zoo/models/`.",
-    ]
+    lines = [HEAD.format(totals=totals(findings)).rstrip()]
     for library in ORDER:
-        lines += [
-            "",
-            f"## {library}",
-            "",
-            "| model | calls | kinds | streams | |",
-            "|---|---|---|---|---|",
-        ]
+        lines += ["", f"## {library}", *COLUMNS]
         for found in findings:
             if found["library"] == library:
                 streams = ", ".join(f"`{name}` {size}" for name, size in found["streams"].items())
