@@ -162,19 +162,19 @@ class TokenSpaces:
             the same parents as those of an earlier space are the same tokens.
         """
         shape = parents.shape[:-1]
-        if len(shape) > 1 and len(parents) > 1:
+        rows = parents.reshape(-1, parents.shape[-1]).long()
+        alive = (rows >= 0).any(-1)
+        rows = rows[alive]
+        sources = [self[i] for i in self.indices(rows)]
+        raw = any(s.kind in ("element", "shared") for s in sources)
+        if not raw and len(shape) > 1 and len(parents) > 1:
             distinct, first, member = _unique_rows(parents.flatten(1))
             if len(distinct) < len(parents):  # heads that are pooled one by one
                 if centres is not None:
                     centres = centres.view(len(parents), -1, centres.shape[-1])[first].flatten(0, 1)
                 plane = self.born(parents[first], centres, again=again)
                 return None if plane is None else plane[member]
-        rows = parents.reshape(-1, parents.shape[-1]).long()
-        alive = (rows >= 0).any(-1)
-        rows = rows[alive]
         _, example, _ = self.locate(rows)
-        sources = [self[i] for i in self.indices(rows)]
-        raw = any(s.kind in ("element", "shared") for s in sources)
         if not sources or (len(sources) > 1 and (raw or any(s.kind == "unknown" for s in sources))):
             return None
         owner = example.amax(-1)
