@@ -177,15 +177,16 @@ class Attention:
             return result
         softmax = shadow.softmax
         assert softmax is not None  # noqa: S101 - the caller looked for it
-        softmax.products += 1
         if shadow.role is not Role.PROBABILITIES:
             result = func(*args, **kwargs)
             if softmax.over_tokens or softmax.in_attention_module:
+                softmax.products += 1
                 self._recorder.refuse(
                     "a softmax that no product of queries and keys feeds meets values",
                     "the method needs probabilities of queries over keys",
                 )
             return self._passed_over(terms, result, name)
+        softmax.products += 1
         if not over_keys:  # a single key: the axis that is summed is the only candidate
             over_keys = [i for i, label in enumerate(labels) if label in terms.summed]
         if problem := self._problem(shadow, softmax, other, over_keys):

@@ -104,7 +104,7 @@ def of_groups(spaces: TokenSpaces, shadow: Shadow, op: Operation, axes: Sequence
     (plane,) = shadow.planes
     axes = [axis % plane.ndim for axis in axes]
     kept = [axis for axis in range(plane.ndim) if axis not in axes]
-    small = [n if plane.stride(a) and n > 1 else 1 for a, n in enumerate(plane.shape)]
+    small = [n if varies(plane, axis) else 1 for axis, n in enumerate(plane.shape)]
     rows = plane[tuple(slice(n) for n in small)].permute(*kept, *axes)
     rows = rows.reshape(*[small[axis] for axis in kept], -1)
     parents = spaces.born_of_rows(distinct_along(rows, -1))

@@ -49,7 +49,7 @@ class AttentionCounter(TorchDispatchMode):
         name = func.overloadpacket.__name__.rstrip("_")
         if "scaled_dot_product" in name:
             self.kernels += 1
-        elif name in ("_softmax", "_safe_softmax", "softmax"):
+        elif name in ("_softmax", "_safe_softmax", "softmax") and out.numel():
             self._met.append(False)
             self._note(out, {len(self._met) - 1})
         else:

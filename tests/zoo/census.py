@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -71,7 +72,7 @@ def wake(model: nn.Module) -> None:
                 parameter.add_(0.2 * noise)
             elif float(parameter.abs().max()) < 1e-2:  # layer scales of 1e-5
                 parameter.copy_(1 + 0.2 * noise)
-            elif parameter.ndim > 1 and float(parameter.std()) < 0.05:
+            elif parameter.ndim in (2, 3) and float(parameter.std()) < 0.05:
                 parameter.mul_(2)
 
 
@@ -83,6 +84,7 @@ def examine(entry: Entry) -> Finding:
     models = list(modules_of(built.forward).values())
     for model in models:
         wake(model)
+    _settle(built, models)
     built = _in_double(built, models)
 
     def run() -> Tensor:
@@ -119,6 +121,23 @@ def examine(entry: Entry) -> Finding:
     return finding
 
 
+def _settle(built: Built, models: list[nn.Module]) -> None:
+    """Give batch normalisation the statistics of its input, or activations grow without bounds."""
+    norms = [
+        module for model in models for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]  # fmt: skip
+    momentums = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.training = True
+    with torch.no_grad(), contextlib.suppress(ValueError):  # one value to a channel
+        built.forward(*built.inputs, *built.additional)
+    for norm, momentum in zip(norms, momentums, strict=True):
+        norm.momentum = momentum
+        norm.training = False
+
+
 def _in_double(built: Built, models: list[nn.Module]) -> Built:
     """The model and its inputs in float64, unless parts of it compute in float32 anyway."""
 
@@ -133,7 +152,7 @@ def _in_double(built: Built, models: list[nn.Module]) -> Built:
         model.double()
     try:
         output = choose_output(doubled.forward(*doubled.inputs, *doubled.additional), built.output)
-        if output.dtype == torch.float64:
+        if output.dtype == torch.float64 and bool(output.isfinite().all()):
             return doubled
     except RuntimeError:
         pass  # a constant of float32 meets float64

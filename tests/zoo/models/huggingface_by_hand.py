@@ -211,7 +211,7 @@ DETECTION = [
                     "pixel_values": pictures(64)}, (2, 1), *_DEFORMABLE),
     entry("owlvit", "OwlViTForObjectDetection",
            lambda: T.OwlViTConfig(text_config=TEXT | dict(max_position_embeddings=8),
-                                  vision_config=VISION, projection_dim=16),
+                                  vision_config=VISION, projection_dim=32),
            lambda: {"input_ids": ids(), "pixel_values": pictures(32)}, (3, 0)),
     entry("owlv2", "Owlv2ForObjectDetection",
            lambda: T.Owlv2Config(text_config=TEXT | dict(max_position_embeddings=8),

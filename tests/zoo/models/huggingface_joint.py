@@ -112,7 +112,7 @@ ANSWERS = [
                                       eos_token_id=2, sep_token_id=2),
               vision_config=VISION, projection_dim=16),
           lambda: _words(pixel_values=pictures(32), decoder_input_ids=ids(4)), (3, 7),
-          output="last_hidden_state"),
+          output="last_hidden_state", crosses=True),
     entry("blip, captions", "BlipForConditionalGeneration",
           lambda: T.BlipConfig(
               text_config=TEXT | dict(encoder_hidden_size=32, bos_token_id=1, pad_token_id=0,
@@ -132,7 +132,8 @@ ANSWERS = [
     entry("bridgetower", "BridgeTowerForImageAndTextRetrieval",
           lambda: T.BridgeTowerConfig(
               hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-              text_config=TEXT, vision_config=VISION | dict(num_hidden_layers=4)),
+              text_config=TEXT,
+              vision_config=VISION | dict(hidden_size=64, num_hidden_layers=4)),
           _pictured(), crosses=True),
     entry("flava", "FlavaModel",
           lambda: T.FlavaConfig(
@@ -152,7 +153,7 @@ ANSWERS = [
                                 vision_config=VISION | dict(model_type="clip_vision_model"),
                                 image_token_index=3, vision_feature_layer=-1),
           lambda: {"input_ids": _behind(16, 3), "pixel_values": pictures(32)}, (21, 7),
-          streams=("input_ids+pixel_values",)),
+          streams=("pixel_values+input_ids",)),
     entry("paligemma", "PaliGemmaForConditionalGeneration",
           lambda: T.PaliGemmaConfig(
               text_config=CAUSAL | dict(model_type="gemma", head_dim=8),

@@ -40,11 +40,11 @@ def _build(name: str, size: int, **options: Any) -> Built:
 
 def _entry(
     module: str, name: str, size: int, refusal: str = "", why: str = "", *,
-    blends: bool = False, **options: Any,
+    blends: bool = False, crosses: bool = False, **options: Any,
 ) -> Entry:  # fmt: skip
     build = partial(_build, name, size, **options)
     label = f"{module}: {name}"
-    return Entry("timm", label, build, refusal, why, blends=blends, heavy=size > 130)
+    return Entry("timm", label, build, refusal, why, (), crosses, blends, size > 130)
 
 
 ENTRIES = [
@@ -123,7 +123,10 @@ ENTRIES = [
     _entry("twins", "twins_pcpvt_small", 224),
     _entry("visformer", "visformer_tiny", 224),
     _entry("vision_transformer", "test_vit", 160),
-    _entry("vision_transformer", "vit_so150m_patch16_reg4_map_256", 64, img_size=64, depth=2),
+    _entry(
+        "vision_transformer", "vit_so150m_patch16_reg4_map_256", 64, crosses=True, img_size=64,
+        depth=2,
+    ),
     _entry("vision_transformer_hybrid", "vit_tiny_r_s16_p8_224", 64, img_size=64, depth=2),
     _entry("vision_transformer_relpos", "vit_relpos_small_patch16_224", 64, img_size=64, depth=2),
     _entry("vision_transformer_sam", "samvit_base_patch16_224", 64, img_size=64, depth=3),

@@ -207,7 +207,7 @@ def _open_clip(kind: str) -> Built:
     if kind == "text without causal mask":
         text |= dict(no_causal_mask=True, pool_type="last")
     if kind == "ResNet tower":
-        vision |= dict(layers=[1, 1, 1, 1], width=8, patch_size=None, head_width=8)
+        vision |= dict(layers=[1, 1, 1, 1], width=8, patch_size=None, head_width=8, image_size=64)
     if kind == "timm tower":
         vision = dict(timm_model_name="test_vit", timm_pool="token", timm_proj="linear",
                       image_size=64)  # fmt: skip
