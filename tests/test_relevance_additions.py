@@ -56,7 +56,7 @@ class Twin:
         size, roots = self.streams[rows].size, self.streams[columns].roots
         return torch.zeros(B, size, roots, dtype=torch.float64)
 
-    def R(self, name: str, ancestors: frozenset[int], to: str) -> Tensor:
+    def relevance(self, name: str, ancestors: frozenset[int], to: str) -> Tensor:
         total = self.identity(name) if name == to else self.zero(name, to)
         for i in ancestors:
             if i in self.calls and self.calls[i].stream == name and to in self.added[i]:
@@ -88,7 +88,7 @@ class Twin:
                         if query >= 0 and key >= 0:
                             dense[owner, query, key] += call.map[g, i, j]
             for to in self.streams:
-                known = self.R(source.stream, call.key_ancestors, to)
+                known = self.relevance(source.stream, call.key_ancestors, to)
                 if call.crosses and to == source.stream:
                     update = self.rule_10(call, source, dense)
                 else:  # eq. 6, 7 and 11
@@ -102,9 +102,11 @@ class Twin:
         identity = self.identity(source.stream)
         if not self.switches.self_in_cross:
             return dense @ identity
-        keys = self.barred(self.R(source.stream, call.key_ancestors, source.stream), identity)
+        keys = self.barred(
+            self.relevance(source.stream, call.key_ancestors, source.stream), identity
+        )
         roots = self.streams[call.stream].roots
-        own = self.R(call.stream, call.query_ancestors, call.stream)[:, :roots]
+        own = self.relevance(call.stream, call.query_ancestors, call.stream)[:, :roots]
         own = self.barred(own, self.identity(call.stream)[:, :roots])
         update = torch.zeros_like(dense @ keys)
         update[:, :roots] = own.mT @ dense[:, :roots] @ keys
@@ -169,7 +171,7 @@ def test_drawn_graphs_of_calls(drawn, normalize: bool, self_in_cross: bool) -> N
     for state in (every, frozenset(list(every)[::2]), frozenset()):
         for name in streams:
             for to in streams:
-                expected = twin.R(name, state, to)
+                expected = twin.relevance(name, state, to)
                 found = ours.relevance(name, state, to)
                 found = twin.zero(name, to) if found is None else found.expand(B, -1, -1)
                 torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
