@@ -6,6 +6,7 @@ Run by `make zoo`: `python docs/models_table.py FOLDER`, the folder of the findi
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -18,9 +19,10 @@ BEGIN, END = "<!-- totals of the census -->", "<!-- end of the totals -->"
 
 def status(found: dict[str, Any]) -> str:
     """What became of a model, in a few words."""
-    if found["message"]:
-        return f"refused: {found['why'] or 'its attention cannot be followed'}"
-    return "maps"
+    if not found["message"]:
+        return "maps"
+    seen = re.search(r"\): ([^;]+);", found["message"])
+    return f"refused: {found['why'] or (seen.group(1) if seen else found['message'])}"
 
 
 def kinds(found: dict[str, Any]) -> str:

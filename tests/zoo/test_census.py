@@ -50,7 +50,7 @@ def test_model(entry: Entry) -> None:
     calls = finding.used + finding.unused + finding.refused
     assert calls + finding.ignored == finding.aten + finding.aten_others
     assert calls < finding.aten if entry.blends else calls == finding.aten
-    assert finding.fused_apart <= (1e-6 if finding.double else 2e-5)
+    assert finding.fused_apart <= (entry.tolerance if finding.double else 2e-5)
     assert finding.crosses == entry.crosses
     if entry.streams:
         assert sorted(finding.streams) == sorted(entry.streams)

@@ -36,7 +36,8 @@ class Entry:
     `refusal` is a part of the message that refuses it, empty where it must give maps. `why` says
     why its attention is not, or not throughout, softmax attention between tokens: what is refused
     without such a reason counts against us. `streams` are the names to be expected, in any order.
-    `blends`: the probabilities of a call are a mixture of several softmaxes.
+    `blends`: the probabilities of a call are a mixture of several softmaxes. `tolerance` is that of
+    fused against written-out attention, relative to the maximum, in float64.
     """
 
     library: str
@@ -47,6 +48,7 @@ class Entry:
     streams: tuple[str, ...] = ()
     crosses: bool = False
     blends: bool = False
+    tolerance: float = 1e-6
     heavy: bool = False
 
     @property

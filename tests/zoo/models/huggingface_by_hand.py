@@ -92,7 +92,7 @@ HIERARCHICAL = [
         lambda: T.PvtConfig(
             image_size=64, hidden_sizes=[8, 16, 16, 32], num_attention_heads=[1, 2, 2, 4],
             depths=[1, 1, 1, 1],
-        ), seen(64), streams=("pixel_values",),
+        ), seen(64), 5, streams=("pixel_values",),
     ),
     entry(
         "pvt_v2", "PvtV2ForImageClassification",

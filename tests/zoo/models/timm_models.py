@@ -44,7 +44,7 @@ def _entry(
 ) -> Entry:  # fmt: skip
     build = partial(_build, name, size, **options)
     label = f"{module}: {name}"
-    return Entry("timm", label, build, refusal, why, (), crosses, blends, size > 130)
+    return Entry("timm", label, build, refusal, why, (), crosses, blends, heavy=size > 130)
 
 
 ENTRIES = [

@@ -223,6 +223,9 @@ def _open_clip(kind: str) -> Built:
                 output_tokens=True,
             ),
         )  # fmt: skip
+        for parameter in model.parameters():  # some are not initialised at all
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.1)
     else:
         model = make(16, vision, text)
     texts = ids(8)
