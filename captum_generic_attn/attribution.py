@@ -47,19 +47,20 @@ class GenericAttention(GradientAttribution):
     """Generic attention explainability (Chefer et al., ICCV 2021) for any transformer.
 
     Which tokens made the model give this score: attention maps, weighted by their gradients,
-    averaged over heads and multiplied up through the layers (eq. 5 and 6). The model is used as it
+    averaged over heads and multiplied up through the layers (eq. 5 to 11). The model is used as it
     is: fused attention stays fused, and nothing of the capture is left behind.
 
     Args:
         forward_func: a module, a bound method, a `functools.partial`, or a closure round modules.
         layers: names, name prefixes or modules whose attention counts; `None`: all.
         start_layer: leave out the first `start_layer` calls of each (query stream, key stream)
-            pair among those that `layers` selects and the score reaches; -1 keeps the last.
+            pair among those that `layers` selects and the score reaches; -1 keeps the last. Merged
+            tokens count with the stream that they were merged from.
         rows: which rows are explained; `None`: those that the score is computed from. Else an int
             (negative from the end), a list of ints, `[B]` or `[B, k]` indices, `[B, N]` weights,
             or a mapping from stream names to one of these.
-        normalize: eq. 8 and 9, which concern attention between streams alone.
-        self_in_cross: the two `R̄` factors of eq. 10, likewise.
+        normalize: eq. 8 and 9, in attention between streams (object queries and image).
+        self_in_cross: the two `R̄` factors of eq. 10, in attention between streams.
         aggregate: `False` is the authors' ablation "no aggregation": each `+=` becomes `=`.
         output: field name, index or function that picks the output to explain; see
             `captum_generic_attn.score.choose_output`.
@@ -150,7 +151,8 @@ class GenericAttention(GradientAttribution):
                 cannot be told.
             TypeError: if inputs or targets are of no accepted type.
 
-        Source: eq. 5 and 6 of arXiv 2103.15679; several streams (CLIP) are the authors' usage.
+        Source: eq. 5 to 11 of arXiv 2103.15679. What is done with tokens that are merged or joined
+        between attention calls is ours: see the README.
         """
         return cast(
             TensorOrTupleOfTensorsGeneric,

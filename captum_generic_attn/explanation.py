@@ -2,7 +2,7 @@
 
 `attribution` captures a forward pass and asks `explain` for each target. Here the choices of the
 user (`Options`: which calls count, which rows are explained) meet the records; the equations are
-in `rules`, their order in `relevance`.
+in `rules`, their order in `additions`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from captum_generic_attn.additions import Additions, MappedCall, Source, Switches, read_out
 from captum_generic_attn.capture import AttentionRecord, Capture, Refusal, UnsupportedAttentionError
-from captum_generic_attn.relevance import (
-    Additions,
-    Call,
-    MappedCall,
-    Relevance,
-    Source,
-    Stream,
-    Switches,
-    read_out,
-)
+from captum_generic_attn.relevance import Call, Relevance, Stream
 from captum_generic_attn.rows import (
     RowsOption,
     choose_rows,

@@ -1,6 +1,6 @@
 """The equations of the paper, as pure functions of tensors.
 
-Called by `relevance`; nothing here knows a model, a layer or a stream. Notation: `A` attention
+Called by `additions`; nothing here knows a model, a layer or a stream. Notation: `A` attention
 probabilities, `∇A` their gradient, `Ā` the map of one call, `R` relevance of tokens (columns) to
 tokens (rows).
 

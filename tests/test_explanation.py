@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from captum_generic_attn.additions import Additions, Switches
 from captum_generic_attn.explanation import _final_calls, _mapped, selected
-from captum_generic_attn.relevance import Additions, Switches
 from captum_generic_attn.rows import explained_rows
 from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
 from captum_generic_attn.tokens.streams import TokenStreams

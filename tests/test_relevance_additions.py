@@ -1,7 +1,7 @@
 """Relevance as a sum over ancestors, on drawn graphs of calls, against a slow twin.
 
 The twin keeps, for every state that a call reads, the whole matrices of the paper and applies
-equations 6 to 11 to them one entry at a time; it knows no shortcut of `relevance`.
+equations 6 to 11 to them one entry at a time; it knows no shortcut of `additions`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_generic_attn.relevance import Additions, MappedCall, Source, Switches
+from captum_generic_attn.additions import Additions, MappedCall, Source, Switches
 from captum_generic_attn.tokens import TokenStream
 from captum_generic_attn.tokens.streams import Merge
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from captum_generic_attn.capture.operations import Operation
 from captum_generic_attn.capture.planes import (
     Windows,
-    compact_together,
     distinct_along,
     first_along,
     varies,
@@ -25,6 +24,7 @@ from captum_generic_attn.capture.planes import (
     windows_of,
 )
 from captum_generic_attn.capture.shadow import Role, Shadow
+from captum_generic_attn.tokens.ids import compact_together
 from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
 
 

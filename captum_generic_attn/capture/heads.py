@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_generic_attn.capture.planes import compact
+from captum_generic_attn.tokens.ids import compact
 from captum_generic_attn.tokens.spaces import FOREIGN, STALE, TokenSpaces
 
 

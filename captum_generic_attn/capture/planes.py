@@ -14,13 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-
-def compact(plane: Tensor) -> Tensor:
-    """The plane with every repeated (stride 0) axis narrowed to one element."""
-    for axis in range(plane.ndim):
-        if plane.stride(axis) == 0 and plane.shape[axis] > 1:
-            plane = plane.narrow(axis, 0, 1)
-    return plane
+from captum_generic_attn.tokens.ids import compact, compact_together
 
 
 def varies(plane: Tensor, axis: int) -> bool:
@@ -44,14 +38,6 @@ def same_plane(a: Tensor, b: Tensor) -> bool:
     if a is b or (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()):
         return True
     return torch.equal(*compact_together(a, b))
-
-
-def compact_together(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two planes of one shape with every axis narrowed along which both are repeated."""
-    for axis in range(a.ndim):
-        if a.stride(axis) == b.stride(axis) == 0 and a.shape[axis] > 1:
-            a, b = a.narrow(axis, 0, 1), b.narrow(axis, 0, 1)
-    return a, b
 
 
 def relabel(

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from captum_generic_attn.capture.heads import Unreadable, group_heads
-from captum_generic_attn.capture.planes import compact
 from captum_generic_attn.capture.record import AttentionRecord, Explicit, Fused, Operands
 from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.transfer import Transfer
+from captum_generic_attn.tokens.ids import compact
 from captum_generic_attn.tokens.spaces import PADDING, STALE
 from captum_generic_attn.tokens.streams import TokenStreams
 

@@ -17,14 +17,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_generic_attn.capture import births, joins
 from captum_generic_attn.capture.operations import Family, Operation, on_cpu, tensors_in
-from captum_generic_attn.capture.planes import (
-    compact_together,
-    first_along,
-    relabel,
-    same_plane,
-    varies,
-)
+from captum_generic_attn.capture.planes import first_along, relabel, same_plane, varies
 from captum_generic_attn.capture.shadow import NO_SHADOW, Role, Shadow, Shadows
+from captum_generic_attn.tokens.ids import compact_together
 from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
 
 

@@ -19,6 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from captum_generic_attn.tokens.ids import compact, compact_together, distinct_ids, unique_rows
+
 PADDING = -1
 """Plane value of elements that belong to no token: padding and constants."""
 FOREIGN = -2
@@ -149,17 +151,16 @@ class TokenSpaces:
         """Open a space with one token for each row of parents.
 
         Args:
-            parents: `[*tokens, m]` ids of the elements or tokens that each new token is made of;
-                negative where there is none. Of elements, some will do: they tell the input, the
-                example and the place.
+            parents: `[*tokens, m]` ids of the elements or tokens that each is made of, negative for
+                none. Of elements some will do: they tell the input, the example and the place.
             centres: `[tokens, d]` centres in the input, or `None` if unknown.
-            again: whether tokens with these centres that no attention call has read yet are these:
-                features that are projected once for queries and once for keys.
+            again: whether tokens with these centres that no call has read yet are these: features
+                that are projected once for queries and once for keys.
 
         Returns:
             A plane of shape `[*tokens]`, padding where a row has no parents; `None` if the tokens
-            are not spread evenly over the examples, so that they cannot be numbered. Tokens with
-            the same parents as those of an earlier space are the same tokens.
+            are not spread evenly over the examples. Tokens with the parents of earlier ones are
+            these.
         """
         shape = parents.shape[:-1]
         rows = parents.reshape(-1, parents.shape[-1]).long()
@@ -168,7 +169,7 @@ class TokenSpaces:
         sources = [self[i] for i in self.indices(rows)]
         raw = any(s.kind in ("element", "shared") for s in sources)
         if not raw and len(shape) > 1 and len(parents) > 1:
-            distinct, first, member = _unique_rows(parents.flatten(1))
+            distinct, first, member = unique_rows(parents.flatten(1))
             if len(distinct) < len(parents):  # heads that are pooled one by one
                 if centres is not None:
                     centres = centres.view(len(parents), -1, centres.shape[-1])[first].flatten(0, 1)
@@ -199,7 +200,7 @@ class TokenSpaces:
             family = None
             space = self._unread(size, source.name, centres) if again else None
         else:
-            family = _distinct(rows[order]).view(examples, size, -1)
+            family = distinct_ids(rows[order]).view(examples, size, -1)
             space = self._sibling(family)
         if space is None:
             space = self._open(size, source.examples, source.name, kind, centres, family)
@@ -267,7 +268,7 @@ class TokenSpaces:
     def _centres_of_rows(self, parents: Tensor, rows: Tensor, local: Tensor) -> Tensor | None:
         same = self.locate(rows)[2] if bool((local >= 0).all()) else local[0, :, None]
         # Rows that hold the same elements of their examples have the same centre.
-        _, first, member = _unique_rows(same)
+        _, first, member = unique_rows(same)
         centres = self.coordinates(rows[first])
         if centres is None:
             return None
@@ -311,19 +312,14 @@ class TokenSpaces:
 
     def indices(self, ids: Tensor) -> list[int]:
         """Indices of the spaces in `ids`, in order of first appearance."""
-        for axis in range(ids.ndim):
-            if ids.stride(axis) == 0 and ids.shape[axis] > 1:
-                ids = ids.narrow(axis, 0, 1)
-        index = self.locate(ids.reshape(-1))[0]
+        index = self.locate(compact(ids).reshape(-1))[0]
         found = dict.fromkeys(index.tolist())
         found.pop(-1, None)
         return list(found)
 
     def several(self, ids: Tensor) -> bool:
         """Whether an example has more than one token among these."""
-        for axis in range(ids.ndim):
-            if ids.stride(axis) == 0 and ids.shape[axis] > 1:
-                ids = ids.narrow(axis, 0, 1)
+        ids = compact(ids)
         found = torch.unique(ids[ids >= 0])
         examples = torch.unique(self.locate(found)[1])
         return len(found) > len(examples)
@@ -361,9 +357,7 @@ class TokenSpaces:
         Raises:
             ValueError: if tokens of one space were added to each other, which merges them.
         """
-        for axis in range(kept.ndim):
-            if kept.stride(axis) == absorbed.stride(axis) == 0:
-                kept, absorbed = kept.narrow(axis, 0, 1), absorbed.narrow(axis, 0, 1)
+        kept, absorbed = compact_together(kept, absorbed)
         to, _, to_local = self.locate(kept.reshape(-1))
         of, example, of_local = self.locate(absorbed.reshape(-1))
         shared = set(of.tolist()) & set(to.tolist()) - {-1}
@@ -405,20 +399,3 @@ class TokenSpaces:
                     found[a] = torch.where(table >= 0, through, -1)
                     frontier.append(a)
         return [(self[i], table) for i, table in found.items() if i != space.index]
-
-
-def _distinct(rows: Tensor) -> Tensor:
-    """`[n, m]` ids with every id once in its row, sorted, the rest -1; as narrow as may be."""
-    ranked = rows.sort(-1, descending=True).values
-    repeated = torch.zeros_like(ranked, dtype=torch.bool)
-    repeated[:, 1:] = ranked[:, 1:] == ranked[:, :-1]
-    ranked = torch.where(repeated | (ranked < 0), -1, ranked).sort(-1, descending=True).values
-    return ranked[:, : max(int((ranked >= 0).sum(-1).max()), 1)]
-
-
-def _unique_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Distinct rows, the place of one of each, and which of them each row is."""
-    distinct, member = torch.unique(rows, dim=0, return_inverse=True)
-    first = torch.empty(len(distinct), dtype=torch.long)
-    first[member.flip(0)] = torch.arange(len(rows) - 1, -1, -1)
-    return distinct, first, member
