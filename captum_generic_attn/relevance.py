@@ -19,7 +19,11 @@ _METADATA = "relevance"  # of a saved file: all that is no tensor
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream of tokens: how many, and which slice came from which input or parameter."""
+    """A stream of tokens: how many, and which slice came from which input or parameter.
+
+    Tokens that were merged from others stand behind them, in parts of their own; the name of such a
+    part says where they are attended to, as `"x@layers.1"`.
+    """
 
     tokens: int
     parts: Mapping[str, slice]

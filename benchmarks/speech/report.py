@@ -221,11 +221,13 @@ def main(sentences: int = len(SENTENCES), threads: int = 2, folder: Path = HERE)
     for number, sentence in enumerate(tqdm(SENTENCES[:sentences])):
         written = write(model, tokenizer, record(sentence))
         transcripts.append(tokenizer.decode(written.ids[0, 2:].tolist()).strip())
+        if not written.words:  # Whisper understood nothing of it
+            continue
         maps = {name: None if of is None else of(written) for name, of in methods.items()}
         for name, frame_maps in maps.items():
             for way, values in shares(written, frame_maps).items():
                 scores[name].setdefault(way, []).append(values)
-        if number == 0:
+        if len(scores["chance"]["highest"]) == 1:
             shown = {
                 "generic attention": maps["generic_attention"],
                 "raw cross-attention, mean of layers": maps["raw_cross_attention_mean_of_layers"],

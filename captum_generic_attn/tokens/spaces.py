@@ -133,7 +133,7 @@ class TokenSpaces:
         return ids.to(torch.int32)
 
     def of_constants(self, name: str, constant: Tensor) -> Tensor:
-        """Number the places `[B, ...]` that hold a constant in any example; -1 at the others."""
+        """Number the places `[B, ...]` that hold a constant in any example, -1 the others."""
         places = constant.any(0)
         space = self._open(int(places.sum()), 0, name, "parameter")
         ids = torch.full(places.shape, PADDING, dtype=torch.int32)
@@ -159,8 +159,7 @@ class TokenSpaces:
 
         Returns:
             A plane of shape `[*tokens]`, padding where a row has no parents; `None` if the tokens
-            are not spread evenly over the examples. Tokens with the parents of earlier ones are
-            these.
+            are not spread evenly over the examples. Tokens of the same parents are the same.
         """
         shape = parents.shape[:-1]
         rows = parents.reshape(-1, parents.shape[-1]).long()
