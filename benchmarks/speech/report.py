@@ -218,7 +218,7 @@ def main(sentences: int = len(SENTENCES), threads: int = 2, folder: Path = HERE)
     }
     scores: dict[str, dict[str, list[Floats]]] = {name: {} for name in methods}
     transcripts = []
-    for number, sentence in enumerate(tqdm(SENTENCES[:sentences])):
+    for sentence in tqdm(SENTENCES[:sentences]):
         written = write(model, tokenizer, record(sentence))
         transcripts.append(tokenizer.decode(written.ids[0, 2:].tolist()).strip())
         if not written.words:  # Whisper understood nothing of it

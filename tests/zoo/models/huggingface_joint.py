@@ -161,7 +161,7 @@ ANSWERS = [
               image_token_index=3, projection_dim=32),
           lambda: {"input_ids": _behind(16, 3), "pixel_values": pictures(32),
                    "token_type_ids": torch.zeros(2, 22).long()}, (21, 7), crosses=True),
-    entry("trocr", "VisionEncoderDecoderModel",
+    entry("vision-encoder-decoder", "VisionEncoderDecoderModel",
           lambda: T.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
               T.ViTConfig(**VISION), T.TrOCRConfig(vocab_size=64, d_model=32, decoder_layers=2,
                                                    decoder_attention_heads=4, decoder_ffn_dim=64,
