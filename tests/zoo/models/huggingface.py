@@ -3,8 +3,8 @@
 The rule: the types that transformers' automatic classes list for picture and audio classification,
 sequence to sequence, causal and masked language models and text classification (the first of these
 that lists a type), if the configuration takes `TINY` as it is, the model has at most six million
-parameters and runs. `test_census.py` sees that none is missing. What wants a configuration of its
-own is in `huggingface_by_hand.py`.
+parameters, runs and returns logits. `test_census.py` sees that none is missing. What wants a
+configuration of its own is in `huggingface_by_hand.py`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ TYPES = {
         llama4_text mamba megatron-bert minimax minimax_m2 minimax_m3_vl_text ministral ministral3
         mistral mixtral modernbert-decoder moshi mpt nanochat nemotron nemotron_h olmo olmo2 olmo3
         olmo_hybrid olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen3 rembert roberta
-        roberta-prelayernorm roformer seed_oss smollm3 stablelm starcoder2 trocr vaultgemma xglm xlm
+        roberta-prelayernorm roformer rwkv seed_oss smollm3 stablelm starcoder2 trocr vaultgemma xglm xlm
         xlm-roberta xlm-roberta-xl""",
     "text": """
         albert canine convbert deberta deberta-v2 distilbert esm eurobert flaubert fnet gte ibert
@@ -88,6 +88,7 @@ REFUSED = {
         "partly convolution whose kernel a softmax makes, fed by no product",
     ),
     "fnet": ("no attention was found", "Fourier transforms, no attention"),
+    "rwkv": ("no attention was found", "recurrent, no attention"),
     "mra": ("no attention was found", "a kernel of its own"),
     "yoso": ("without a softmax", "sampled attention without a softmax"),
     "jetmoe": ("stands in several places", ""),
