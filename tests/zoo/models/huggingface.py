@@ -59,8 +59,8 @@ TYPES = {
         llama4_text mamba megatron-bert minimax minimax_m2 minimax_m3_vl_text ministral ministral3
         mistral mixtral modernbert-decoder moshi mpt nanochat nemotron nemotron_h olmo olmo2 olmo3
         olmo_hybrid olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen3 rembert roberta
-        roberta-prelayernorm roformer rwkv seed_oss smollm3 stablelm starcoder2 trocr vaultgemma xglm
-        xlm xlm-roberta xlm-roberta-xl""",
+        roberta-prelayernorm roformer rwkv seed_oss smollm3 stablelm starcoder2 trocr vaultgemma
+        xglm xlm xlm-roberta xlm-roberta-xl""",
     "text": """
         albert canine convbert deberta deberta-v2 distilbert esm eurobert flaubert fnet gte ibert
         jina_embeddings_v3 layoutlm longformer markuplm mobilebert modernbert mpnet mra nomic_bert

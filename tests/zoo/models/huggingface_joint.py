@@ -226,6 +226,11 @@ SEQUENCES = [
               qk_rope_head_dim=4, v_head_dim=8, qk_nope_head_dim=4, n_routed_experts=2, n_group=1,
               topk_group=1, num_experts_per_tok=1, moe_intermediate_size=16,
               first_k_dense_replace=2), _words, LAST),
+    entry("nystromformer, more tokens than landmarks", "NystromformerForSequenceClassification",
+          lambda: T.NystromformerConfig(**TEXT, num_landmarks=4, segment_means_seq_len=16,
+                                        conv_kernel_size=3),
+          lambda: {"input_ids": ids(16)}, 1, "are multiplied with each other",
+          "attention is a product of three softmaxes"),
     entry("reformer", "ReformerModelWithLMHead",
           lambda: T.ReformerConfig(
               vocab_size=64, hidden_size=32, attention_head_size=8, num_attention_heads=4,
