@@ -186,7 +186,10 @@ def _describe(relevance: Relevance, finding: Finding) -> None:
         and call.query_stream != call.key_stream
         for call in relevance.calls
     )  # fmt: skip
-    finding.merges = any("@" in part for s in relevance.streams.values() for part in s.parts)
+    finding.merges = any(  # merged tokens have rows, but no columns
+        relevance.matrices[name, name].shape[-1] < stream.tokens
+        for name, stream in relevance.streams.items()
+    )
 
 
 def _compare_with_eager(
