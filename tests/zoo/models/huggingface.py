@@ -73,9 +73,15 @@ _RECURRENT = ("without a softmax", "partly recurrent or linear attention without
 REFUSED = {
     "mobilenet_v1": _CONVOLUTIONS,
     "mobilenet_v2": _CONVOLUTIONS,
-    "swiftformer": ("cannot be explained", "additive attention: its softmax is fed by no product"),
+    "swiftformer": (
+        "weighs values that are no product with it",
+        "additive attention: its softmax is fed by no product",
+    ),
     "led": ("never meets values in a product", "banded attention in chunks that overlap"),
-    "longformer": ("cannot be explained", "banded attention in chunks that overlap"),
+    "longformer": (
+        "a softmax over tokens never meets values in a product",
+        "banded attention in chunks that overlap",
+    ),
     "pegasus_x": ("more than one product", "attention split over local blocks and global tokens"),
     "falcon_h1": _RECURRENT,
     "falcon_mamba": ("no attention was found", "a state space model"),
