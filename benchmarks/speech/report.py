@@ -159,7 +159,7 @@ def shares(written: Written, maps: Tensor | None) -> dict[str, Floats]:
 
 
 def summary(scores: list[Floats]) -> dict[str, object]:
-    """The mean over all words with its interval, and over the sentences' worst."""
+    """The mean over all words with its interval, and that over the words of the worst sentence."""
     # Words of one sentence are not independent, so sentences are drawn again, not words.
     interval = bootstrap(
         ([float(of.sum()) for of in scores], [len(of) for of in scores]),
