@@ -9,6 +9,7 @@ of the calls that the state depends on: parallel branches read the same old stat
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -111,7 +112,7 @@ class Additions:
                     update = self._carried(call, source, to)
                 added[to] = added[to] + update if to in added else update
         stream = self._streams[call.stream]
-        first = stream.size - next(iter(added.values())).shape[1]
+        first = self._first(call)
         self._added[call.index] = {
             to: Block(first, stream.hand_on(rows, first)) for to, rows in added.items()
         }
@@ -131,45 +132,35 @@ class Additions:
 
     def _carried(self, call: MappedCall, source: Source, to: str) -> Tensor:
         """`Ā R^{q,to}`: eq. 6, 7 and 11."""
-        learnt = self.gain(source.stream, call.key_ancestors, to)
-        own = source.stream == to and (self._switches.aggregate or learnt is None)
-        if learnt is None and not own:
-            first, size = self._first(call), self._streams[call.stream].size
-            return self._like.new_zeros(self._examples, size - first, self._streams[to].roots)
-        if self._in_order(call.examples, call.queries, call.stream) and self._in_order(
-            call.examples, source.keys, source.stream
-        ):
-            relevance = self._start(to) if learnt is None else learnt
-            if own and learnt is not None:
-                relevance = learnt + self._start(to)
-            return self_attention_update(call.map, relevance)
+        parts = self._parts(source.stream, call.key_ancestors, to)
+        if not parts:
+            size = self._streams[call.stream].size - self._first(call)
+            return self._like.new_zeros(self._examples, size, self._streams[to].roots)
+        if self._whole(call, source):
+            return self_attention_update(call.map, functools.reduce(torch.add, parts))
         device = self._like.device
         owner, keys = call.examples.to(device)[:, None], source.keys.to(device)
-        read = self._like.new_zeros(()) if learnt is None else learnt[owner, keys.clamp(min=0)]
-        if own:
-            start = self._start(to).expand(self._examples, -1, -1)
-            read = read + start[owner, keys.clamp(min=0)]
+        read = [part.expand(self._examples, -1, -1)[owner, keys.clamp(min=0)] for part in parts]
         weights = call.map * (keys >= 0).unsqueeze(-2)
-        return self._rows(call, self_attention_update(weights, read))
+        return self._rows(call, self_attention_update(weights, functools.reduce(torch.add, read)))
 
     def _crossing(self, call: MappedCall, source: Source) -> Tensor:
         """Eq. 10 for the tokens of the keys' stream."""
         key_stream, query_stream = self._streams[source.stream], self._streams[call.stream]
         dense = self._dense(call, source)
         columns = self._all_or(source.columns, key_stream)
-        own = keys = None
+        own = None
         if self._switches.self_in_cross:
             own, tokens = self._of_queries(call)
             keys = self._barred(source.stream, call.key_ancestors, columns)
         else:
             tokens = torch.arange(query_stream.size, device=dense.device)
             keys = self._start(source.stream)[:, :, columns]
-        update = dense.new_zeros(self._examples, query_stream.size, key_stream.roots)
-        if source.columns is not None:  # what joined the keys' stream later is a third stream
-            carried = self._carried(call, source, source.stream)
-            update[:, query_stream.size - carried.shape[1] :] = carried
-        rows = cross_attention_update(dense[:, tokens], own, keys)
-        update[:, tokens[:, None], columns] = rows
+        if source.columns is None:
+            update = self._zeros(call.stream, source.stream)
+        else:  # what joined the keys' stream later is a third stream
+            update = self._carried(call, source, source.stream)
+        update[:, tokens[:, None], columns] = cross_attention_update(dense[:, tokens], own, keys)
         return update
 
     def _of_queries(self, call: MappedCall) -> tuple[Tensor | None, Tensor]:
@@ -238,13 +229,18 @@ class Additions:
 
     def relevance(self, stream: str, ancestors: frozenset[int], to: str) -> Tensor | None:
         """R of the paper, `[B, size, roots]`, identity included; `None` for zero."""
-        if not self._switches.aggregate:
-            latest = self._latest(stream, ancestors, to)
-            return self._start(stream) if latest is None and stream == to else latest
-        learnt = self.learnt(stream, ancestors, to)
-        if stream != to:
-            return None if learnt is None else learnt.clone()
-        return self._start(stream) if learnt is None else learnt + self._start(stream)
+        parts = self._parts(stream, ancestors, to)
+        if len(parts) < 2:
+            return parts[0].clone() if parts else None
+        return functools.reduce(torch.add, parts)
+
+    def _parts(self, stream: str, ancestors: frozenset[int], to: str) -> list[Tensor]:
+        """The summands of R: what was learnt, and where the tokens started."""
+        gain = self.gain(stream, ancestors, to)
+        parts = [] if gain is None else [gain]
+        if stream == to and (self._switches.aggregate or gain is None):
+            parts.append(self._start(stream))
+        return parts
 
     def gain(self, stream: str, ancestors: frozenset[int], to: str) -> Tensor | None:
         """What values are read from: `R − I`, or without aggregation `R` as it is."""
@@ -289,6 +285,12 @@ class Additions:
             and bool((positions == torch.arange(size)).all())
         )
 
+    def _whole(self, call: MappedCall, source: Source) -> bool:
+        """Whether all tokens of one stream attend to all of another, in their order."""
+        return self._in_order(call.examples, call.queries, call.stream) and self._in_order(
+            call.examples, source.keys, source.stream
+        )
+
     def _first(self, call: MappedCall) -> int:
         """The first row of its stream that a call can add to."""
         if call.crosses:
@@ -306,9 +308,7 @@ class Additions:
 
     def _dense(self, call: MappedCall, source: Source) -> Tensor:
         """Ā over all tokens of both streams: `[B, size, size of the keys' stream]`."""
-        if self._in_order(call.examples, call.queries, call.stream) and self._in_order(
-            call.examples, source.keys, source.stream
-        ):
+        if self._whole(call, source):
             return call.map
         device = call.map.device
         size = self._streams[call.stream].size, self._streams[source.stream].size

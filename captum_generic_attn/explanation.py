@@ -121,6 +121,8 @@ def explain(
     found_rows: dict[str, Tensor] = {}
     calls = []
     for record in capture.records:
+        queries = capture.streams.positions(record.query_tokens)
+        keys = capture.streams.positions(record.key_tokens)
         read = record.index in final and record.index in capture.ancestors
         per_head = None
         if record.index in reached and (record.index not in unused or read):
@@ -134,8 +136,8 @@ def explain(
                 heads_mean = average_heads(probabilities, gradient) * record.share
                 if keep_calls:
                     per_head = (probabilities * gradient).clamp(min=0)
-                additions.add(_mapped(record, heads_mean.to(like), capture))
-        calls.append(_call(record, capture, unused.get(record.index, ""), per_head))
+                additions.add(_mapped(record, heads_mean.to(like), capture, queries, keys))
+        calls.append(_call(record, queries, keys, unused.get(record.index, ""), per_head))
     automatic = {name: equal_weights(rows, score) for name, rows in found_rows.items()}
     rows = choose_rows(capture, automatic, options.rows, examples, score)
     finals = {
@@ -215,10 +217,11 @@ def _final_calls(capture: Capture, reached: set[int]) -> set[int]:
     return set(streams) - passed
 
 
-def _mapped(record: AttentionRecord, maps: Tensor, capture: Capture) -> MappedCall:
+def _mapped(
+    record: AttentionRecord, maps: Tensor, capture: Capture, queries: Tensor, keys: Tensor
+) -> MappedCall:
     """A record and its map as the rules see them: tokens as positions in their streams."""
     streams, meeting = capture.streams, record.meeting
-    queries, keys = streams.positions(record.query_tokens), streams.positions(record.key_tokens)
     padded = (queries < 0).to(maps.device)
     if bool((padded.unsqueeze(-1) & (maps != 0)).any()):
         raise UnsupportedAttentionError(
@@ -252,7 +255,9 @@ def _check_finite(values: Mapping[str, Tensor], calls: Sequence[Call]) -> None:
     )
 
 
-def _call(record: AttentionRecord, capture: Capture, reason: str, per_head: Tensor | None) -> Call:
+def _call(
+    record: AttentionRecord, queries: Tensor, keys: Tensor, reason: str, per_head: Tensor | None
+) -> Call:
     return Call(
         record.index,
         record.module,
@@ -261,8 +266,8 @@ def _call(record: AttentionRecord, capture: Capture, reason: str, per_head: Tens
         record.heads,
         not reason,
         reason,
-        capture.streams.positions(record.query_tokens),
-        capture.streams.positions(record.key_tokens),
+        queries,
+        keys,
         None if per_head is None else per_head.mean(1),
         per_head,
     )

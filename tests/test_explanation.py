@@ -106,6 +106,12 @@ def record_of(tokens: Tensor, examples: list[int], keys: Tensor | None = None):
     )  # fmt: skip
 
 
+def mapped(record, maps: Tensor, capture):
+    positions = capture.streams.positions
+    queries, keys = positions(record.query_tokens), positions(record.key_tokens)
+    return _mapped(record, maps, capture, queries, keys)
+
+
 def dense_in_loops(record, capture, maps: Tensor, examples: int, size: int) -> Tensor:
     result = torch.zeros(examples, size, size, dtype=maps.dtype)
     rows = capture.streams.positions(record.query_tokens)
@@ -135,7 +141,7 @@ def test_maps_over_all_tokens(layout: str) -> None:
     maps[record.query_tokens == PADDING] = 0  # padding that looks at tokens hands nothing on
     record.meeting = capture.meeting
     additions = Additions(capture.streams, 2, maps.new_empty(0), Switches())
-    additions.add(_mapped(record, maps, capture))
+    additions.add(mapped(record, maps, capture))
     ours = additions.learnt("x", frozenset([0]), "x")
     assert ours is not None
     torch.testing.assert_close(ours, dense_in_loops(record, capture, maps, 2, 4))
@@ -149,7 +155,7 @@ def test_padding_that_hands_relevance_on_is_refused() -> None:
     record = record_of(padded, [0])
     record.meeting = capture.meeting
     with pytest.raises(ValueError, match=r"attention .*: padding stays among the tokens"):
-        _mapped(record, torch.rand(1, 3, 3), capture)
+        mapped(record, torch.rand(1, 3, 3), capture)
 
 
 def testexplained_rows_are_those_with_a_gradient_in_any_head() -> None:

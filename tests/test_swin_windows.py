@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,17 +31,9 @@ GEOMETRIES = {
 DEPTHS, HEADS, WIDTH = [2, 2], [2, 4], 8
 
 
-def timm_swin(size: int, window: int) -> nn.Module:
-    timm = pytest.importorskip("timm.models.swin_transformer")
-    return timm.SwinTransformer(
-        img_size=size, patch_size=4, embed_dim=WIDTH, depths=DEPTHS, num_heads=HEADS,
-        window_size=window, num_classes=CLASSES,
-    )  # fmt: skip
-
-
-def timm_swin_v2(size: int, window: int) -> nn.Module:
-    timm = pytest.importorskip("timm.models.swin_transformer_v2")
-    return timm.SwinTransformerV2(
+def timm_swin(size: int, window: int, kind: str = "SwinTransformer") -> nn.Module:
+    timm = pytest.importorskip("timm.models")
+    return getattr(timm, kind)(
         img_size=size, patch_size=4, embed_dim=WIDTH, depths=DEPTHS, num_heads=HEADS,
         window_size=window, num_classes=CLASSES,
     )  # fmt: skip
@@ -77,7 +70,12 @@ def huggingface(config: str, model: str) -> Callable[[int, int], nn.Module]:
 # Builder, class of a block, class of a merging layer, the head.
 MODELS = {
     "timm": (timm_swin, "SwinTransformerBlock", "PatchMerging", "head.fc"),
-    "timm V2": (timm_swin_v2, "SwinTransformerV2Block", "PatchMerging", "head.fc"),
+    "timm V2": (
+        partial(timm_swin, kind="SwinTransformerV2"),
+        "SwinTransformerV2Block",
+        "PatchMerging",
+        "head.fc",
+    ),
     "torchvision": (torchvision_swin, "SwinTransformerBlock", "PatchMerging", "head"),
     "torchvision V2": (torchvision_swin_v2, "SwinTransformerBlockV2", "PatchMergingV2", "head"),
     "Hugging Face": (

@@ -152,12 +152,30 @@ def summary(scores: Floats) -> dict[str, object]:
     }
 
 
+def summaries(scores: dict[str, dict[str, Floats]]) -> dict[str, object]:
+    """The summary of each method and each way to ask."""
+    return {
+        name: {way: summary(values) for way, values in ways.items()}
+        for name, ways in scores.items()
+    }
+
+
+def about(model: nn.Module, weights: Path) -> dict[str, object]:
+    """A trained model, and the file that holds its weights and how it was trained."""
+    with safe_open(weights, framework="pt") as file:
+        training = json.loads(file.metadata()["training"])
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "bytes": weights.stat().st_size,
+        "stored_as": "float16",
+        "training": training,
+    }
+
+
 def write_report(data: Path) -> None:
     """Measures the shipped weights and writes `report.json` beside this script."""
     split = load_split("test", data)
     model = demo.load_model()
-    with safe_open(WEIGHTS, framework="pt") as file:
-        training = json.loads(file.metadata()["training"])
     named, explained = draw(split, TEST_SEED, 0, NAMED), draw(split, TEST_SEED, 0, EXPLAINED)
     precisions = average_precisions(model, named)
     methods = {
@@ -168,12 +186,7 @@ def write_report(data: Path) -> None:
     }
     scores = {name: localisation(explained, of) for name, of in methods.items()}
     report = {
-        "model": {
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "bytes": WEIGHTS.stat().st_size,
-            "stored_as": "float16",
-            "training": training,
-        },
+        "model": about(model, WEIGHTS),
         "average_precision": {
             "canvases": NAMED,
             "mean": round(float(precisions.mean()), 4),
@@ -190,10 +203,7 @@ def write_report(data: Path) -> None:
             "pixel": "the highest pixel of the bilinear 64 × 64 map lies in the garment's box",
             "token": "the highest token's 8 × 8 pixels reach into the garment's box",
         }
-        | {
-            name: {way: summary(values) for way, values in ways.items()}
-            for name, ways in scores.items()
-        },
+        | summaries(scores),
         "canvas_seed": TEST_SEED,
         "python": platform.python_version(),
         "versions": {

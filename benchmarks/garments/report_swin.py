@@ -19,10 +19,11 @@ from report import (
     EXPLAINED,
     NAMED,
     TokenMaps,
+    about,
     average_precisions,
     generic_attention,
     localisation,
-    summary,
+    summaries,
 )
 from safetensors import safe_open
 from timm.models.swin_transformer import SwinTransformer
@@ -71,16 +72,9 @@ def main(data: Path = DEBIAN_FOLDER, threads: int = 2) -> None:
         "saliency": saliency(model),
         "chance": None,
     }
-    with safe_open(WEIGHTS, framework="pt") as file:
-        training = json.loads(file.metadata()["training"])
     scores = {name: localisation(explained, of, GRID) for name, of in methods.items()}
     report = {
-        "model": {
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "bytes": WEIGHTS.stat().st_size,
-            "stored_as": "float16",
-            "training": training,
-        },
+        "model": about(model, WEIGHTS),
         "mean_average_precision": {
             "canvases": NAMED,
             "mean": round(float(precisions.mean()), 4),
@@ -92,10 +86,7 @@ def main(data: Path = DEBIAN_FOLDER, threads: int = 2) -> None:
             "pixel": "the highest pixel of the bilinear 64 × 64 map lies in the garment's box",
             "token": "the highest token's 4 × 4 pixels reach into the garment's box",
         }
-        | {
-            name: {way: summary(values) for way, values in ways.items()}
-            for name, ways in scores.items()
-        },
+        | summaries(scores),
         "canvas_seed": TEST_SEED,
     }
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 import typer
-from canvases import DEBIAN_FOLDER, load_split
+from canvases import DEBIAN_FOLDER
 from timm.models.swin_transformer import SwinTransformer
-from train_vit import train, write_weights
+from train_vit import train_and_write
 
 from captum_generic_attn.demo import CLASSES, SIZE
 
@@ -47,14 +47,8 @@ def main(
     highest_rate: float = 2e-3,
 ) -> None:
     """Train the Swin transformer on garment canvases and write its weights."""
-    torch.set_num_threads(1)
-    split = load_split("train", data)
-    runs.mkdir(parents=True, exist_ok=True)
-    model, training = train(
-        split, runs / "swin.pt", seed, steps, batch_size, highest_rate, build=swin
-    )
-    write_weights(model, training, weights, CONFIG)
-    print(f"{weights}: {weights.stat().st_size} bytes")
+    settings = seed, steps, batch_size, highest_rate
+    train_and_write(data, runs / "swin.pt", weights, settings, swin, CONFIG)
 
 
 if __name__ == "__main__":

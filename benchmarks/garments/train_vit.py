@@ -218,6 +218,20 @@ def write_weights(
     path.chmod(0o644)
 
 
+def train_and_write(
+    data: Path, checkpoint: Path, weights: Path, settings: tuple[int, int, int, float],
+    build: Callable[[], tuple[torch.nn.Module, torch.nn.Module]], config: dict[str, Any],
+) -> None:  # fmt: skip
+    """Trains on the canvases of the training split, and writes the weights."""
+    # Each half of a batch has a core; threads within an operation would only fight over them.
+    torch.set_num_threads(1)
+    split = load_split("train", data)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    model, training = train(split, checkpoint, *settings, build)
+    write_weights(model, training, weights, config)
+    print(f"{weights}: {weights.stat().st_size} bytes")
+
+
 def main(
     data: Path = DEBIAN_FOLDER,
     runs: Path = HERE / "runs",
@@ -230,13 +244,8 @@ def main(
     """Train the demo model on garment canvases, write its weights and, if they are the ones that
     the package ships, report.json.
     """
-    # Each half of a batch has a core; threads within an operation would only fight over them.
-    torch.set_num_threads(1)
-    split = load_split("train", data)
-    runs.mkdir(parents=True, exist_ok=True)
-    model, training = train(split, runs / "vit.pt", seed, steps, batch_size, highest_rate)
-    write_weights(model, training, weights, CONFIG)
-    print(f"{weights}: {weights.stat().st_size} bytes")
+    settings = seed, steps, batch_size, highest_rate
+    train_and_write(data, runs / "vit.pt", weights, settings, plain_vit, CONFIG)
     if weights.resolve() == WEIGHTS:
         # Only now do the shipped weights exist in a first run.
         from report import write_report

@@ -45,7 +45,8 @@ class Attention:
         shadow = self._transfer.of(operand)
         logits = shadow.role is Role.LOGITS
         along = [varies(plane, axis) for plane in shadow.planes]
-        apart = any(self._transfer.spaces.several(plane) for plane in shadow.planes)
+        several = self._transfer.spaces.several
+        apart = not logits and any(several(plane) for plane in shadow.planes)
         softmax = Softmax(*self._scope.current(), logits, any(along), apart)
         self._recorder.softmaxes.append(softmax)
         if logits and shadow.planes:

@@ -81,21 +81,36 @@ def of_windows(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
         parents = one.expand(len(lines), *result.shape[2:], 1)
     else:
         parents = windows_of(lines, windows, result.shape[2:])
-    local = spaces.locate(lines[:, 0])[2]
     centres = None
-    if windows.regular and bool((local == local[0]).all()):
-        known = lines[0, 0] >= 0
-        centres = spaces.coordinates(torch.where(known, lines[0, 0], lines[0, 0].amax()))
-        if centres is not None:
-            centres = window_centres(
-                centres, known, windows.starts, windows.steps, result.shape[2:]
-            )
-        if centres is not None:
-            centres = centres.flatten(0, -2).repeat(len(lines), 1)
+    if windows.regular:
+        steps = windows.starts, windows.steps
+        centres = _centres(spaces, lines[:, 0], *steps, result.shape[2:])
+    return _born_on_map(spaces, shadow, op, parents, centres)
+
+
+def _centres(
+    spaces: TokenSpaces, lines: Tensor, starts: Sequence[float], steps: Sequence[float],
+    out: torch.Size,
+) -> Tensor | None:  # fmt: skip
+    """`[*out, d]` centres of windows over a map `[B, *spatial]`; `None` if examples differ."""
+    local = spaces.locate(lines)[2]
+    if bool((local != local[0]).any()):
+        return None
+    known = lines[0] >= 0
+    centres = spaces.coordinates(torch.where(known, lines[0], lines[0].amax()))
+    return None if centres is None else window_centres(centres, known, starts, steps, out)
+
+
+def _born_on_map(
+    spaces: TokenSpaces, shadow: Shadow, op: Operation, parents: Tensor, centres: Tensor | None
+) -> Shadow:
+    """Tokens of a map `[B, C, *out]`, from `[B, *out, m]` parents and `[*out, d]` centres."""
+    if centres is not None:
+        centres = centres.flatten(0, -2).repeat(len(parents), 1)
     plane = spaces.born(parents, centres)
     if plane is None:
-        return lost
-    planes = (plane.unsqueeze(1).expand(result.shape),)
+        return shadow.without_tokens(op.name)
+    planes = (plane.unsqueeze(1).expand(op.results[0].shape),)
     return replace(shadow, role=Role.TOKENS, planes=planes)
 
 
@@ -134,27 +149,16 @@ def of_resized(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     if not raw and varies(plane, 1):
         return lost
     lines = plane[:, 0]
-    local = spaces.locate(lines)[2]
-    known = lines[0] >= 0
-    centres = None
-    if bool((local == local[0]).all()):
-        centres = spaces.coordinates(torch.where(known, lines[0], lines[0].amax()))
-    if centres is not None:
-        steps = [n / m for n, m in zip(operand.shape[2:], result.shape[2:], strict=True)]
-        starts = [(step - 1) / 2 for step in steps]
-        centres = window_centres(centres, known, starts, steps, result.shape[2:])
+    steps = [n / m for n, m in zip(operand.shape[2:], result.shape[2:], strict=True)]
+    starts = [(step - 1) / 2 for step in steps]
+    centres = _centres(spaces, lines, starts, steps, result.shape[2:])
     if raw:
         if centres is None:
             return lost
         return replace(shadow, planes=(spaces.of_picture(plane, centres, result.shape),))
     nearest = F.interpolate(lines[:, None].double(), result.shape[2:], mode="nearest-exact")
     parents = nearest[:, 0].to(plane.dtype).unsqueeze(-1)
-    if centres is not None:
-        centres = centres.flatten(0, -2).repeat(len(lines), 1)
-    born = spaces.born(parents, centres)
-    if born is None:
-        return lost
-    return replace(shadow, planes=(born.unsqueeze(1).expand(result.shape),))
+    return _born_on_map(spaces, shadow, op, parents, centres)
 
 
 def of_sums(spaces: TokenSpaces, one: Tensor, other: Tensor) -> Tensor | None:

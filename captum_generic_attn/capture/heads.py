@@ -97,16 +97,15 @@ def group_heads(queries: Tensor, keys: Tensor, spaces: TokenSpaces, examples: in
             "heads of one example read different tokens",
             "relevance averages heads, so each must see the same tokens",
         )
-    if _in_several(queries, owners, member, len(groups)):
+    order = torch.argsort(member, stable=True).view(len(groups), -1)
+    first = order[:, 0]
+    queries, keys, owners = queries[first], keys[first], owners[first]
+    if _in_several(queries, owners):
         raise Unreadable(
             "one token asks in several sequences of an example",
             "pass each sequence as an example of its own",
         )
-    order = torch.argsort(member, stable=True).view(len(groups), -1)
-    first = order[:, 0]
-    return Groups(
-        queries[first], keys[first], owners[first], places[order].reshape(len(groups), -1)
-    )
+    return Groups(queries, keys, owners, places[order].reshape(len(groups), -1))
 
 
 def _repeats(rows: Tensor) -> bool:
@@ -115,14 +114,10 @@ def _repeats(rows: Tensor) -> bool:
     return bool(((ranked.diff(dim=-1) == 0) & (ranked[:, 1:] >= 0)).any())
 
 
-def _in_several(queries: Tensor, owners: Tensor, member: Tensor, groups: int) -> bool:
+def _in_several(queries: Tensor, owners: Tensor) -> bool:
     """Whether a token is a query of more than one group (a class token of all frames)."""
-    first = torch.full((groups,), len(queries)).scatter_reduce(
-        0, member, torch.arange(len(queries)), "amin"
-    )
-    rows, of = queries[first].long(), owners[first]
-    asked = rows + of[:, None] * (rows.max() + 1)
-    asked = asked[rows >= 0]
+    asked = queries.long() + owners[:, None] * (queries.max().long() + 1)
+    asked = asked[queries >= 0]
     return len(torch.unique(asked)) < len(asked)
 
 

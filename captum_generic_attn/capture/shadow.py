@@ -32,7 +32,8 @@ class Role(IntEnum):
 class Softmax:
     """One softmax of the forward pass, and whether its result met values.
 
-    `over_tokens` says whether it runs over tokens, `of_tokens` whether each token has its own.
+    `over_tokens` says whether it runs over tokens; `of_tokens` whether, without logits, each token
+    has its own.
     """
 
     module: str
