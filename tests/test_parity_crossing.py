@@ -187,6 +187,32 @@ def test_detr_where_the_original_gives_nan(switches) -> None:
         assert_parity(ours.flatten(), theirs)
 
 
+def test_detr_where_the_original_gives_nan_other_keys() -> None:
+    """What does not divide is equal: logits, no aggregation, `R^{qq}` and `R^{ii}`."""
+    target = manifest("detr_nan")["targets"]["q2.argmax"]
+    model, features = detr("detr_nan"), golden("detr_nan", "input.features")
+    assert relative_error(model(features)[0], golden("detr_nan", "pred_logits")) <= TOLERANCE
+    explained = target["query"], target["cls"]
+    ours = GenericAttention(model, aggregate=False).attribute(
+        features, explained, return_input_shape=False
+    )
+    assert_parity(ours.flatten(), golden("detr_nan", "q2.argmax.no_agg.lrp0.norm0"))
+    relevance = GenericAttention(model).relevance(features, explained)
+    queries = QUERIES["torch"]
+    (image,) = (name for name in relevance.streams if name != queries)
+    for name, stream in (("R_q_q", queries), ("R_i_i", image)):
+        theirs = golden("detr_nan", f"q2.argmax.ours_full.{name}")
+        assert_parity(relevance.matrix(stream, stream)[0], theirs)
+    across = relevance.matrix(queries, image)[0]
+    assert across.isfinite().all()
+    assert (across >= golden("detr_nan", "q2.argmax.ours_full.R_q_i") - 1e-12).all()
+
+
+def test_lxmert_nan_loads_the_golden_weights() -> None:
+    logits = lxmert_forward(lxmert("lxmert_nan"))(*lxmert_inputs("lxmert_nan", "s0"))[0]
+    assert relative_error(logits, golden("lxmert_nan", "s0.logits")) <= TOLERANCE
+
+
 # --- DETR: encoder and decoder, queries that are parameters
 
 DETR_CASES = ["q1.argmax", "q4.class2"]

@@ -336,3 +336,38 @@ def test_attention_between_channels_is_refused_not_wrong() -> None:
     model, pictures = drawn("xcit_nano_12_p16_224", img_size=64, embed_dim=16, depth=2, num_heads=2)
     message = refusal(model, pictures)
     assert "blocks.0.attn (XCA): attention between channels, not between tokens" in message
+
+
+def skipping(model: nn.Module, pictures: Tensor) -> tuple[Tensor, list[str], list[str]]:
+    """With `strict=False`: the map, the one warning's lines, and the modules that counted."""
+    method = GenericAttention(model, strict=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        heatmap = method.attribute(pictures, 1)
+    ours = [str(one.message) for one in caught if one.category is UserWarning]
+    assert len(ours) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        calls = method.relevance(pictures, 1).calls
+    return heatmap, ours[0].splitlines()[1:], [call.module for call in calls if call.used]
+
+
+def test_a_real_model_s_class_attention_is_left_where_its_channels_are_skipped() -> None:
+    model, pictures = drawn("xcit_nano_12_p16_224", img_size=64, embed_dim=16, depth=2, num_heads=2)
+    heatmap, skipped, used = skipping(model, pictures)
+    assert used == ["cls_attn_blocks.0.attn", "cls_attn_blocks.1.attn"]
+    assert [line.split()[0] for line in skipped] == ["blocks.0.attn", "blocks.1.attn"]
+    assert heatmap.shape == pictures.shape
+    assert heatmap.isfinite().all()
+    assert heatmap.max() > 0
+
+
+def test_a_real_model_with_nothing_but_channels_has_nothing_left() -> None:
+    timm = pytest.importorskip("timm", reason="EdgeNeXt is timm's")
+    model = oracles.randomise(timm.create_model("edgenext_xx_small", num_classes=5).eval())
+    pictures = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        message = refusal(model, pictures, strict=False)
+    assert message.startswith("no attention was found")
+    assert "(CrossCovarianceAttn): attention between channels, not between tokens" in message

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 
 import pytest
 
@@ -44,6 +45,7 @@ def test_model(entry: Entry) -> None:
     assert finding.output_moved <= 1e-5 or finding.message
     if entry.refusal:
         assert entry.refusal in finding.message
+        assert_refusals_say_where_and_what_to_do(finding)
         assert_nothing_overlooked(finding)
         return
     assert finding.message == ""
@@ -61,6 +63,17 @@ def assert_nothing_overlooked(finding: Finding) -> None:
     """Whatever attention there is was seen: in a record, in a refusal, or as a softmax alone."""
     seen = finding.used + finding.unused + finding.refused + finding.ignored
     assert seen >= finding.aten or "no attention was found" in finding.message
+
+
+def assert_refusals_say_where_and_what_to_do(finding: Finding) -> None:
+    """Each line: name and type of the module, what was seen; what to do."""
+    first, *lines = finding.message.splitlines()
+    if first.startswith("no attention was found"):
+        assert 'load the model with attn_implementation="sdpa" or "eager"' in first
+    else:
+        assert lines
+    for line in lines:
+        assert re.fullmatch(r"  [\w.]+ \(\w+\): .+; .+", line), line
 
 
 def test_labels_are_unique() -> None:

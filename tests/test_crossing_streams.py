@@ -1,0 +1,150 @@
+"""Three streams that attend to each other, from the model to the matrices: against equations 5 to
+11 as they stand in the paper, whole matrices, updated call by call in the order of execution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from zoo.laws import assert_same
+from zoo.oracles import randomise
+
+from captum_generic_attn import GenericAttention
+
+WIDTH, HEADS, B = 8, 2, 2
+SIZES = {"a": 4, "b": 3, "z": 2}
+LATENTS = "latents"
+
+
+class Attend(nn.Module):
+    """One stream asks another; fused, or written out with its probabilities kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.kept: Tensor | None = None
+        self.fused = False
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        q, k, v = (
+            part(t).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            for part, t in ((self.query, x), (self.key, y), (self.value, y))
+        )
+        if self.fused:
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        else:
+            self.kept = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+            mixed = self.kept @ v
+        return x + mixed.transpose(1, 2).flatten(2)
+
+
+class Three(nn.Module):
+    """Two inputs attend to each other, and latents to one of them, then to both at once.
+
+    Without `alone`, the first input never attends to itself: its `R − I` has nothing but zeros.
+    """
+
+    def __init__(self, alone: bool) -> None:
+        super().__init__()
+        self.alone = alone
+        self.embed = nn.ModuleDict({name: nn.Linear(5, WIDTH) for name in "ab"})
+        self.latents = nn.Parameter(torch.zeros(1, SIZES["z"], WIDTH))
+        self.calls = nn.ModuleList(Attend() for _ in range(7))
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        a, b = self.embed["a"](a), self.embed["b"](b)
+        z = self.latents.expand(len(a), -1, -1)
+        if self.alone:
+            a = self.calls[0](a, a)
+        b = self.calls[1](b, b)
+        b = self.calls[2](b, a)
+        if self.alone:
+            a = self.calls[3](a, b)
+        z = self.calls[4](z, z)
+        z = self.calls[5](z, a)
+        z = self.calls[6](z, torch.cat([a, b], 1))
+        return self.head(z[:, 1])
+
+
+class Paper:
+    """R of every pair of streams, updated by the equations."""
+
+    def __init__(self, normalize: bool, self_in_cross: bool) -> None:
+        self.normalize, self.self_in_cross = normalize, self_in_cross
+        self.R = {
+            (s, c): (torch.eye(SIZES[s]) if s == c else torch.zeros(SIZES[s], SIZES[c]))
+            .double().expand(B, -1, -1)
+            for s, c in product(SIZES, SIZES)
+        }  # fmt: skip
+
+    def bar(self, s: str) -> Tensor:
+        """Eq. 8 and 9; a row of zeros stays the identity's."""
+        R, eye = self.R[s, s], torch.eye(SIZES[s], dtype=torch.float64)
+        if not self.normalize:
+            return R
+        sums = (R - eye).sum(-1, keepdim=True)
+        return torch.where(sums > 1e-12, (R - eye) / sums.clamp(min=1e-12), 0) + eye
+
+    def attend(self, s: str, keys: Sequence[str], Abar: Tensor) -> None:
+        """Eq. 6 and 7, or eq. 10 and 11 for each stream of the keys, from the old matrices."""
+        parts = Abar.split([SIZES[q] for q in keys], -1)
+        added = {c: torch.zeros_like(self.R[s, c]) for c in SIZES}
+        for q, part in zip(keys, parts, strict=True):
+            for c in SIZES:
+                if q == s or c != q:
+                    added[c] = added[c] + part @ self.R[q, c]
+                elif self.self_in_cross:
+                    added[c] = added[c] + self.bar(s).mT @ part @ self.bar(q)
+                else:
+                    added[c] = added[c] + part
+        self.R |= {(s, c): self.R[s, c] + rows for c, rows in added.items()}
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.randn(B, SIZES[name], 5, dtype=torch.float64, generator=generator) for name in "ab"
+    )  # type: ignore[return-value]
+
+
+def by_the_paper(model: Three, given: tuple[Tensor, Tensor], paper: Paper) -> Paper:
+    order = [("a", "a"), ("b", "b"), ("b", "a"), ("a", "b"), ("z", "z"), ("z", "a"), ("z", "ab")]
+    score = model(*given)[:, 1].sum()
+    used = [(of, call.kept) for of, call in zip(order, model.calls, strict=True)
+            if call.kept is not None]  # fmt: skip
+    gradients = torch.autograd.grad(score, [kept for _, kept in used])
+    for ((s, keys), kept), gradient in zip(used, gradients, strict=True):
+        paper.attend(s, keys, (kept * gradient).clamp(min=0).mean(1).detach())
+    return paper
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["eager", "fused"])
+@pytest.mark.parametrize("alone", [True, False], ids=["both attend", "zero rows"])
+@pytest.mark.parametrize(("normalize", "self_in_cross"), list(product([True, False], repeat=2)))
+def test_three_streams(normalize: bool, self_in_cross: bool, alone: bool, fused: bool) -> None:
+    model = randomise(Three(alone).double().eval())
+    assert isinstance(model, Three)
+    given = inputs()
+    paper = by_the_paper(model, given, Paper(normalize, self_in_cross))
+    for call in model.calls:
+        call.fused = fused
+    method = GenericAttention(model, normalize=normalize, self_in_cross=self_in_cross)
+    relevance = method.relevance(given, 1)
+    assert set(relevance.streams) == {"a", "b", LATENTS}
+    assert relevance.rows[LATENTS].tolist() == [[0, 1]] * B
+    names = {"a": "a", "b": "b", "z": LATENTS}
+    for (s, c), expected in paper.R.items():
+        found = relevance.matrix(names[s], names[c])
+        if expected.any():
+            assert_same(found, expected)
+        else:
+            assert not found.any()
+    maps = method.attribute(given, 1, return_input_shape=False)
+    for name, ours in zip("ab", maps, strict=True):
+        assert_same(ours, paper.R["z", name][:, 1])
