@@ -10,51 +10,19 @@ of the calls that the state depends on: parallel branches read the same old stat
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from captum_generic_attn.calls import Layout, MappedCall, Source, Switches
+from captum_generic_attn.maps import AttentionMap
 from captum_generic_attn.rules import (
     cross_attention_update,
     normalize_relevance,
     self_attention_update,
 )
-from captum_generic_attn.tokens import TokenStream
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """What a call reads of one stream: `keys` `[G, Nk]` are positions in it, -1 elsewhere.
-
-    `columns` are those of the stream's tokens that made it up when the call ran; `None`: all.
-    """
-
-    stream: str
-    keys: Tensor
-    columns: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class MappedCall:
-    """An attention call as the rules see it.
-
-    `map` is Ā of eq. 5, `[G, Nq, Nk]`, of `G` groups (the examples, or their windows); `examples`
-    `[G]` says whose. `queries` `[G, Nq]` are positions in the stream `stream`, whose tokens
-    `columns` (`None`: all) made it up when the call ran.
-    """
-
-    index: int
-    stream: str
-    map: Tensor
-    examples: Tensor
-    queries: Tensor
-    sources: tuple[Source, ...]
-    crosses: bool
-    query_ancestors: frozenset[int]
-    key_ancestors: frozenset[int]
-    columns: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,20 +31,6 @@ class Block:
 
     first: int
     rows: Tensor
-
-
-@dataclass(frozen=True)
-class Switches:
-    """The paper's switches, and the pairs of streams (queries, keys) that attend across."""
-
-    normalize: bool = True
-    self_in_cross: bool = True
-    aggregate: bool = True
-    crossings: frozenset[tuple[str, str]] = frozenset()
-
-    def mutual(self, one: str, other: str) -> bool:
-        """Whether two streams attend to each other."""
-        return {(one, other), (other, one)} <= self.crossings
 
 
 class Additions:
@@ -88,28 +42,32 @@ class Additions:
     the model left behind is summed anew.
     """
 
-    def __init__(
-        self, streams: Iterable[TokenStream], examples: int, like: Tensor, switches: Switches
-    ) -> None:
-        self._streams = {stream.name: stream for stream in streams}
-        self._starts: dict[str, Tensor] = {}
-        self._examples = examples
-        self._like = like
+    def __init__(self, layout: Layout, switches: Switches) -> None:
+        self._layout = layout
+        self._streams = layout.streams
+        self._examples = layout.examples
+        self._like = layout.like
+        self._start = layout.start
         self._switches = switches
         self._added: dict[int, dict[str, Block]] = {}
         self._touched: dict[int, Tensor] = {}
         self._stream_of: dict[int, str] = {}
         self._sums: dict[tuple[str, str], tuple[frozenset[int], Tensor]] = {}
 
-    def add(self, call: MappedCall) -> None:
-        """Eq. 6, 7, 10 and 11: what a call adds to the relevance of its queries' stream."""
+    def add(self, call: MappedCall, attention_map: Tensor) -> None:
+        """Eq. 6, 7, 10 and 11: what a call adds to the relevance of its queries' stream.
+
+        Args:
+            call: the call; those before it have been added.
+            attention_map: its Ā, `[G, Nq, Nk]`.
+        """
         added: dict[str, Tensor] = {}
         for source in call.sources:
             for to in self._known(call, source):
                 if call.crosses and to == source.stream:
-                    update = self._crossing(call, source)
+                    update = self._crossing(call, attention_map, source)
                 else:
-                    update = self._carried(call, source, to)
+                    update = self._carried(call, attention_map, source, to)
                 added[to] = added[to] + update if to in added else update
         stream = self._streams[call.stream]
         first = self._first(call)
@@ -118,7 +76,7 @@ class Additions:
         }
         self._stream_of[call.index] = call.stream
         if not self._switches.aggregate:
-            self._touched[call.index] = self._rows_touched(call)
+            self._touched[call.index] = self._layout.touched(call).unsqueeze(-1)
 
     def _known(self, call: MappedCall, source: Source) -> list[str]:
         """The streams to which a call adds: the keys', and all that these know of."""
@@ -130,28 +88,30 @@ class Additions:
             found = {to for to in found if mutual} | ({call.stream} if mutual else set())
         return [to for to in self._streams if to in found or to == source.stream]
 
-    def _carried(self, call: MappedCall, source: Source, to: str) -> Tensor:
+    def _carried(
+        self, call: MappedCall, attention_map: Tensor, source: Source, to: str
+    ) -> Tensor:
         """`Ā R^{q,to}`: eq. 6, 7 and 11."""
         parts = self._parts(source.stream, call.key_ancestors, to)
         if not parts:
             size = self._streams[call.stream].size - self._first(call)
             return self._like.new_zeros(self._examples, size, self._streams[to].roots)
         if self._whole(call, source):
-            return self_attention_update(call.map, functools.reduce(torch.add, parts))
+            return self_attention_update(attention_map, functools.reduce(torch.add, parts))
         device = self._like.device
         owner, keys = call.examples.to(device)[:, None], source.keys.to(device)
         read = [part.expand(self._examples, -1, -1)[owner, keys.clamp(min=0)] for part in parts]
-        weights = call.map * (keys >= 0).unsqueeze(-2)
+        weights = attention_map * (keys >= 0).unsqueeze(-2)
         return self._rows(call, self_attention_update(weights, functools.reduce(torch.add, read)))
 
-    def _crossing(self, call: MappedCall, source: Source) -> Tensor:
+    def _crossing(self, call: MappedCall, attention_map: Tensor, source: Source) -> Tensor:
         """Eq. 10 for the tokens of the keys' stream."""
         key_stream, query_stream = self._streams[source.stream], self._streams[call.stream]
-        dense = self._dense(call, source)
-        columns = self._all_or(source.columns, key_stream)
+        dense = self._dense(call, attention_map, source)
+        columns = self._layout.columns_or_all(source.columns, key_stream)
         own = None
         if self._switches.self_in_cross:
-            own, tokens = self._of_queries(call)
+            own, tokens = self.of_queries(call)
             keys = self._barred(source.stream, call.key_ancestors, columns)
         else:
             tokens = torch.arange(query_stream.size, device=dense.device)
@@ -159,18 +119,18 @@ class Additions:
         if source.columns is None:
             update = self._zeros(call.stream, source.stream)
         else:  # what joined the keys' stream later is a third stream
-            update = self._carried(call, source, source.stream)
+            update = self._carried(call, attention_map, source, source.stream)
         update[:, tokens[:, None], columns] = cross_attention_update(dense[:, tokens], own, keys)
         return update
 
-    def _of_queries(self, call: MappedCall) -> tuple[Tensor | None, Tensor]:
+    def of_queries(self, call: MappedCall) -> tuple[Tensor | None, Tensor]:
         """`R̄^{ss} − I` (`R^{ss} − I` unless normalised) over tokens of s, and which those are.
 
         They are all tokens of the stream; or, where merged tokens ask, those that ask, each with
         the relevance of all that it was merged from.
         """
         stream = self._streams[call.stream]
-        columns = self._all_or(call.columns, stream)
+        columns = self._layout.columns_or_all(call.columns, stream)
         asking = torch.unique(call.queries[call.queries >= 0]).to(self._like.device)
         merged = bool((asking >= stream.roots).any())
         tokens = asking if merged else columns
@@ -269,25 +229,12 @@ class Additions:
     def _records(self, stream: str, ancestors: frozenset[int]) -> list[int]:
         return [i for i in ancestors if self._stream_of.get(i) == stream]
 
-    def _start(self, stream: str) -> Tensor:
-        if stream not in self._starts:
-            self._starts[stream] = self._streams[stream].start(self._like)
-        return self._starts[stream]
-
     # -- layout -------------------------------------------------------------------------------
-
-    def _in_order(self, examples: Tensor, positions: Tensor, stream: str) -> bool:
-        """Whether the groups of a call are the examples, each with all tokens in their order."""
-        size = self._streams[stream].size
-        return (
-            positions.shape == (self._examples, size)
-            and torch.equal(examples, torch.arange(self._examples))
-            and bool((positions == torch.arange(size)).all())
-        )
 
     def _whole(self, call: MappedCall, source: Source) -> bool:
         """Whether all tokens of one stream attend to all of another, in their order."""
-        return self._in_order(call.examples, call.queries, call.stream) and self._in_order(
+        in_order = self._layout.in_order
+        return in_order(call.examples, call.queries, call.stream) and in_order(
             call.examples, source.keys, source.stream
         )
 
@@ -306,36 +253,63 @@ class Additions:
         placed.index_put_((owners, places.to(rows.device)), rows, accumulate=True)
         return placed[:, :-1]
 
-    def _dense(self, call: MappedCall, source: Source) -> Tensor:
+    def _dense(self, call: MappedCall, attention_map: Tensor, source: Source) -> Tensor:
         """Ā over all tokens of both streams: `[B, size, size of the keys' stream]`."""
         if self._whole(call, source):
-            return call.map
-        device = call.map.device
+            return attention_map
+        device = attention_map.device
         size = self._streams[call.stream].size, self._streams[source.stream].size
-        dense = call.map.new_zeros(self._examples, size[0] + 1, size[1] + 1)
+        dense = attention_map.new_zeros(self._examples, size[0] + 1, size[1] + 1)
         where = (
             call.examples.to(device)[:, None, None],
             call.queries.to(device)[:, :, None],
             source.keys.to(device)[:, None, :],
         )
-        dense.index_put_(where, call.map, accumulate=True)
+        dense.index_put_(where, attention_map, accumulate=True)
         return dense[:, :-1, :-1]
 
-    def _rows_touched(self, call: MappedCall) -> Tensor:
-        """`[B, size, 1]`, the rows that a call writes."""
-        stream = self._streams[call.stream]
-        rows = self._rows(call, self._like.new_ones(*call.queries.shape, 1))
-        touched = self._like.new_zeros(self._examples, stream.size, 1)
-        touched[:, stream.size - rows.shape[1] :] = rows
-        touched = stream.hand_on(touched)
-        if call.crosses:
-            touched[:, self._all_or(call.columns, stream)] = 1
-        return touched > 0
 
-    def _all_or(self, columns: Tensor | None, stream: TokenStream) -> Tensor:
-        if columns is None:
-            return torch.arange(stream.roots, device=self._like.device)
-        return columns.to(self._like.device)
+class WholeSum:
+    """Relevance of all rows: the maps of the calls are collected, then added from the first on."""
+
+    def __init__(self, calls: Sequence[MappedCall], layout: Layout, switches: Switches) -> None:
+        self._calls = calls
+        self._layout = layout
+        self._maps: dict[int, AttentionMap] = {}
+        self._rows: dict[str, tuple[Tensor, frozenset[int]]] = {}
+        self._additions = Additions(layout, switches)
+
+    def read(self, stream: str, weights: Tensor, ancestors: frozenset[int]) -> None:
+        """Ask for `weights` `[B, size]` of the rows of a stream, in the state after `ancestors`."""
+        self._rows[stream] = weights, ancestors
+
+    def arrive(self, index: int, attention_map: AttentionMap) -> None:
+        """Take the map of a call, as the backward pass comes to it."""
+        self._maps[index] = attention_map.kept()
+
+    def finish(self) -> dict[str, Tensor]:
+        """`[B, roots]` values of the tokens of each stream, when the backward pass is over."""
+        for call in self._calls:
+            if call.index in self._maps:
+                self._additions.add(call, self._maps.pop(call.index).dense())
+        values: dict[str, Tensor] = {}
+        for name, (weights, ancestors) in self._rows.items():
+            for to, stream in self._layout.streams.items():
+                gain = self._additions.gain(name, ancestors, to)
+                if gain is not None or to == name:
+                    part = read_out(gain, weights, stream.roots, own=to == name)
+                    values[to] = values[to] + part if to in values else part
+        return values
+
+    def matrices(self, states: Mapping[str, frozenset[int]]) -> dict[tuple[str, str], Tensor]:
+        """R between all pairs of streams that met, `[B, size, roots]`, in these states."""
+        found = {}
+        for query in self._layout.streams:
+            for key in self._layout.streams:
+                matrix = self._additions.relevance(query, states[query], key)
+                if matrix is not None:
+                    found[query, key] = matrix.expand(self._layout.examples, -1, -1)
+        return found
 
 
 def read_out(relevance: Tensor | None, rows: Tensor, columns: int, *, own: bool) -> Tensor:
@@ -353,7 +327,15 @@ def read_out(relevance: Tensor | None, rows: Tensor, columns: int, *, own: bool)
     if relevance is None:
         return rows.new_zeros(len(rows), columns)
     values = (rows.unsqueeze(1) @ relevance).squeeze(1)
-    if not own:
-        return values
+    return without_own(values, rows) if own else values
+
+
+def without_own(values: Tensor, rows: Tensor) -> Tensor:
+    """Values `[B, n]` of a stream's tokens with 0 for the token of an example's only explained row.
+
+    Args:
+        values: `[B, n]`.
+        rows: `[B, N]` weights of the explained rows of the same stream.
+    """
     single = (rows != 0).sum(-1, keepdim=True) == 1
-    return values.masked_fill(single & (rows[:, :columns] != 0), 0.0)
+    return values.masked_fill(single & (rows[:, : values.shape[1]] != 0), 0.0)

@@ -7,6 +7,7 @@ in `rules`, their order in `additions`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,17 +15,28 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from captum_generic_attn.additions import Additions, MappedCall, Source, Switches, read_out
-from captum_generic_attn.capture import AttentionRecord, Capture, Refusal, UnsupportedAttentionError
+from captum_generic_attn.additions import WholeSum
+from captum_generic_attn.calls import Layout, MappedCall, Source, Switches
+from captum_generic_attn.capture import (
+    AttentionRecord,
+    Capture,
+    Reached,
+    Refusal,
+    UnsupportedAttentionError,
+    reached_by,
+)
+from captum_generic_attn.maps import BlockMap
+from captum_generic_attn.pullback import Pullback, pulls_back
 from captum_generic_attn.relevance import Call, Relevance, Stream
 from captum_generic_attn.rows import (
     RowsOption,
-    choose_rows,
     dtype_for,
     equal_weights,
     explained_rows,
+    given_rows,
+    warn_of_no_gradient,
 )
-from captum_generic_attn.rules import average_heads
+from captum_generic_attn.rules import positive_evidence
 from captum_generic_attn.tokens import TokenStream
 
 Layers = str | nn.Module | Sequence[str | nn.Module] | None
@@ -103,68 +115,149 @@ def explain(
     Raises:
         ValueError: if an option does not fit the model, or relevance is not finite.
     """
-    gradients = torch.autograd.grad(
-        score.sum(), [r.edge for r in capture.records], allow_unused=True, retain_graph=retain_graph
+    return _Explaining(capture, score, options, matrices=matrices, keep_calls=keep_calls).run(
+        retain_graph=retain_graph
     )
-    reached = {r.index: g for r, g in zip(capture.records, gradients, strict=True) if g is not None}
-    unused = _unused(capture, set(reached), options)
-    examples = len(score)
-    switches = Switches(
-        options.normalize,
-        options.self_in_cross,
-        options.aggregate,
-        frozenset((r.query_stream, r.key_stream) for r in capture.records if r.meeting.crosses),
-    )
-    like = torch.empty(0, dtype=dtype_for(score), device=score.device)
-    additions = Additions(capture.streams, examples, like, switches)
-    final = _final_calls(capture, set(reached))
-    found_rows: dict[str, Tensor] = {}
-    calls = []
-    for record in capture.records:
-        queries = capture.streams.positions(record.query_tokens)
-        keys = capture.streams.positions(record.key_tokens)
-        read = record.index in final and record.index in capture.ancestors
-        per_head = None
-        if record.index in reached and (record.index not in unused or read):
-            gradient = record.gradient(reached.pop(record.index))
-            if read:
-                explained = explained_rows(record, gradient, capture, examples)
-                before = found_rows.get(record.query_stream, torch.zeros_like(explained))
-                found_rows[record.query_stream] = before | explained
-            if record.index not in unused:
-                probabilities = record.probabilities()
-                heads_mean = average_heads(probabilities, gradient) * record.share
-                if keep_calls:
-                    per_head = (probabilities * gradient).clamp(min=0)
-                additions.add(_mapped(record, heads_mean.to(like), capture, queries, keys))
-        calls.append(_call(record, queries, keys, unused.get(record.index, ""), per_head))
-    automatic = {name: equal_weights(rows, score) for name, rows in found_rows.items()}
-    rows = choose_rows(capture, automatic, options.rows, examples, score)
-    finals = {
-        stream.name: capture.ancestors if stream.name in automatic
-        else frozenset(r.index for r in capture.records)
-        for stream in capture.streams
-    }  # fmt: skip
-    values: dict[str, Tensor] = {}
-    for name, weights in rows.items():
-        for stream in capture.streams:
-            state = additions.gain(name, finals[name], stream.name)
-            if state is not None or stream.name == name:
-                part = read_out(state, weights, stream.roots, own=stream.name == name)
-                values[stream.name] = values.get(stream.name, 0) + part
-    _check_finite(values, calls)
-    relevance = None
-    if matrices:
-        relevance = Relevance(
-            MappingProxyType({s.name: _stream(s) for s in capture.streams}),
-            MappingProxyType(rows),
-            tuple(sorted([*calls, *map(_refused, capture.refusals)], key=lambda c: c.index)),
-            MappingProxyType(_matrices(capture, additions, finals, examples)),
+
+
+class _Explaining:
+    """The backward pass of one score: rows are chosen and maps are used as gradients come."""
+
+    def __init__(
+        self, capture: Capture, score: Tensor, options: Options, *, matrices: bool, keep_calls: bool
+    ) -> None:
+        self._capture = capture
+        self._score = score
+        self._keep_calls = keep_calls
+        self._matrices = matrices
+        reached = reached_by(score, capture.records)
+        self._unused = _unused(capture, reached, options)
+        final = _final_calls(capture, reached)
+        self._read = [
+            r for r in capture.records if r.index in final and r.index in capture.ancestors
+        ]
+        readers = list(dict.fromkeys(r.query_stream for r in self._read))
+        like = torch.empty(0, dtype=dtype_for(score), device=score.device)
+        self._layout = Layout(capture.streams, len(score), like)
+        self._given = given_rows(capture, readers, options.rows, len(score), like)
+        self._warns = options.rows is None
+        self._finals = {
+            stream.name: capture.ancestors if stream.name in readers
+            else frozenset(r.index for r in capture.records)
+            for stream in capture.streams
+        }  # fmt: skip
+        self._to_come = {name: 0 for name in readers}
+        for record in self._read:
+            self._to_come[record.query_stream] += 1
+        self._found: dict[str, Tensor] = {}
+        self._rows: dict[str, Tensor] = {}
+        self._per_head: dict[int, Tensor] = {}
+        used = [r for r in capture.records if r.index not in self._unused]
+        self._calls = [_mapped(r, capture) for r in used]
+        self._reached = reached
+        switches = Switches(
+            options.normalize, options.self_in_cross, options.aggregate, _crossings(capture)
         )
-    return Explanation(values, relevance)
+        pulled = not matrices and pulls_back(self._calls, switches)
+        self._sum: Pullback | WholeSum
+        if pulled:
+            every = dict.fromkeys([*readers, *self._given])
+            self._sum = Pullback(self._calls, every, self._layout, switches)
+        else:
+            self._sum = WholeSum(self._calls, self._layout, switches)
+        for name, weights in self._given.items():
+            self._read_rows(name, weights)
+
+    def run(self, *, retain_graph: bool) -> Explanation:
+        """Run the backward pass."""
+        listening = {r.index for r in self._read} | {c.index for c in self._calls}
+        records = [r for r in self._capture.records if r.index in listening]
+        padded: list[tuple[AttentionRecord, Tensor]] = []
+        try:
+            for record in records:
+                record.tap.listener = functools.partial(self._arrive, record, padded)
+            if records:
+                edges = [r.tap.edge for r in self._reached.deepest(records)]
+                self._capture.backward(self._score.sum(), edges, retain_graph=retain_graph)
+        finally:
+            for record in records:
+                record.tap.listener = None
+        _check_padding(padded)
+        examples = len(self._score)
+        if self._warns:
+            warn_of_no_gradient(self._rows, examples)
+        if not self._rows:
+            for stream in self._capture.streams:
+                self._read_rows(stream.name, self._layout.like.new_zeros(examples, stream.size))
+        values = self._sum.finish()
+        calls = [self._call(record) for record in self._capture.records]
+        _check_finite(values, calls)
+        return Explanation(values, self._relevance(calls) if self._matrices else None)
+
+    def _arrive(
+        self, record: AttentionRecord, padded: list[tuple[AttentionRecord, Tensor]],
+        operands: Sequence[Tensor], gradient: Tensor,
+    ) -> None:  # fmt: skip
+        """Take the gradient of a call, as the backward pass comes to it."""
+        blocks = record.blocks(operands, gradient)
+        holes = bool((record.query_tokens < 0).any())
+        if record in self._read or holes:
+            live = blocks.live_rows().view(*record.pick.shape, -1).any(1)
+            if holes:
+                padded.append((record, live))
+            if record in self._read:
+                self._explain_rows(record, live)
+        if record.index in self._unused:
+            return
+        if self._keep_calls:
+            evidence = positive_evidence(blocks.probabilities(), blocks.gradient())
+            self._per_head[record.index] = evidence.view(*record.pick.shape, *evidence.shape[1:])
+        self._sum.arrive(record.index, BlockMap(blocks, record.heads, record.share))
+
+    def _explain_rows(self, record: AttentionRecord, live: Tensor) -> None:
+        """Note which rows of a call the score reads, and explain them when its stream has all."""
+        name = record.query_stream
+        explained = explained_rows(record, live, self._capture, len(self._score))
+        self._found[name] = self._found[name] | explained if name in self._found else explained
+        self._to_come[name] -= 1
+        if self._to_come[name] == 0 and name not in self._given:
+            self._read_rows(name, equal_weights(self._found[name], self._score))
+
+    def _read_rows(self, name: str, weights: Tensor) -> None:
+        self._rows[name] = weights
+        self._sum.read(name, weights, self._finals[name])
+
+    def _call(self, record: AttentionRecord) -> Call:
+        reason, per_head = self._unused.get(record.index, ""), self._per_head.get(record.index)
+        positions = self._capture.streams.positions
+        return Call(
+            record.index, record.module, record.query_stream, record.key_stream, record.heads,
+            not reason, reason, positions(record.query_tokens), positions(record.key_tokens),
+            None if per_head is None else per_head.mean(1), per_head,
+        )  # fmt: skip
+
+    def _relevance(self, calls: list[Call]) -> Relevance:
+        assert isinstance(self._sum, WholeSum)  # noqa: S101 - matrices are asked for
+        refused = map(_refused, self._capture.refusals)
+        return Relevance(
+            MappingProxyType({s.name: _stream(s) for s in self._capture.streams}),
+            MappingProxyType(self._rows),
+            tuple(sorted([*calls, *refused], key=lambda c: c.index)),
+            MappingProxyType(self._sum.matrices(self._finals)),
+        )
 
 
-def _unused(capture: Capture, reached: set[int], options: Options) -> dict[int, str]:
+def _crossings(capture: Capture) -> frozenset[tuple[str, str]]:
+    """The pairs of streams (queries, keys) that attend across."""
+    return frozenset(
+        (record.query_stream, capture.streams.having(keys).name)
+        for record in capture.records
+        if record.meeting.crosses
+        for keys in record.meeting.keys
+    )
+
+
+def _unused(capture: Capture, reached: Reached, options: Options) -> dict[int, str]:
     """Why calls do not count: not selected, not reached, before `start_layer`."""
     modules = selected(capture, options.layers)
     unused: dict[int, str] = {}
@@ -190,7 +283,7 @@ def _unused(capture: Capture, reached: set[int], options: Options) -> dict[int, 
     return unused
 
 
-def _final_calls(capture: Capture, reached: set[int]) -> set[int]:
+def _final_calls(capture: Capture, reached: Reached) -> set[int]:
     """The last calls of each stream: those that no later call of the stream depends on.
 
     Usually one; several where a layer works in parallel branches or in chunks of queries.
@@ -217,18 +310,10 @@ def _final_calls(capture: Capture, reached: set[int]) -> set[int]:
     return set(streams) - passed
 
 
-def _mapped(
-    record: AttentionRecord, maps: Tensor, capture: Capture, queries: Tensor, keys: Tensor
-) -> MappedCall:
-    """A record and its map as the rules see them: tokens as positions in their streams."""
+def _mapped(record: AttentionRecord, capture: Capture) -> MappedCall:
+    """A record as the rules see it: tokens as positions in their streams."""
     streams, meeting = capture.streams, record.meeting
-    padded = (queries < 0).to(maps.device)
-    if bool((padded.unsqueeze(-1) & (maps != 0)).any()):
-        raise UnsupportedAttentionError(
-            f"{record.module or 'the forward function'} ({record.module_type}): padding stays "
-            "among the tokens and hands relevance on; pad with a parameter or an embedding, whose "
-            "tokens can be followed"
-        )
+    queries, keys = streams.positions(record.query_tokens), streams.positions(record.key_tokens)
     index = capture.spaces.locate(record.key_tokens)[0]
     sources = tuple(
         Source(
@@ -239,10 +324,21 @@ def _mapped(
         for spaces in meeting.keys
     )
     return MappedCall(
-        record.index, record.query_stream, maps, record.examples, queries, sources,
+        record.index, record.query_stream, record.examples, queries, sources,
         meeting.crosses, record.query_ancestors, record.key_ancestors,
         streams.columns(meeting.queries),
     )  # fmt: skip
+
+
+def _check_padding(padded: Sequence[tuple[AttentionRecord, Tensor]]) -> None:
+    """See that no padding among the queries has a gradient `[G, Nq]`."""
+    for record, live in padded:
+        if bool((live & (record.query_tokens < 0).to(live.device)).any()):
+            raise UnsupportedAttentionError(
+                f"{record.module or 'the forward function'} ({record.module_type}): padding stays "
+                "among the tokens and hands relevance on; pad with a parameter or an embedding, "
+                "whose tokens can be followed"
+            )
 
 
 def _check_finite(values: Mapping[str, Tensor], calls: Sequence[Call]) -> None:
@@ -255,24 +351,6 @@ def _check_finite(values: Mapping[str, Tensor], calls: Sequence[Call]) -> None:
     )
 
 
-def _call(
-    record: AttentionRecord, queries: Tensor, keys: Tensor, reason: str, per_head: Tensor | None
-) -> Call:
-    return Call(
-        record.index,
-        record.module,
-        record.query_stream,
-        record.key_stream,
-        record.heads,
-        not reason,
-        reason,
-        queries,
-        keys,
-        None if per_head is None else per_head.mean(1),
-        per_head,
-    )
-
-
 def _refused(refusal: Refusal) -> Call:
     none = torch.zeros(0, 0, dtype=torch.long)
     return Call(refusal.index, refusal.module, "", "", 0, False, str(refusal), none, none)
@@ -280,15 +358,3 @@ def _refused(refusal: Refusal) -> Call:
 
 def _stream(stream: TokenStream) -> Stream:
     return Stream(stream.size, MappingProxyType(stream.parts))
-
-
-def _matrices(
-    capture: Capture, additions: Additions, finals: Mapping[str, frozenset[int]], examples: int
-) -> dict[tuple[str, str], Tensor]:  # fmt: skip
-    matrices = {}
-    for query in capture.streams:
-        for key in capture.streams:
-            matrix = additions.relevance(query.name, finals[query.name], key.name)
-            if matrix is not None:
-                matrices[query.name, key.name] = matrix.expand(examples, -1, -1)
-    return matrices

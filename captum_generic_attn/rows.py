@@ -21,15 +21,24 @@ RowsOption = Rows | Mapping[str, Rows]
 
 
 def explained_rows(
-    record: AttentionRecord, gradient: Tensor, capture: Capture, examples: int
+    record: AttentionRecord, live: Tensor, capture: Capture, examples: int
 ) -> Tensor:
-    """`[B, N]` True for the query rows of a call whose gradient is not zero."""
-    explained = (gradient != 0).any(-1).any(1)
+    """`[B, N]` True for the query rows of a call whose gradient is not zero.
+
+    Args:
+        record: the call.
+        live: `[G, Nq]` True where a query's gradient is not zero in some head.
+        capture: the forward pass.
+        examples: the batch size.
+
+    Raises:
+        ValueError: if one of them is padding.
+    """
     stream = capture.streams.of(record.query_tokens)
-    places = capture.streams.positions(record.query_tokens).to(gradient.device)
-    rows = gradient.new_zeros(examples, stream.size + 1)  # the last place takes the padding
-    owners = record.examples.to(gradient.device)[:, None].expand_as(places)
-    rows.index_put_((owners, places), explained.to(rows.dtype), accumulate=True)
+    places = capture.streams.positions(record.query_tokens).to(live.device)
+    rows = live.new_zeros(examples, stream.size + 1, dtype=torch.int32)  # the last: padding
+    owners = record.examples.to(live.device)[:, None].expand_as(places)
+    rows.index_put_((owners, places), live.to(rows.dtype), accumulate=True)
     if bool((rows[:, -1] > 0).any()):
         raise ValueError(
             f"the score is read at a position of {record.module or 'the forward function'} that "
@@ -49,47 +58,42 @@ def equal_weights(explained: Tensor, score: Tensor) -> Tensor:
     return weights / weights.sum(-1, keepdim=True).clamp(min=1)
 
 
-def choose_rows(
-    capture: Capture, automatic: dict[str, Tensor], option: RowsOption, examples: int, score: Tensor
+def given_rows(
+    capture: Capture, automatic: Sequence[str], option: RowsOption, examples: int, like: Tensor
 ) -> dict[str, Tensor]:
-    """`[B, N]` weights of the explained rows, by stream.
+    """`[B, N]` weights of the rows that the user chose, by stream.
 
     Args:
         capture: the forward pass.
-        automatic: the rows that the gradient names, of the streams that the score reads directly.
-        option: the user's `rows=`; a mapping replaces those of the streams that it names.
+        automatic: the streams that the score reads directly; a single choice is for these.
+        option: the user's `rows=`; a mapping is for the streams that it names.
         examples: the batch size.
-        score: `[B]`.
+        like: a tensor of the precision and device of the weights.
 
     Raises:
         ValueError: if the option does not fit the streams.
         TypeError: if it is of no accepted form.
     """
     if option is None:
-        rows = automatic
-        for weights in rows.values():
-            dark = (weights.sum(-1) == 0).nonzero().flatten().tolist()
-            if dark and all(bool((w[dark] == 0).all()) for w in rows.values()):
-                _warn_no_gradient(dark, examples)
-                break
-        if not rows:
-            _warn_no_gradient(list(range(examples)), examples)
-            rows = {
-                s.name: score.new_zeros(examples, s.size, dtype=dtype_for(score))
-                for s in capture.streams
-            }
-        return rows
+        return {}
     streams = {s.name: s for s in capture.streams}
     given = option if isinstance(option, Mapping) else dict.fromkeys(automatic or streams, option)
     if unknown := [name for name in given if name not in streams]:
         raise ValueError(f"rows= names {unknown}, but the streams are: {', '.join(streams)}")
-    like = next(iter(automatic.values()), score.detach().to(dtype_for(score)))
-    chosen = {
+    return {
         name: _row_weights(streams[name], choice, examples).to(like)
         for name, choice in given.items()
         if choice is not None
     }
-    return {**automatic, **chosen}
+
+
+def warn_of_no_gradient(rows: Mapping[str, Tensor], examples: int) -> None:
+    """Warn of the examples none of whose rows `[B, N]` is explained: the score has no gradient."""
+    read = torch.zeros(examples, dtype=torch.bool)
+    for weights in rows.values():
+        read |= (weights != 0).any(-1).cpu()
+    if dark := (~read).nonzero().flatten().tolist():
+        _warn_no_gradient(dark, examples)
 
 
 def _row_weights(stream: TokenStream, choice: Rows, examples: int) -> Tensor:

@@ -10,7 +10,26 @@ Encoder-Decoder Transformers", ICCV 2021 (arXiv 2103.15679).
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+
+def positive_evidence(attention: Tensor, gradient: Tensor, out: Tensor | None = None) -> Tensor:
+    """Eq. 5 before its mean over heads, `relu(∇A ⊙ A)`.
+
+    Args:
+        attention: `[..., Nq, Nk]` probabilities.
+        gradient: gradient of the score with respect to them, of the same shape.
+        out: where to write the result; may be one of the two.
+
+    Returns:
+        `[..., Nq, Nk]`, non-negative, in the unit of the score.
+
+    Example:
+        >>> positive_evidence(torch.tensor([[0.5, 0.5]]), torch.tensor([[2.0, -1.0]]))
+        tensor([[1., 0.]])
+    """
+    return torch.mul(attention, gradient, out=out).clamp_(min=0)
 
 
 def average_heads(attention: Tensor, gradient: Tensor) -> Tensor:
@@ -37,7 +56,7 @@ def average_heads(attention: Tensor, gradient: Tensor) -> Tensor:
             f"attention {tuple(attention.shape)} and its gradient {tuple(gradient.shape)} must "
             "have one shape"
         )
-    return (attention * gradient).clamp(min=0).mean(-3)
+    return positive_evidence(attention, gradient).mean(-3)
 
 
 def self_attention_update(attention_map: Tensor, relevance: Tensor) -> Tensor:
@@ -80,8 +99,17 @@ def normalize_relevance(learnt: Tensor) -> Tensor:
         tensor([[0.2500, 0.7500],
                 [0.0000, 0.0000]])
     """
-    sums = learnt.sum(-1, keepdim=True)
-    return learnt / sums.masked_fill(sums == 0, 1.0)
+    return learnt / divisor(learnt.sum(-1, keepdim=True))
+
+
+def divisor(sums: Tensor) -> Tensor:
+    """What eq. 8 divides by: the sums of rows; 1 for a row of zeros, which stays one.
+
+    Example:
+        >>> divisor(torch.tensor([4.0, 0.0]))
+        tensor([4., 1.])
+    """
+    return sums.masked_fill(sums == 0, 1.0)
 
 
 def cross_attention_update(

@@ -7,19 +7,23 @@ equations 6 to 11 to them one entry at a time; it knows no shortcut of `addition
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_generic_attn.additions import Additions, MappedCall, Source, Switches
+from captum_generic_attn.additions import Additions, WholeSum
+from captum_generic_attn.calls import Layout, MappedCall, Source, Switches
+from captum_generic_attn.maps import DenseMap
+from captum_generic_attn.pullback import Pullback, pulls_back
 from captum_generic_attn.tokens import TokenStream
 from captum_generic_attn.tokens.streams import Merge
 
 B = 2
+LIKE = torch.empty(0, dtype=torch.float64)
 
 
 def stream(name: str, roots: int, merged: Sequence[list[int]] = ()) -> TokenStream:
@@ -75,7 +79,7 @@ class Twin:
                 result[b, m] = identity[b, m] + (learnt / total if total > 1e-14 else 0)
         return result
 
-    def add(self, call: MappedCall) -> None:
+    def add(self, call: MappedCall, values: Tensor) -> None:
         shares = self.shares(call.stream)
         found: dict[str, Tensor] = {}
         for source in call.sources:
@@ -86,7 +90,7 @@ class Twin:
                 for i, query in enumerate(call.queries[g].tolist()):
                     for j, key in enumerate(source.keys[g].tolist()):
                         if query >= 0 and key >= 0:
-                            dense[owner, query, key] += call.map[g, i, j]
+                            dense[owner, query, key] += values[g, i, j]
             for to in self.streams:
                 known = self.relevance(source.stream, call.key_ancestors, to)
                 if call.crosses and to == source.stream:
@@ -114,8 +118,10 @@ class Twin:
 
 
 @st.composite
-def graphs(draw: st.DrawFn) -> tuple[dict[str, TokenStream], list[MappedCall]]:
-    """Two or three streams, and calls that read any earlier states of them."""
+def graphs(
+    draw: st.DrawFn,
+) -> tuple[dict[str, TokenStream], list[MappedCall], list[Tensor]]:
+    """Two or three streams, calls that read any earlier states of them, and their maps."""
     streams = {}
     for name in ("a", "b", "c")[: draw(st.integers(2, 3))]:
         roots = draw(st.integers(1, 4))
@@ -126,6 +132,7 @@ def graphs(draw: st.DrawFn) -> tuple[dict[str, TokenStream], list[MappedCall]]:
         streams[name] = stream(name, roots, merged)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     calls: list[MappedCall] = []
+    maps: list[Tensor] = []
     for index in range(draw(st.integers(1, 6))):
         name = draw(st.sampled_from(sorted(streams)))
         others = [n for n in sorted(streams) if n != name]
@@ -145,13 +152,18 @@ def graphs(draw: st.DrawFn) -> tuple[dict[str, TokenStream], list[MappedCall]]:
         values = torch.rand(B, len(queries), width, generator=generator, dtype=torch.float64)
         values = values * (torch.rand(values.shape, generator=generator) < 0.7)
         before = st.frozensets(st.integers(0, index - 1)) if index else st.just(frozenset())
+        maps.append(values)
         calls.append(
             MappedCall(
-                index, name, values, torch.arange(B), torch.tensor([queries] * B), tuple(sources),
+                index, name, torch.arange(B), torch.tensor([queries] * B), tuple(sources),
                 crosses, draw(before), draw(before),
             )
         )  # fmt: skip
-    return streams, calls
+    return streams, calls, maps
+
+
+def crossings(calls: Sequence[MappedCall]) -> frozenset[tuple[str, str]]:
+    return frozenset((c.stream, s.stream) for c in calls if c.crosses for s in c.sources)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -159,14 +171,13 @@ def graphs(draw: st.DrawFn) -> tuple[dict[str, TokenStream], list[MappedCall]]:
 @given(drawn=graphs())
 @settings(deadline=None, max_examples=25)
 def test_drawn_graphs_of_calls(drawn, normalize: bool, self_in_cross: bool) -> None:
-    streams, calls = drawn
-    crossings = frozenset((c.stream, s.stream) for c in calls if c.crosses for s in c.sources)
-    switches = Switches(normalize, self_in_cross, True, crossings)
-    ours = Additions(streams.values(), B, torch.empty(0, dtype=torch.float64), switches)
+    streams, calls, maps = drawn
+    switches = Switches(normalize, self_in_cross, True, crossings(calls))
+    ours = Additions(Layout(streams.values(), B, LIKE), switches)
     twin = Twin(streams, switches)
-    for call in calls:
-        ours.add(call)
-        twin.add(call)
+    for call, values in zip(calls, maps, strict=True):
+        ours.add(call, values)
+        twin.add(call, values)
     every = frozenset(range(len(calls)))
     for state in (every, frozenset(list(every)[::2]), frozenset()):
         for name in streams:
@@ -197,15 +208,142 @@ def test_merged_tokens_that_ask_across_share_what_they_were_merged_from() -> Non
     merged = torch.tensor([[4, 5]])
     one = torch.arange(1)
     none, first = frozenset[int](), frozenset([0])
-    ours = Additions(streams.values(), 1, torch.empty(0).double(), Switches())
-    ours.add(MappedCall(0, "a", own, one, merged, (Source("a", merged),), False, none, none))
-    ours.add(
+    calls = [
+        MappedCall(0, "a", one, merged, (Source("a", merged),), False, none, none),
         MappedCall(
-            1, "a", across, one, merged, (Source("b", torch.tensor([[0, 1]])),), True, first, none
-        )
-    )
+            1, "a", one, merged, (Source("b", torch.tensor([[0, 1]])),), True, first, none
+        ),
+    ]
+    layout = Layout(streams.values(), 1, LIKE)
+    switches = Switches(crossings=crossings(calls))
+    ours = Additions(layout, switches)
+    for call, values in zip(calls, (own, across), strict=True):
+        ours.add(call, values)
     found = ours.relevance("a", frozenset([0, 1]), "b")
     assert found is not None
     # R̄ᵀ Ā with R̄ = [[1, 1], [0, 1]]: what the first token asks for, the second shares in.
     assert found[0, 4:].tolist() == [[1.0, 0.0], [1.0, 1.0]]
     assert not found[0, :4].any()
+    for row in range(6):
+        rows = Pullback(calls, ["a"], layout, switches)
+        rows.read("a", torch.eye(6).double()[row : row + 1], frozenset([0, 1]))
+        rows.arrive(1, DenseMap(across))
+        rows.arrive(0, DenseMap(own))
+        assert rows.finish()["b"][0].tolist() == found[0, row].tolist()
+
+
+# --- the explained rows alone
+
+
+@st.composite
+def readings(draw: st.DrawFn, streams: dict[str, TokenStream], calls: int):
+    """Weights of explained rows, and the state that they are read in, for some streams."""
+    names = draw(st.lists(st.sampled_from(sorted(streams)), min_size=1, unique=True))
+    found = {}
+    for name in names:
+        size = streams[name].size
+        chosen = st.lists(st.integers(0, size - 1), min_size=1, max_size=size, unique=True)
+        weights = torch.zeros(B, size).double()
+        for example in range(B):
+            rows = draw(chosen)
+            weights[example, rows] = 1 / len(rows)
+        found[name] = weights, draw(st.frozensets(st.integers(0, calls - 1)))
+    return found
+
+
+def both(
+    calls: list[MappedCall], maps: list[Tensor], streams: dict[str, TokenStream],
+    reading: dict[str, tuple[Tensor, frozenset[int]]], switches: Switches, order: Sequence[int],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
+    """Values by pulling rows back, as the maps arrive in an order, and from whole matrices."""
+    results = []
+    for kind in (Pullback, WholeSum):
+        layout = Layout(streams.values(), B, LIKE)
+        total = (
+            Pullback(calls, reading, layout, switches) if kind is Pullback
+            else WholeSum(calls, layout, switches)
+        )  # fmt: skip
+        arrivals = list(order)
+        for name, (weights, state) in reading.items():
+            if arrivals:  # a stream's rows may be known only after calls of others have come
+                index = arrivals.pop(0)
+                total.arrive(index, DenseMap(maps[index]))
+            total.read(name, weights, state)
+        for index in arrivals:
+            total.arrive(index, DenseMap(maps[index]))
+        results.append(total.finish())
+    return results[0], results[1]
+
+
+def assert_equal_values(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name in ours.keys() | expected.keys():
+        known = next(v[name] for v in (ours, expected) if name in v)
+        pair = [v.get(name, torch.zeros_like(known)) for v in (ours, expected)]
+        torch.testing.assert_close(*pair, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("self_in_cross", [True, False])
+@given(data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_rows_that_are_pulled_back_are_those_of_the_matrices(
+    data: st.DataObject, normalize: bool, self_in_cross: bool
+) -> None:
+    streams, calls, maps = data.draw(graphs())
+    if data.draw(st.booleans()):  # no two streams attend to each other: eq. 10 in rows
+        kept = [
+            not c.crosses or all(c.stream < s.stream for s in c.sources) for c in calls
+        ]  # fmt: skip
+        calls = [c for c, keep in zip(calls, kept, strict=True) if keep]
+        index = {c.index: i for i, c in enumerate(calls)}
+        maps = [m for m, keep in zip(maps, kept, strict=True) if keep]
+        calls = [
+            replace(
+                c, index=index[c.index],
+                query_ancestors=frozenset(index[i] for i in c.query_ancestors if i in index),
+                key_ancestors=frozenset(index[i] for i in c.key_ancestors if i in index),
+            ) for c in calls
+        ]  # fmt: skip
+        assume(calls)
+    switches = Switches(normalize, self_in_cross, True, crossings(calls))
+    assume(pulls_back(calls, switches))
+    reading = data.draw(readings(streams, len(calls)))
+    order = data.draw(st.permutations(range(len(calls))))
+    assert_equal_values(*both(calls, maps, streams, reading, switches, order))
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_rows_without_aggregation(data: st.DataObject) -> None:
+    streams, calls, maps = data.draw(graphs())
+    assume(not any(c.crosses for c in calls))
+    switches = Switches(aggregate=False)
+    reading = data.draw(readings(streams, len(calls)))
+    order = data.draw(st.permutations(range(len(calls))))
+    assert_equal_values(*both(calls, maps, streams, reading, switches, order))
+
+
+def test_streams_that_attend_to_each_other_need_whole_matrices() -> None:
+    none = frozenset[int]()
+    one, place = torch.arange(1), torch.tensor([[0]])
+
+    def call(index: int, asking: str, asked: str, columns: Tensor | None = None) -> MappedCall:
+        source = Source(asked, place, columns)
+        return MappedCall(index, asking, one, place, (source,), asking != asked, none, none)
+
+    there, back, alone = call(0, "a", "b"), call(1, "b", "a"), call(2, "a", "a")
+    for calls, switches, expected in (
+        ([alone], Switches(), True),
+        ([alone], Switches(aggregate=False), True),
+        ([there, alone], Switches(crossings=crossings([there])), True),
+        ([there], Switches(aggregate=False, crossings=crossings([there])), False),
+        ([there, back], Switches(crossings=crossings([there, back])), False),
+        ([there, back], Switches(self_in_cross=False, crossings=crossings([there, back])), True),
+        ([call(0, "a", "b", place[0])], Switches(crossings=crossings([there])), False),
+        (
+            [call(0, "a", "b", place[0])],
+            Switches(self_in_cross=False, crossings=crossings([there])),
+            False,
+        ),
+    ):
+        assert pulls_back(calls, switches) is expected

@@ -12,14 +12,17 @@ from captum_generic_attn.capture.forward import (
     capture_forward,
     no_attention_message,
 )
+from captum_generic_attn.capture.graph import Reached, reached_by
 from captum_generic_attn.capture.record import AttentionRecord
 from captum_generic_attn.capture.recorder import Refusal
 
 __all__ = [
     "AttentionRecord",
     "Capture",
+    "Reached",
     "Refusal",
     "UnsupportedAttentionError",
     "capture_forward",
     "no_attention_message",
+    "reached_by",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from captum_generic_attn.capture.contraction import Contraction
 from captum_generic_attn.capture.operations import argument
 from captum_generic_attn.capture.planes import relabel, varies
-from captum_generic_attn.capture.record import Explicit, Fused
+from captum_generic_attn.capture.record import Explicit, Fused, Operands, Saved, sums_kept_by
 from captum_generic_attn.capture.recorder import CHANNELS, Recorder
 from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
@@ -28,10 +28,44 @@ Kwargs = Mapping[str, Any]
 _ROW_SUM_TOLERANCE = 1e-3
 
 
+def leave_graph(tensor: Tensor) -> None:
+    """Let the graph begin at a tensor if nothing before it needs a gradient."""
+    if torch.is_grad_enabled() and not tensor.requires_grad:
+        tensor.requires_grad_(True)
+
+
+class FusedOperands(NamedTuple):
+    """The arguments of `scaled_dot_product_attention`; `tensors` end with a mask if there is one."""
+
+    tensors: tuple[Tensor, ...]
+    dropout: float
+    causal: bool
+    scale: float | None
+    grouped: bool
+
+
+def fused_operands(args: Args, kwargs: Kwargs) -> FusedOperands:
+    """Sort the arguments of a call of `scaled_dot_product_attention`."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    mask = given.get("attn_mask")
+    return FusedOperands(
+        (given["query"], given["key"], given["value"], *([] if mask is None else [mask])),
+        given.get("dropout_p", 0.0),
+        bool(given.get("is_causal")),
+        given.get("scale"),
+        bool(given.get("enable_gqa")),
+    )
+
+
 class Attention:
     """Recognises the attention calls of one forward pass and hands them to a `Recorder`."""
 
-    def __init__(self, transfer: Transfer, recorder: Recorder, scope: Scope) -> None:
+    def __init__(
+        self, transfer: Transfer, recorder: Recorder, scope: Scope, run: Callable[..., Any]
+    ) -> None:
+        """`run(func, args, kwargs)` runs an operation."""
+        self._run = run
         self._transfer = transfer
         self._recorder = recorder
         self._scope = scope
@@ -71,7 +105,7 @@ class Attention:
         logits = [side for side in (0, 1) if sides[side].role is Role.LOGITS and sides[side].data]
         if logits and sides[1 - logits[0]].data:
             return self._logits_times(name, func, args, kwargs, terms, logits[0])
-        result: Tensor = func(*args, **kwargs)
+        result: Tensor = self._run(func, args, kwargs)
         computed = [s.data or s.role >= Role.TOKENS for s in sides]
         if all(computed):
             shadow = self._logits(terms, result, name)
@@ -142,7 +176,7 @@ class Attention:
                 shadow, role=Role.PROBABILITIES, softmax=softmax, planes=planes, factors=factors
             )
             return self._probabilities_times(name, func, args, kwargs, terms, side)
-        result: Tensor = func(*args, **kwargs)
+        result: Tensor = self._run(func, args, kwargs)
         self._recorder.refuse(
             "queries, keys and values are multiplied without a softmax (linear or sigmoid "
             "attention)",
@@ -171,7 +205,7 @@ class Attention:
         ]  # fmt: skip
         mixes_heads = shadow.role is Role.PROBABILITIES and not other.data and not over_keys
         if mixes_heads or (not shadow.planes and other.role <= Role.PARAMETER):
-            result: Tensor = func(*args, **kwargs)
+            result: Tensor = self._run(func, args, kwargs)
             self._transfer.shadows[result] = self._transfer.weighted(
                 weights, labels, terms.out_labels, terms.summed, result, name
             )
@@ -179,7 +213,7 @@ class Attention:
         softmax = shadow.softmax
         assert softmax is not None  # noqa: S101 - the caller looked for it
         if shadow.role is not Role.PROBABILITIES:
-            result = func(*args, **kwargs)
+            result = self._run(func, args, kwargs)
             if softmax.over_tokens or softmax.in_attention_module:
                 softmax.products += 1
                 self._recorder.refuse(
@@ -192,10 +226,9 @@ class Attention:
             over_keys = [i for i, label in enumerate(labels) if label in terms.summed]
         if problem := self._problem(shadow, softmax, other, over_keys):
             self._recorder.refuse(*problem)
-            return self._passed_over(terms, func(*args, **kwargs), name)
-        if torch.is_grad_enabled() and not weights.requires_grad:
-            weights.requires_grad_(True)  # nothing before it needs a gradient
-        result = func(*args, **kwargs)
+            return self._passed_over(terms, self._run(func, args, kwargs), name)
+        leave_graph(weights)
+        result = self._run(func, args, kwargs)
         outer = terms.labels(1 - side)
         rows = [
             i for i, label in enumerate(labels) if label in terms.out_labels and label not in outer
@@ -242,14 +275,13 @@ class Attention:
 
     def fused(self, func: Callable[..., Any], args: Args, kwargs: Kwargs) -> Tensor:
         """Run `scaled_dot_product_attention` and record it."""
-        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        query, key, value = given["query"], given["key"], given["value"]
+        call = fused_operands(args, kwargs)
+        query, key, value, *_ = call.tensors
         shadows = [self._transfer.tokens_of(t, "attention") for t in (query, key)]
-        result: Tensor = func(*args, **kwargs)
-        if torch.is_grad_enabled() and not result.requires_grad:
-            result.requires_grad_(True)  # nothing before it needs a gradient
-        self._recorder.dropout_seen |= given.get("dropout_p", 0.0) > 0
+        result: Tensor = self._run(func, args, kwargs)
+        leave_graph(result)
+        kept = Saved(*call.tensors) if torch.is_grad_enabled() else Operands.of(*call.tensors)
+        self._recorder.dropout_seen |= call.dropout > 0
         planes = []
         for tensor, shadow in zip((query, key), shadows, strict=True):
             if shadow.planes and varies(shadow.planes[0], -1):
@@ -264,15 +296,10 @@ class Attention:
                 else self._transfer.spaces.unknown(tensor.shape[:-1], reason)
             )  # fmt: skip
         queries, keys = planes
-        grouped = bool(given.get("enable_gqa"))
-        if grouped:
+        if call.grouped:
             keys = keys.repeat_interleave(queries.shape[-2] // keys.shape[-2], -2)
         keys = keys.expand(*queries.shape[:-1], keys.shape[-1])
-        mask = given.get("attn_mask")
-        source = Fused(
-            self._recorder.operands(query, key, value, *([] if mask is None else [mask])),
-            bool(given.get("is_causal")), given.get("scale"), grouped,
-        )  # fmt: skip
+        source = Fused(kept, call.causal, call.scale, call.grouped, sums_kept_by(result))
         plane = queries.unsqueeze(-1).expand(result.shape)
         taken = shadows[1].ancestors | self._transfer.of(value).ancestors
         factors = (shadows[0].ancestors, taken)

@@ -11,20 +11,22 @@ import inspect
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
-from captum_generic_attn.capture.mode import CaptureMode
+from captum_generic_attn.capture.mode import CaptureMode, FrozenMode
 from captum_generic_attn.capture.operations import Family, family_of
 from captum_generic_attn.capture.record import AttentionRecord
 from captum_generic_attn.capture.recorder import Recorder, Refusal, kernel_refusal
 from captum_generic_attn.capture.scope import Scope, modules_of, signature_of
 from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.transfer import Transfer
+from captum_generic_attn.capture.undispatched import undispatched
 from captum_generic_attn.tokens.spaces import TokenSpaces
 from captum_generic_attn.tokens.streams import TokenStreams
 
@@ -59,6 +61,21 @@ class Capture:
     ignored: Sequence[Softmax]
     dropout_seen: bool
     modules: dict[str, nn.Module]
+    parameters: Mapping[int, str]
+
+    def backward(
+        self, score: Tensor, edges: Sequence[GradientEdge], *, retain_graph: bool = False
+    ) -> None:
+        """Run the backward pass down to some edges; the records' taps hand gradients out.
+
+        Args:
+            score: a number.
+            edges: where it stops.
+            retain_graph: whether another backward pass follows.
+        """
+        gradients = undispatched(torch.autograd.grad)  # type: ignore[arg-type]
+        with FrozenMode(self.parameters):
+            gradients(score, edges, retain_graph=retain_graph)
 
 
 def capture_forward(
@@ -126,6 +143,7 @@ def capture_forward(
         [s for s in recorder.softmaxes if not s.products],
         recorder.dropout_seen,
         scope.modules,
+        scope.parameters,
     )
 
 

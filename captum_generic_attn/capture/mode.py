@@ -1,92 +1,170 @@
-"""The function mode: sees every torch call of a forward pass, and keeps its shadows.
+"""The function modes: one sees every torch call of a forward pass and keeps its shadows.
 
-The mode is local to the thread and patches nothing. After each operation it looks up the family
-of the operation and applies its transfer; products, softmaxes and fused kernels go to `attention`.
+The modes are local to the thread and patch nothing. After each operation `CaptureMode` looks up the
+family of the operation and applies its transfer; products, softmaxes and fused kernels go to
+`attention`. `FrozenMode`, which it extends, is what the backward pass runs under.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from captum_generic_attn.capture import contraction
-from captum_generic_attn.capture.attention import Attention
+from captum_generic_attn.capture.attention import Attention, fused_operands, leave_graph
 from captum_generic_attn.capture.operations import Family, canonical, family_of, tensors_in
+from captum_generic_attn.capture.record import Saved
 from captum_generic_attn.capture.recorder import Recorder
 from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.shadow import Role
 from captum_generic_attn.capture.transfer import Transfer
 from captum_generic_attn.capture.undispatched import dispatches_itself, undispatched
 
+Function = Callable[..., Any]
 
-class CaptureMode(TorchFunctionMode):
-    """Interprets the forward pass of one thread while it is active."""
 
-    def __init__(self, transfer: Transfer, recorder: Recorder, scope: Scope) -> None:
+class _Identity(NamedTuple):
+    """What a mode knows of a function."""
+
+    name: str
+    in_place: bool
+    family: Family
+    opaque: bool  # Python code that may hide attention inside
+
+
+class FrozenMode(TorchFunctionMode):
+    """Runs a model with its parameters taken as constants.
+
+    No operation saves what only the gradient of a weight would need, and the parameters themselves
+    are left alone. Where a model checkpoints its activations, its forward pass runs again in the
+    backward pass, and must leave the same graph there: so the backward pass has this mode too.
+    """
+
+    def __init__(self, parameters: Container[int]) -> None:
         super().__init__()
-        self._transfer = transfer
-        self._attention = Attention(transfer, recorder, scope)
-        self._recorder = recorder
+        self._parameters = parameters
         self._opened: set[object] = set()
         self._without_grad = False
-        self._known: dict[object, tuple[str, bool, Family]] = {}
+        self._known: dict[object, _Identity] = {}
 
     def __torch_function__(
         self,
-        func: Callable[..., Any],
+        func: Function,
         types: object,  # the protocol's
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run one operation and give its results their shadows."""
+        """Run one operation."""
         kwargs = kwargs or {}
-        if dispatches_itself(func) and func not in self._opened:
+        identity = self._known.get(func) or self._identify(func)
+        if identity.opaque and func not in self._opened:
             self._opened.add(func)
             try:
                 with self:
                     return undispatched(func)(*args, **kwargs)  # type: ignore[arg-type]
             finally:
                 self._opened.discard(func)
-        name, in_place, family = self._identify(func)
-        if name == "_set_grad_enabled":
+        if identity.name == "_set_grad_enabled":
             # a frozen tower runs under no_grad; its attention still needs its gradient
             if args and args[0] is False and torch.is_grad_enabled():
                 self._without_grad = True
                 return None
             self._without_grad = False
             return func(*args, **kwargs)
-        if in_place and self._without_grad and self._transfer.is_state(args[0]):
+        if identity.in_place and self._without_grad and self._is_state(args[0]):
             with torch.no_grad():  # a running mean: it must not grow a graph
                 return func(*args, **kwargs)
+        return self._run(identity, func, args, kwargs)
+
+    def _identify(self, func: Function) -> _Identity:
+        name, in_place = canonical(func)
+        identity = _Identity(name, in_place, family_of(name), dispatches_itself(func))
+        self._known[func] = identity
+        return identity
+
+    def _run(
+        self, identity: _Identity, func: Function, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run an operation, and let it leave the graph that it left in the forward pass."""
+        out = self._with_constants(identity, func, args, kwargs)
+        if identity.family is Family.ATTENTION:
+            operands = fused_operands(args, kwargs)
+            leave_graph(out)
+            if torch.is_grad_enabled():
+                Saved(*operands.tensors)
+        elif identity.family is Family.EMBEDDING:
+            leave_graph(out)
+        return out
+
+    def _with_constants(
+        self, identity: _Identity, func: Function, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        if identity.family is Family.NOTHING:  # asks the parameter itself, or tells it something
+            return func(*args, **kwargs)
+        if identity.in_place or identity.name == "set":  # what is written to
+            return self._frozen(func, args[1:], kwargs, written=tuple(args[:1]))
+        return self._frozen(func, args, kwargs)
+
+    def _frozen(
+        self, func: Function, args: Sequence[Any], kwargs: dict[str, Any],
+        written: tuple[Any, ...] = (),
+    ) -> Any:  # fmt: skip
+        """Run an operation on constants instead of parameters."""
+        constant = self._constant
+        if kwargs:
+            kwargs = {key: constant(value) for key, value in kwargs.items()}
+        return func(*written, *[constant(value) for value in args], **kwargs)
+
+    def _constant(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.detach() if value.requires_grad and id(value) in self._parameters else value
+        if type(value) in (list, tuple):
+            return type(value)([self._constant(item) for item in value])
+        return value
+
+    def _is_state(self, tensor: object) -> bool:
+        """Whether a tensor is a parameter or buffer of the model, or a view of one."""
+        base = tensor._base if isinstance(tensor, Tensor) else None  # noqa: SLF001
+        return id(tensor) in self._parameters or id(base) in self._parameters
+
+
+class CaptureMode(FrozenMode):
+    """Interprets the forward pass of one thread while it is active."""
+
+    def __init__(self, transfer: Transfer, recorder: Recorder, scope: Scope) -> None:
+        super().__init__(scope.parameters)
+        self._transfer = transfer
+        self._attention = Attention(transfer, recorder, scope, self._frozen)
+        self._recorder = recorder
+
+    def _run(
+        self, identity: _Identity, func: Function, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run one operation and give its results their shadows."""
+        name, in_place, family, _ = identity
         if family is Family.PRODUCT and (terms := contraction.read(name, args, kwargs)):
             if self._transfer.knows(terms.left) or self._transfer.knows(terms.right):
                 return self._attention.product(name, func, args, kwargs, terms)
-            return func(*args, **kwargs)
+            return self._frozen(func, args, kwargs)
         if family is Family.ATTENTION:
             return self._attention.fused(func, args, kwargs)
         if family is Family.FOREIGN_ATTENTION:
             self._recorder.refuse_kernel(name)
-        out = func(*args, **kwargs)
+        out = self._with_constants(identity, func, args, kwargs)
         if family is Family.SOFTMAX:
             self._attention.softmax(args, kwargs, out)
         else:
-            if family is Family.EMBEDDING and torch.is_grad_enabled() and not out.requires_grad:
-                out.requires_grad_(True)  # frozen weights must leave a graph
+            if family is Family.EMBEDDING:
+                leave_graph(out)
             if family is Family.PRODUCT:
                 self._check_many_factors(args, kwargs, name)
                 family = Family.TOKENWISE
             self._transfer.apply(family, name, func, args, kwargs, out, in_place=in_place)
         return out
-
-    def _identify(self, func: Callable[..., Any]) -> tuple[str, bool, Family]:
-        known = self._known.get(func)
-        if known is None:
-            name, in_place = canonical(func)
-            known = self._known[func] = name, in_place, family_of(name)
-        return known
 
     def _check_many_factors(self, args: Sequence[Any], kwargs: dict[str, Any], name: str) -> None:
         for tensor in tensors_in((args, kwargs)):

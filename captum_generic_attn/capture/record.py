@@ -1,23 +1,28 @@
-"""Attention records: one per attention call, from which its probabilities and gradients follow.
+"""Records of attention calls: what the rules need of each, and nothing of the model.
 
-The fused kernel keeps its probabilities to itself; they are computed anew from queries, keys, mask
-and scale, and their gradient from the gradient of the kernel's output: `∂y/∂P = ∂y/∂O · Vᵀ`.
+A record holds what its call read as autograd itself keeps it for a backward pass, so it costs no
+memory of its own; `blocks` computes attention and gradient from it when the backward pass comes by.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import get_gradient_edge
 
+from captum_generic_attn.capture.blocks import Blocks, ExplicitBlocks, FusedBlocks, Maps
 from captum_generic_attn.tokens import NOBODY, Meeting
 
-
-def _computing_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+_KEEPING_NODES = {
+    "ScaledDotProductFlashAttentionForCpuBackward0",
+    "ScaledDotProductFlashAttentionBackward0",
+}
+"""Nodes of fused kernels that keep the natural logarithm of each query's sum of exponentials."""
 
 
 def _version(tensor: Tensor) -> int:
@@ -37,16 +42,63 @@ class Operands:
     versions: tuple[int, ...]
 
     @classmethod
-    def of(cls, *tensors: Tensor, copies: bool) -> Operands:
+    def of(cls, *tensors: Tensor, copies: bool = False) -> Operands:
         """Note tensors as they are now; with `copies`, whatever the model does to them later."""
         kept = tuple(t.detach().clone() if copies else t.detach() for t in tensors)
         return cls(kept, tuple(map(_version, kept)))
 
-    def __getitem__(self, place: int) -> Tensor:
-        tensor = self.tensors[place]
-        if _version(tensor) != self.versions[place]:
+    def read(self) -> tuple[Tensor, ...]:
+        """The tensors, if the model did not write to them since.
+
+        Raises:
+            OverwrittenError: if it did.
+        """
+        if tuple(map(_version, self.tensors)) != self.versions:
             raise OverwrittenError("an attention operand was modified by an inplace operation")
-        return tensor
+        return self.tensors
+
+
+class _Keep(torch.autograd.Function):
+    """A node that does nothing but keep tensors as autograd keeps them."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:  # noqa: D102
+        ctx.save_for_backward(*tensors)
+        return tensors[0].new_empty(0)
+
+
+class Saved:
+    """Tensors of an attention call, kept by autograd: shared with its graph, and recomputed with it
+    where the model checkpoints its activations.
+
+    Like those of the graph they can be read once in each backward pass, and a `RuntimeError` says
+    where the model overwrote them.
+    """  # fmt: skip
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._node = _Keep.apply(*tensors).grad_fn  # type: ignore[no-untyped-call]
+        self._tensors = () if self._node is not None else tensors
+
+    def read(self) -> tuple[Tensor, ...]:
+        """The tensors."""
+        saved = self._tensors if self._node is None else self._node.saved_tensors
+        return tuple(tensor.detach() for tensor in saved)
+
+
+def sums_kept_by(result: Tensor) -> Tensor | None:
+    """`[..., Nq]`, the logarithm of each query's sum of exponentials, if the kernel kept it.
+
+    Its attribute is no public one, so nothing depends on it: without, a softmax is computed. Where
+    a model checkpoints its activations, reading it would run the model again.
+    """
+    node = result.grad_fn
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # noqa: SLF001
+    if node is None or node.name() not in _KEEPING_NODES or hooks is None or hooks(False):
+        return None
+    sums = getattr(node, "_saved_logsumexp", None)
+    if not isinstance(sums, Tensor) or sums.shape != result.shape[:-1]:
+        return None
+    return sums.detach()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,57 +109,83 @@ class Explicit:
     order: tuple[int, ...]
     single_query: bool
 
+    def blocks(self, operands: Sequence[Tensor], gradient: Tensor, pick: Tensor) -> Blocks:
+        """The call in blocks.
+
+        Args:
+            operands: what `self.operands` hold.
+            gradient: the gradient of the probabilities, in the order of their axes.
+            pick: `[maps]` which of the call's maps, its leading axes flattened.
+        """
+        (operand,) = operands
+        attention, gradient = self._arrange(operand), self._arrange(gradient)
+        lead = attention.shape[:-2]
+        return ExplicitBlocks(
+            len(pick), *attention.shape[-2:], Maps.of(attention, lead, pick),
+            Maps.of(gradient, lead, pick),
+        )  # fmt: skip
+
     def _arrange(self, tensor: Tensor) -> Tensor:
         tensor = tensor.permute(self.order)
         return tensor.unsqueeze(-2) if self.single_query else tensor
-
-    def probabilities(self) -> Tensor:
-        """P `[..., H, Nq, Nk]`."""
-        tensor = self.operands[0]
-        return self._arrange(tensor).to(_computing_dtype(tensor))
-
-    def gradient(self, gradient: Tensor) -> Tensor:
-        """Its gradient, from the gradient of the tensor."""
-        return self._arrange(gradient).to(_computing_dtype(gradient))
 
 
 @dataclass(frozen=True, eq=False)
 class Fused:
     """`scaled_dot_product_attention`; its operands are query, key, value and perhaps a mask."""
 
-    operands: Operands
+    operands: Operands | Saved
     causal: bool
     scale: float | None
     grouped: bool
+    sums: Tensor | None = None
 
-    def probabilities(self) -> Tensor:
-        """P `[..., H, Nq, Nk]`; rows that the mask leaves nothing are zero, as in the kernel."""
-        dtype = _computing_dtype(self.operands[0])
-        query = self.operands[0].to(dtype)
-        key = self._for_heads(self.operands[1]).to(dtype)
-        scale = 1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale
-        logits = query @ key.mT * scale
-        if self.causal:
-            allowed = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
-            logits = logits.masked_fill(~allowed, -math.inf)
-        if len(self.operands.tensors) > 3:
-            mask = self.operands[3]
-            blocked = mask.dtype == torch.bool
-            logits = logits.masked_fill(~mask, -math.inf) if blocked else logits + mask.to(dtype)
-        empty = (logits == -math.inf).all(-1, keepdim=True)
-        return logits.softmax(-1).masked_fill(empty, 0.0)
+    def blocks(self, operands: Sequence[Tensor], gradient: Tensor, pick: Tensor) -> Blocks:
+        """The call in blocks.
 
-    def gradient(self, gradient: Tensor) -> Tensor:
-        """The gradient of P, from the gradient of the kernel's output."""
-        value = self.operands[2]
-        dtype = _computing_dtype(value)
-        return gradient.to(dtype) @ self._for_heads(value).to(dtype).mT
+        Args:
+            operands: what `self.operands` hold.
+            gradient: the gradient of the kernel's output.
+            pick: `[maps]` which of the call's maps, its leading axes flattened.
+        """
+        query, key, value, *mask = operands
+        lead = query.shape[:-2]
+        groups = lead[-1] // key.shape[-3] if self.grouped else 1
+        sums = self.sums
+        return FusedBlocks(
+            len(pick), query.shape[-2], key.shape[-2],
+            Maps.of(query, lead, pick),
+            Maps.of(key, lead, pick, groups=groups),
+            Maps.of(value, lead, pick, groups=groups),
+            Maps.of(gradient, lead, pick),
+            1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale,
+            self.causal,
+            Maps.of(torch.atleast_2d(mask[0]), lead, pick) if mask else None,
+            None if sums is None else Maps.of(sums.unsqueeze(-1), lead, pick),
+        )  # fmt: skip
 
-    def _for_heads(self, tensor: Tensor) -> Tensor:
-        if self.grouped:
-            heads = self.operands.tensors[0].shape[-3]
-            return tensor.repeat_interleave(heads // tensor.shape[-3], -3)
-        return tensor
+
+Listener = Callable[[Sequence[Tensor], Tensor], None]
+
+
+class Tap:
+    """Hands out a call's operands and the gradient of a tensor of it, when the backward pass comes.
+
+    Reading the operands may run a piece of the model again (activation checkpointing), under the
+    modes of the backward pass; what the listener computes is not the model's.
+    """
+
+    def __init__(self, tensor: Tensor, operands: Operands | Saved) -> None:
+        self.edge = get_gradient_edge(tensor)
+        self.listener: Listener | None = None
+        self._operands = operands
+        tensor.register_hook(self._receive)  # type: ignore[no-untyped-call]
+
+    def _receive(self, gradient: Tensor) -> None:
+        if self.listener is not None:
+            operands = self._operands.read()
+            with torch.no_grad(), torch._C.DisableTorchFunction():  # noqa: SLF001
+                self.listener(operands, gradient.detach())
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +204,7 @@ class AttentionRecord:
     module: str
     module_type: str
     source: Explicit | Fused
-    edge: GradientEdge
+    tap: Tap
     query_tokens: Tensor
     key_tokens: Tensor
     examples: Tensor
@@ -144,17 +222,6 @@ class AttentionRecord:
         """Number of heads."""
         return self.pick.shape[1]
 
-    def probabilities(self) -> Tensor:
-        """Attention probabilities, `[G, H, Nq, Nk]`, float32 or float64."""
-        return self._grouped(self.source.probabilities())
-
-    def gradient(self, gradient: Tensor) -> Tensor:
-        """The gradient of the probabilities from the one at `edge`, `[G, H, Nq, Nk]`."""
-        return self._grouped(self.source.gradient(gradient))
-
-    def _grouped(self, maps: Tensor) -> Tensor:
-        rows = maps.reshape(-1, *maps.shape[-2:])
-        flat = self.pick.reshape(-1)
-        if not torch.equal(flat, torch.arange(len(rows))):
-            rows = rows[flat.to(rows.device)]
-        return rows.reshape(*self.pick.shape, *maps.shape[-2:])
+    def blocks(self, operands: Sequence[Tensor], gradient: Tensor) -> Blocks:
+        """Attention and its gradient, `[G * H, Nq, Nk]`, from what the tap hands out."""
+        return self.source.blocks(operands, gradient, self.pick.reshape(-1))

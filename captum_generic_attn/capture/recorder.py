@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
 from captum_generic_attn.capture.heads import Unreadable, group_heads
-from captum_generic_attn.capture.record import AttentionRecord, Explicit, Fused, Operands
+from captum_generic_attn.capture.record import AttentionRecord, Explicit, Fused, Operands, Tap
 from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.transfer import Transfer
@@ -123,7 +122,7 @@ class Recorder:
         index = self._next_index()
         self.records.append(
             AttentionRecord(
-                index, *self._scope.current(), source, get_gradient_edge(at), groups.query_tokens,
+                index, *self._scope.current(), source, Tap(at, source.operands), groups.query_tokens,
                 groups.key_tokens, groups.examples, groups.pick, factors[0], factors[1],
             )
         )  # fmt: skip

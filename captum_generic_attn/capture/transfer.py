@@ -64,11 +64,6 @@ class Transfer:
             or isinstance(tensor, nn.Parameter)
         )
 
-    def is_state(self, tensor: object) -> bool:
-        """Whether a tensor is a parameter or buffer of the model, or a view of one."""
-        base = tensor._base if isinstance(tensor, Tensor) else None  # noqa: SLF001
-        return id(tensor) in self._parameters or id(base) in self._parameters
-
     def tokens_of(self, tensor: Tensor, name: str) -> Shadow:
         """The shadow of a tensor that is about to be read as tokens, its last axis as features."""
         shadow = self.of(tensor)

@@ -65,6 +65,29 @@ class TokenStream:
             alive[tokens.cpu()] = True
         return rows
 
+    def hand_back(self, rows: Tensor) -> Tensor:
+        """The transpose of `hand_on`: weights of merged tokens go to their parents as well.
+
+        Args:
+            rows: `[B, k, size]` weights of the tokens of the stream.
+
+        Returns:
+            `[B, k, size]`; `rows` themselves where nothing was merged.
+        """
+        if not self.merges:
+            return rows
+        rows = rows.mT.clone()
+        examples = torch.arange(len(rows), device=rows.device)[:, None]
+        for merge in reversed(self.merges):
+            known = merge.parents >= 0
+            share = known.to(rows) / known.sum(-1, keepdim=True).clamp(min=1).to(rows)
+            given = rows[:, merge.tokens.to(rows.device)]
+            parents = merge.parents.clamp(min=0).to(rows.device)
+            for k in range(parents.shape[-1]):
+                places = parents[..., k].expand(len(rows), -1)
+                rows.index_put_((examples, places), given * share[..., k, None], accumulate=True)
+        return rows.mT
+
     def start(self, like: Tensor) -> Tensor:
         """What each token was made of before any attention: `[E, size, roots]`, rows sum to 1.
 

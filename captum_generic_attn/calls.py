@@ -1,0 +1,138 @@
+"""Attention calls as the rules see them: tokens as positions in their streams.
+
+`explanation` makes a `MappedCall` of each record; `additions` and `pullback` go through them. A
+`Layout` moves values between the positions of a stream and the queries or keys of a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captum_generic_attn.tokens import TokenStream
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What a call reads of one stream: `keys` `[G, Nk]` are positions in it, -1 elsewhere.
+
+    `columns` are those of the stream's tokens that made it up when the call ran; `None`: all.
+    """
+
+    stream: str
+    keys: Tensor
+    columns: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MappedCall:
+    """An attention call of `G` groups, the examples or their windows; `examples` `[G]` says whose.
+
+    `queries` `[G, Nq]` are positions in the stream `stream`, whose tokens `columns` (`None`: all)
+    made it up when the call ran. `query_ancestors` and `key_ancestors` are the calls that queries
+    and keys depend on.
+    """
+
+    index: int
+    stream: str
+    examples: Tensor
+    queries: Tensor
+    sources: tuple[Source, ...]
+    crosses: bool
+    query_ancestors: frozenset[int]
+    key_ancestors: frozenset[int]
+    columns: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Switches:
+    """The paper's switches, and the pairs of streams (queries, keys) that attend across."""
+
+    normalize: bool = True
+    self_in_cross: bool = True
+    aggregate: bool = True
+    crossings: frozenset[tuple[str, str]] = frozenset()
+
+    def mutual(self, one: str, other: str) -> bool:
+        """Whether two streams attend to each other."""
+        return {(one, other), (other, one)} <= self.crossings
+
+    def known_to(self, stream: str) -> frozenset[str]:
+        """The streams that a stream may learn of, itself included."""
+        known = {stream}
+        while more := {key for query, key in self.crossings if query in known} - known:
+            known |= more
+        return frozenset(known)
+
+
+class Layout:
+    """The streams of a forward pass, and where the tokens of its calls stand in them.
+
+    Positions live on the CPU. What is asked of the same positions again, as by the layers of a
+    model, is answered from memory.
+    """
+
+    def __init__(self, streams: Iterable[TokenStream], examples: int, like: Tensor) -> None:
+        self.streams: Mapping[str, TokenStream] = {stream.name: stream for stream in streams}
+        self.examples = examples
+        self.like = like
+        self._ordered: dict[tuple[int, int, str], tuple[Tensor, Tensor, bool]] = {}
+        self._starts: dict[str, Tensor] = {}
+
+    def start(self, stream: str) -> Tensor:
+        """`[E, size, roots]`, where the tokens of a stream started; `E` is 1 or the batch."""
+        if stream not in self._starts:
+            self._starts[stream] = self.streams[stream].start(self.like)
+        return self._starts[stream]
+
+    def in_order(self, examples: Tensor, positions: Tensor, stream: str) -> bool:
+        """Whether the groups of a call are the examples, each with all tokens in their order."""
+        key = id(examples), id(positions), stream
+        if key not in self._ordered:
+            size = self.streams[stream].size
+            answer = (
+                positions.shape == (self.examples, size)
+                and torch.equal(examples, torch.arange(self.examples))
+                and bool((positions == torch.arange(size)).all())
+            )
+            self._ordered[key] = examples, positions, answer  # alive, so that ids stay theirs
+        return self._ordered[key][2]
+
+    def gather(self, rows: Tensor, examples: Tensor, positions: Tensor, stream: str) -> Tensor:
+        """Values `[B, k, size]` of a stream at positions `[G, n]`: `[G, k, n]`, 0 for padding."""
+        if self.in_order(examples, positions, stream):
+            return rows
+        places, known = positions.clamp(min=0).to(rows.device), (positions >= 0).to(rows.device)
+        owners = examples.to(rows.device)
+        index = places.unsqueeze(1).expand(-1, rows.shape[1], -1)
+        return rows[owners].gather(2, index) * known.unsqueeze(1)
+
+    def scatter(self, rows: Tensor, examples: Tensor, positions: Tensor, stream: str) -> Tensor:
+        """The transpose of `gather`: `[G, k, n]` to `[B, k, size]`, what meets is added."""
+        if self.in_order(examples, positions, stream):
+            return rows
+        size = self.streams[stream].size
+        total = rows.new_zeros(self.examples, size + 1, rows.shape[1])  # the last takes the padding
+        owners = examples.to(rows.device)[:, None].expand_as(positions)
+        places = torch.where(positions < 0, size, positions).to(rows.device)
+        total.index_put_((owners, places), rows.mT, accumulate=True)
+        return total[:, :-1].mT
+
+    def touched(self, call: MappedCall) -> Tensor:
+        """`[B, size]` True for the tokens whose rows a call writes."""
+        stream = self.streams[call.stream]
+        rows = self.like.new_ones(*call.queries.shape).unsqueeze(1)
+        rows = self.scatter(rows, call.examples, call.queries, call.stream)
+        touched = stream.hand_on(rows.mT.clone()).squeeze(-1) > 0
+        if call.crosses:
+            touched[:, self.columns_or_all(call.columns, stream)] = True
+        return touched
+
+    def columns_or_all(self, columns: Tensor | None, stream: TokenStream) -> Tensor:
+        """Positions of the tokens that made a stream up, all of its roots for `None`."""
+        if columns is None:
+            return torch.arange(stream.roots, device=self.like.device)
+        return columns.to(self.like.device)

@@ -1,0 +1,299 @@
+"""Attention and its gradient in blocks: what eq. 5 needs of one call, never all of it at once.
+
+A source of `record` and the gradient that the backward pass brought make `ExplicitBlocks` or
+`FusedBlocks`; `maps` goes through their blocks. A block is small enough for the cache of a core,
+so the `[heads, queries, keys]` tensors of a fused call exist nowhere, and no memory grows with
+their size.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_generic_attn.rules import positive_evidence
+
+_ROWS, _COLUMNS = 256, 512
+"""Queries and keys of a block on a CPU: two of them in float32 fill half the cache of a core."""
+_DEVICE_ELEMENTS = 1 << 24
+"""Elements of a block elsewhere: enough to keep an accelerator busy, 64 MB in float32."""
+
+
+class Block(NamedTuple):
+    """Which maps, queries and keys a block covers, and `relu(∇A ⊙ A)` there; soon overwritten."""
+
+    maps: slice
+    rows: slice
+    columns: slice
+    evidence: Tensor
+
+
+def computing_dtype(tensor: Tensor) -> torch.dtype:
+    """The precision of relevance: float64 for float64, else float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """`[maps, *, *]` tensors of which several maps may share one: `index` says which, if any do."""
+
+    tensor: Tensor
+    index: Tensor | None = None
+
+    @classmethod
+    def of(cls, tensor: Tensor, lead: Sequence[int], pick: Tensor, *, groups: int = 1) -> Maps:
+        """The last two axes of a tensor whose other axes broadcast to `lead`, as `pick` orders it.
+
+        Args:
+            tensor: `[..., n, m]`.
+            lead: the shape of the leading axes of the call.
+            pick: `[maps]` places among them, flattened.
+            groups: how many neighbouring heads share one (grouped keys and values).
+        """
+        own = tensor.shape[:-2]
+        places = torch.arange(math.prod(own)).view(own)
+        if groups > 1:
+            places = places.repeat_interleave(groups, -1)
+        index = places.expand(lead).reshape(-1)[pick]
+        flat = tensor.reshape(-1, *tensor.shape[-2:])
+        in_order = len(index) == len(flat) and torch.equal(index, torch.arange(len(flat)))
+        return cls(flat, None if in_order else index.to(tensor.device))
+
+    def __getitem__(self, maps: slice) -> Tensor:
+        if self.index is None:
+            return self.tensor[maps]
+        if len(self.tensor) == 1:
+            return self.tensor
+        return self.tensor[self.index[maps]]
+
+    def rows(self, index: Tensor) -> Maps:
+        """Only the rows `index` `[maps, n]` of each map."""
+        index = index.to(self.tensor.device).unsqueeze(-1)
+        whole = self[slice(None)].expand(len(index), -1, -1)
+        return Maps(whole.gather(1, index.expand(-1, -1, whole.shape[-1])))
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks(ABC):
+    """One call's attention and gradient, `count` maps of `queries` × `keys`."""
+
+    count: int
+    queries: int
+    keys: int
+
+    @property
+    @abstractmethod
+    def like(self) -> Tensor:
+        """A tensor of the device and the precision that blocks are computed in."""
+
+    @property
+    @abstractmethod
+    def elements(self) -> int:
+        """How many elements it takes to keep this."""
+
+    @abstractmethod
+    def live_rows(self) -> Tensor:
+        """`[maps, queries]` True where the gradient of a query's attention is not zero."""
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> Blocks:
+        """The same of the queries `rows` `[maps, n]` alone."""
+
+    @abstractmethod
+    def probabilities(self) -> Tensor:
+        """P `[maps, queries, keys]`, whole."""
+
+    @abstractmethod
+    def gradient(self) -> Tensor:
+        """The gradient of P, whole."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Block]:
+        """All blocks; those in which no attention can be are left out."""
+
+    def _sizes(self, *, whole_rows: bool) -> tuple[int, int, int]:
+        """How many maps, queries and keys a block covers."""
+        if self.like.device.type == "cpu":
+            budget, parts = _ROWS * _COLUMNS, torch.get_num_threads()
+        else:
+            budget, parts = _DEVICE_ELEMENTS, 1
+        # A rest of keys of less than a quarter block costs less inside than apart.
+        columns = self.keys if whole_rows or self.keys <= _COLUMNS * 5 // 4 else _COLUMNS
+        if parts == 1:
+            columns = self.keys
+        rows = min(self.queries, max(16, budget // columns))
+        return min(self.count, parts * max(1, budget // (rows * columns))), rows, columns
+
+
+def _slices(total: int, step: int) -> Iterator[slice]:
+    for start in range(0, total, step):
+        yield slice(start, min(start + step, total))
+
+
+@dataclass(frozen=True, eq=False)
+class ExplicitBlocks(Blocks):
+    """Probabilities that the model computed itself, and their gradient."""
+
+    attention: Maps
+    attention_gradient: Maps
+
+    @property
+    def like(self) -> Tensor:  # noqa: D102 - as in the base class
+        tensor = self.attention.tensor
+        return tensor.new_empty(0, dtype=computing_dtype(tensor))
+
+    @property
+    def elements(self) -> int:  # noqa: D102
+        return 2 * self.count * self.queries * self.keys
+
+    def live_rows(self) -> Tensor:  # noqa: D102
+        return (self.attention_gradient[slice(None)] != 0).any(-1)
+
+    def select(self, rows: Tensor) -> Blocks:  # noqa: D102
+        return replace(
+            self,
+            queries=rows.shape[1],
+            attention=self.attention.rows(rows),
+            attention_gradient=self.attention_gradient.rows(rows),
+        )
+
+    def probabilities(self) -> Tensor:  # noqa: D102
+        return self.attention[slice(None)].to(self.like.dtype)
+
+    def gradient(self) -> Tensor:  # noqa: D102
+        return self.attention_gradient[slice(None)].to(self.like.dtype)
+
+    def __iter__(self) -> Iterator[Block]:
+        count, height, _ = self._sizes(whole_rows=True)
+        dtype = self.like.dtype
+        whole = slice(0, self.keys)
+        for maps in _slices(self.count, count):
+            attention, gradient = self.attention[maps], self.attention_gradient[maps]
+            for rows in _slices(self.queries, height):
+                part = attention[:, rows].to(dtype), gradient[:, rows].to(dtype)
+                yield Block(maps, rows, whole, positive_evidence(*part))
+
+
+@dataclass(frozen=True, eq=False)
+class FusedBlocks(Blocks):
+    """What a fused kernel read, and the gradient of its output.
+
+    The kernel keeps its probabilities to itself; they are computed anew, `P = exp(q kᵀ scale + mask
+    - lse)` with the logarithm `lse` of each query's sum, which the kernel keeps for its own
+    backward pass (`None`: by softmax). Their gradient is `∂y/∂P = ∂y/∂O · Vᵀ`. `positions`
+    `[maps, queries]` are the places of the queries where they are not all, in order.
+    """
+
+    query: Maps
+    key: Maps
+    value: Maps
+    output_gradient: Maps
+    scale: float
+    causal: bool
+    mask: Maps | None = None
+    lse: Maps | None = None
+    positions: Tensor | None = None
+
+    @property
+    def like(self) -> Tensor:  # noqa: D102
+        tensor = self.query.tensor
+        return tensor.new_empty(0, dtype=computing_dtype(tensor))
+
+    @property
+    def elements(self) -> int:  # noqa: D102
+        parts = self.query, self.key, self.value, self.output_gradient
+        return sum(part.tensor.numel() for part in parts)
+
+    def live_rows(self) -> Tensor:  # noqa: D102
+        return (self.output_gradient[slice(None)] != 0).any(-1)
+
+    def select(self, rows: Tensor) -> Blocks:  # noqa: D102
+        return replace(
+            self,
+            queries=rows.shape[1],
+            query=self.query.rows(rows),
+            output_gradient=self.output_gradient.rows(rows),
+            lse=None if self.lse is None else self.lse.rows(rows),
+            mask=self.mask.rows(rows) if self.mask and self.mask.tensor.shape[1] > 1 else self.mask,
+            positions=rows.to(self.query.tensor.device),
+        )
+
+    def probabilities(self) -> Tensor:  # noqa: D102
+        every = slice(None)
+        query, keys = self._factors(every)
+        return self._attention(query @ keys, every, slice(0, self.queries), slice(0, self.keys))
+
+    def gradient(self) -> Tensor:  # noqa: D102
+        dtype = self.like.dtype
+        output_gradient = self.output_gradient[slice(None)].to(dtype)
+        return output_gradient @ self.value[slice(None)].to(dtype).mT
+
+    def __iter__(self) -> Iterator[Block]:
+        dtype = self.like.dtype
+        count, height, width = self._sizes(whole_rows=self.lse is None)
+        memory = self.like.new_empty(2, count * height * width)
+        for maps in _slices(self.count, count):
+            query, keys = self._factors(maps)
+            gradient, values = self.output_gradient[maps].to(dtype), self.value[maps].to(dtype).mT
+            n = len(query)
+            for columns in _slices(self.keys, width):
+                for rows in _slices(self.queries, height):
+                    if self._beyond(rows, columns):
+                        continue
+                    shape = n, rows.stop - rows.start, columns.stop - columns.start
+                    attention, change = (m[: math.prod(shape)].view(shape) for m in memory)
+                    torch.bmm(query[:, rows], keys[:, :, columns], out=attention)
+                    attention = self._attention(attention, maps, rows, columns)
+                    torch.bmm(gradient[:, rows], values[:, :, columns], out=change)
+                    yield Block(
+                        maps, rows, columns, positive_evidence(attention, change, out=change)
+                    )
+
+    def _factors(self, maps: slice) -> tuple[Tensor, Tensor]:
+        """Queries `[n, queries, d]` and keys `[n, d, keys]` whose product are the logits, less lse.
+
+        The logarithm rides along as one more feature, which saves a pass over the logits.
+        """
+        dtype = self.like.dtype
+        query, key = self.query[maps].to(dtype) * self.scale, self.key[maps].to(dtype)
+        if self.lse is not None:
+            query = torch.cat([query, -self.lse[maps].to(dtype)], -1)
+            key = torch.cat([key, key.new_ones(*key.shape[:-1], 1)], -1)
+        return query, key.mT
+
+    def _attention(self, logits: Tensor, maps: slice, rows: slice, columns: slice) -> Tensor:
+        """P of a block from its logits, in place; rows that the mask leaves nothing are zero."""
+        if self.causal and (hidden := self._hidden(maps, rows, columns)) is not None:
+            logits.masked_fill_(hidden, -math.inf)
+        if self.mask is not None:
+            mask = self.mask[maps]
+            mask = mask[:, rows] if mask.shape[1] > 1 else mask
+            mask = mask[:, :, columns] if mask.shape[2] > 1 else mask
+            if mask.dtype == torch.bool:
+                logits.masked_fill_(~mask, -math.inf)
+            else:
+                logits.add_(mask)
+        if self.lse is not None:
+            return logits.exp_()
+        empty = (logits == -math.inf).all(-1, keepdim=True)
+        return logits.softmax(-1).masked_fill_(empty, 0.0)
+
+    def _hidden(self, maps: slice, rows: slice, columns: slice) -> Tensor | None:
+        """Which keys of a block come after the queries; `None`: none does."""
+        device = self.query.tensor.device
+        keys = torch.arange(columns.start, columns.stop, device=device)
+        if self.positions is not None:
+            return keys > self.positions[maps, rows].unsqueeze(-1)
+        if columns.stop - 1 <= rows.start:
+            return None
+        return keys > torch.arange(rows.start, rows.stop, device=device).unsqueeze(-1)
+
+    def _beyond(self, rows: slice, columns: slice) -> bool:
+        """Whether all keys of a block come after all its queries."""
+        return self.causal and self.positions is None and rows.stop <= columns.start
