@@ -61,22 +61,26 @@ def take_turns(
     """
     few = rounds or {}
     start = clock()
-    for name, call in calls.items():
-        if name not in few:
-            call()
     timed: list[Round] = []
-    while len(timed) < min(LEAST, most) or (len(timed) < most and clock() - start < budget):
-        at = len(timed)
-        part = [name for name in calls if at < few.get(name, most)]
-        turn = at % len(part)
-        seconds: Round = {}
-        for name in part[turn:] + part[:turn]:
-            gc.collect()  # what one leaves behind is not cleaned up in another's time
-            before = clock()
-            for _ in range(repeat):
-                calls[name]()
-            seconds[name] = (clock() - before) / repeat
-        timed.append(seconds)
+    gc.freeze()  # collections pass over what is there already: modules, models
+    try:
+        for name, call in calls.items():
+            if name not in few:
+                call()
+        while len(timed) < min(LEAST, most) or (len(timed) < most and clock() - start < budget):
+            at = len(timed)
+            part = [name for name in calls if at < few.get(name, most)]
+            turn = at % len(part)
+            seconds: Round = {}
+            for name in part[turn:] + part[:turn]:
+                gc.collect()  # what one leaves behind is not cleaned up in another's time
+                before = clock()
+                for _ in range(repeat):
+                    calls[name]()
+                seconds[name] = (clock() - before) / repeat
+            timed.append(seconds)
+    finally:
+        gc.unfreeze()
     return timed
 
 

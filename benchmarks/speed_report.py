@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- speed -->", "<!-- end of speed -->"
@@ -120,7 +123,7 @@ def series(found: list[Found], along: str) -> dict[str, dict[str, list[tuple[int
     return lines
 
 
-def draw(report: dict[str, Any], path: Path) -> None:
+def figure_of(report: dict[str, Any]) -> Figure:
     """Time and memory of the small ViT: against tokens on the left, against layers on the right."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullLocator
@@ -159,7 +162,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     axes[0, 0].set_ylabel("seconds of a call (median)")
     axes[1, 0].set_ylabel("memory of a call (MB)")
     axes[0, 0].legend(loc="upper left", fontsize="small")
-    figure.savefig(path, dpi=100)
+    return figure
 
 
 def main() -> None:
@@ -172,7 +175,7 @@ def main() -> None:
         readme.write_text(into_readme(text, lines), "utf-8")
     else:
         print(f"README.md has no {BEGIN} and {END}: the table is not in it.")
-    draw(report, ROOT / "docs" / "speed.png")
+    figure_of(report).savefig(ROOT / "docs" / "speed.png", dpi=100)
 
 
 if __name__ == "__main__":

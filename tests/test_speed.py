@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
 from tiny_models import pictures, sentences, tiny_text, tiny_vit
 
 from captum_generic_attn import GenericAttention
@@ -132,6 +131,7 @@ def test_peak_is_what_a_call_holds_at_once(benchmark):
         return torch.ones(1 << 20)
 
     call()
+    torch.ones(64, 1 << 20)  # an older, higher peak does not count
     assert benchmark.speed.peak_increase(call) == pytest.approx(64 * 2**20, rel=0.02)
 
 
@@ -262,7 +262,6 @@ def command(benchmark, monkeypatch, tmp_path):
     monkeypatch.setattr(speed, "memory_in_own_process", lambda _of, name, _threads: bytes_of[name])
     monkeypatch.setattr(speed, "CONTENDERS", {name: lambda _task: sum for name in bytes_of})
     monkeypatch.setattr(speed, "take_turns", lambda *_, **__: [{"ours": 3.0, "limit": 2.0}])
-    monkeypatch.setattr(Path, "read_text", Path.read_text)
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["speed.py", "--threads", "1", *arguments])
@@ -382,7 +381,7 @@ def of_rounds(median, least, most, rounds=5):
 
 
 MADE_UP = {
-    "machine": {"cpu": "abacus", "cores": 4, "threads": 2, "versions": {"torch": "2.9"}},
+    "machine": {"cpu": "abacus", "cores": 4, "threads": 2, "versions": {"torch": "9"}},
     "workloads": {
         "vit_s_197": {
             "title": "ViT-S", "layers": 12, "tokens": 197, "batch": 1, "in_table": True,
@@ -434,7 +433,7 @@ TABLE = """\
 | ViT-S, eight targets: 0.60 (0.55–0.65) of eight calls | 197 | 1 | – | – | – | – | – | – |
 | ViT-Ti | 197 | 1 | – | 1.30 (1.20–1.40) | – | – | – | – |
 
-Median (least–most) of the ratios within rounds; 2 threads, 4 cores of abacus, float32, PyTorch 2.9.\
+Median (least–most) of the ratios within rounds; 2 threads, 4 cores of abacus, float32, PyTorch 9.\
 """
 
 
@@ -463,14 +462,26 @@ def test_table_goes_between_its_marks(benchmark):
         assert benchmark.report.into_readme(without, "new") == without
 
 
-def test_figure_has_one_picture_of_the_small_vit(benchmark, tmp_path):
-    found = list(MADE_UP["workloads"].values())[:2]
-    lines = benchmark.report.series(found[::-1], "tokens")
-    assert lines["time"]["ours"] == [(197, 0.15), (4097, 15.0)]
-    assert lines["memory"]["recipe"] == [(197, 130.0), (4097, 16720.0)]
-    assert lines["memory"]["limit"] == [(197, 51.0)]
-    assert lines["time"]["saliency"] == []
-    benchmark.report.draw(MADE_UP, tmp_path / "speed.png")
-    with Image.open(tmp_path / "speed.png") as picture:
-        assert picture.size == (860, 640)
-        assert len(picture.convert("RGB").getcolors(1 << 20)) > 100
+def test_figure_is_of_one_picture_of_the_small_vit(benchmark):
+    workloads = MADE_UP["workloads"]
+    batch = workloads["vit_s_197"] | {"batch": 8, "median_seconds": {"ours": 1.0}}
+    report = MADE_UP | {"workloads": workloads | {"vit_s_197_batch8": batch}}
+    figure = benchmark.report.figure_of(report)
+    drawn = [
+        {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+        for axis in figure.axes
+    ]
+    seconds, seconds_of_layers, megabytes, megabytes_of_layers = drawn
+    assert seconds["ours"] == [[197, 0.15], [4097, 15]]
+    assert seconds["published recipe"] == [[197, 0.24], [4097, 64]]
+    assert seconds["Captum Saliency"] == []
+    assert megabytes["published recipe"] == [[197, 130], [4097, 16720]]
+    assert megabytes["limit: forward and input gradient"] == [[197, 51]]
+    assert seconds_of_layers["ours"] == [[3, 0.2]]
+    assert megabytes_of_layers["ours"] == [[3, 40]]
+    assert {(axis.get_xscale(), axis.get_yscale()) for axis in figure.axes} == {("log", "log")}
+    assert figure.axes[0].get_ylabel() == "seconds of a call (median)"
+    assert [axis.get_xlabel() for axis in figure.axes[2:]] == ["tokens", "layers"]
+    figure.draw_without_rendering()
+    ticks = [label.get_text() for label in figure.axes[2].get_xticklabels()]
+    assert ticks == ["197", "4097"]

@@ -282,6 +282,7 @@ class Attention:
         leave_graph(result)
         kept = Saved(*call.tensors) if torch.is_grad_enabled() else Operands.of(*call.tensors)
         self._recorder.dropout_seen |= call.dropout > 0
+        memory = self._transfer.spaces.memory
         planes = []
         for tensor, shadow in zip((query, key), shadows, strict=True):
             if shadow.planes and varies(shadow.planes[0], -1):
@@ -292,16 +293,26 @@ class Attention:
                 return result
             reason = shadow.lost or "a tensor that no input feeds"
             planes.append(
-                shadow.planes[0][..., 0] if shadow.planes
+                memory(Tensor.select, shadow.planes[0], -1, 0) if shadow.planes
                 else self._transfer.spaces.unknown(tensor.shape[:-1], reason)
             )  # fmt: skip
         queries, keys = planes
-        if call.grouped:
-            keys = keys.repeat_interleave(queries.shape[-2] // keys.shape[-2], -2)
-        keys = keys.expand(*queries.shape[:-1], keys.shape[-1])
+        keys = memory(_of_heads, keys, queries.shape, call.grouped)
         source = Fused(kept, call.causal, call.scale, call.grouped, sums_kept_by(result))
-        plane = queries.unsqueeze(-1).expand(result.shape)
+        plane = memory(_of_features, queries, result.shape)
         taken = shadows[1].ancestors | self._transfer.of(value).ancestors
         factors = (shadows[0].ancestors, taken)
         self._recorder.record(source, result, result, plane, queries, keys, factors, None)
         return result
+
+
+def _of_heads(keys: Tensor, queries: torch.Size, grouped: bool) -> Tensor:  # noqa: FBT001
+    """The plane `[..., Nk]` of keys for each of the heads of queries `[..., Nq]`."""
+    if grouped:
+        keys = keys.repeat_interleave(queries[-2] // keys.shape[-2], -2)
+    return keys.expand(*queries[:-1], keys.shape[-1])
+
+
+def _of_features(tokens: Tensor, shape: torch.Size) -> Tensor:
+    """The plane of a tensor whose last axis are features of these tokens."""
+    return tokens.unsqueeze(-1).expand(shape)

@@ -93,6 +93,12 @@ def _centres(
     out: torch.Size,
 ) -> Tensor | None:  # fmt: skip
     """`[*out, d]` centres of windows over a map `[B, *spatial]`; `None` if examples differ."""
+    if (lattice := spaces.lattice(lines)) is not None:
+        centres, slopes = lattice
+        for start, step, n, slope in zip(starts, steps, out, slopes, strict=True):
+            places = start + step * torch.arange(n, dtype=torch.float64)
+            centres = centres.unsqueeze(-2) + places.unsqueeze(-1) * slope
+        return centres
     local = spaces.locate(lines)[2]
     if bool((local != local[0]).any()):
         return None

@@ -8,7 +8,7 @@ that this makes unusable names the operation.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -147,16 +147,23 @@ def argument(
     return args[position] if len(args) > position else kwargs.get(name, default)
 
 
-def tensors_in(value: object, depth: int = 0) -> Iterator[Tensor]:
+def tensors_in(value: object, depth: int = 0) -> list[Tensor]:
     """All tensors in nested containers, in order."""
     if isinstance(value, Tensor):
-        yield value
-    elif depth < 4 and isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item, depth + 1)
-    elif depth < 4 and isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item, depth + 1)
+        return [value]
+    if depth > 3 or isinstance(value, str):
+        return []
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if not isinstance(value, (list, tuple)):
+        return []
+    found: list[Tensor] = []
+    for item in value:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, (list, tuple, Mapping)):
+            found += tensors_in(item, depth + 1)
+    return found
 
 
 def on_cpu(value: Any) -> Any:

@@ -52,6 +52,13 @@ def kernel_refusal(name: str) -> tuple[str, str]:
     )
 
 
+def _asked(plane: Tensor) -> Tensor:
+    """The plane of tokens after they were queries: padding among them is no constant any more."""
+    if not bool((compact(plane) == PADDING).any()):
+        return plane
+    return torch.where(plane == PADDING, STALE, plane)
+
+
 class Recorder:
     """The attention calls of one forward pass, in execution order."""
 
@@ -92,8 +99,8 @@ class Recorder:
         softmax: Softmax | None,
     ) -> None:  # fmt: skip
         """Make a record of a call whose result is `result` and whose gradient is taken `at`."""
-        if plane is not None and bool((compact(plane) == PADDING).any()):
-            plane = torch.where(plane == PADDING, STALE, plane)
+        if plane is not None:
+            plane = self._transfer.spaces.memory(_asked, plane)
         planes = () if plane is None else (plane,)
         passed = Shadow(Role.TOKENS, planes, factors[0] | factors[1], data=True)
         self._transfer.shadows[result] = passed
@@ -114,7 +121,8 @@ class Recorder:
                     Refusal(self._next_index(), *place, seen, advice, harmless=True)
                 )
                 return
-            groups = group_heads(queries, keys, self._transfer.spaces, self._examples)
+            spaces = self._transfer.spaces
+            groups = spaces.memory(group_heads, queries, keys, spaces, self._examples)
             self._check_present(groups.query_tokens, groups.key_tokens)
         except Unreadable as problem:
             self.refuse(problem.seen, problem.advice)
@@ -132,7 +140,7 @@ class Recorder:
 
     def _check_lost(self, rows: Tensor) -> None:
         spaces = self._transfer.spaces
-        found = spaces.indices(compact(rows))
+        found = spaces.indices(rows)
         lost = dict.fromkeys(spaces[i].name for i in found if spaces[i].kind == "unknown")
         if lost:
             raise Unreadable(
@@ -143,7 +151,7 @@ class Recorder:
 
     def _shared(self, rows: Tensor) -> bool:
         spaces = self._transfer.spaces
-        found = spaces.indices(compact(rows))
+        found = spaces.indices(rows)
         return bool(found) and all(spaces[i].kind == "shared" for i in found)
 
     def _check_present(self, queries: Tensor, keys: Tensor) -> None:
@@ -154,7 +162,8 @@ class Recorder:
                     f"its {which} are tokens of no input and no parameter, but constants",
                     "leave the call out with layers=, or pass strict=False to skip such calls",
                 )
-        spaces.read(torch.cat([queries.reshape(-1), keys.reshape(-1)]))
+        spaces.read(queries)
+        spaces.read(keys)
         spaces.ask(queries)
 
     def close(self) -> list[AttentionRecord]:

@@ -79,6 +79,17 @@ def _variable(content: object, depth: int, name: str) -> Iterator[tuple[str, nn.
         yield from _reachable(content, depth + 1, name)
 
 
+def _may_attend(module: nn.Module) -> bool:
+    """Whether attention may be called while this is the innermost module; scripts take no hooks.
+
+    PyTorch's own building blocks (a linear layer, a norm) call none.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        return False
+    block = type(module).__module__.startswith("torch.nn.modules")
+    return not block or next(module.children(), None) is not None
+
+
 def qualified(prefix: str, name: str) -> str:
     """`prefix.name`, either of which may be empty."""
     return ".".join(part for part in (prefix, name) if part)
@@ -105,12 +116,14 @@ class Scope:
 
     def _learn(self, prefix: str, root: nn.Module) -> None:
         self._kept.append(root)
-        for name, module in root.named_modules():
-            self._names.setdefault(id(module), qualified(prefix, name))
-            self.modules.setdefault(qualified(prefix, name), module)
-        for name, tensor in (*root.named_parameters(), *root.named_buffers()):
-            self.parameters.setdefault(id(tensor), qualified(prefix, name))
-            self._kept.append(tensor)
+        for name, module in root.named_modules(prefix=prefix):
+            self._names.setdefault(id(module), name)
+            self.modules.setdefault(name, module)
+            for tensors in (module._parameters, module._buffers):  # noqa: SLF001 - one walk, not 3
+                for own, tensor in tensors.items():
+                    if tensor is not None and id(tensor) not in self.parameters:
+                        self.parameters[id(tensor)] = qualified(name, own)
+                        self._kept.append(tensor)
 
     def __enter__(self) -> Scope:  # noqa: PYI034 - Self needs Python 3.11
         try:
@@ -118,7 +131,7 @@ class Scope:
                 self._handles.append(register_module_forward_pre_hook(self._enter))
                 self._handles.append(register_module_forward_hook(self._leave, always_call=True))
             for module in self.modules.values():
-                if not isinstance(module, torch.jit.ScriptModule):
+                if _may_attend(module):
                     self._handles.append(module.register_forward_pre_hook(self._enter))
                     self._handles.append(
                         module.register_forward_hook(self._leave, always_call=True)
@@ -154,16 +167,18 @@ class Scope:
         try:
             yield
         finally:
-            for holder, name, tensor in list(self._stored()):
+            for holder, name, tensor in self._stored():
                 if tensor.grad_fn is not None and id(tensor) not in before:
                     holder[name] = tensor.detach()
 
-    def _stored(self) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
-        for module in self.modules.values():
-            for holder in (module._buffers, vars(module)):  # noqa: SLF001
-                for name, value in holder.items():
-                    if isinstance(value, Tensor):
-                        yield holder, name, value
+    def _stored(self) -> list[tuple[dict[str, Any], str, Tensor]]:
+        return [
+            (holder, name, value)
+            for module in self.modules.values()
+            for holder in (module._buffers, vars(module))  # noqa: SLF001
+            for name, value in holder.items()
+            if isinstance(value, Tensor)
+        ]
 
     def name_of(self, module: nn.Module) -> tuple[str, str]:
         """Name and type of a module."""

@@ -11,10 +11,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import cast
+from weakref import ReferenceType, ref
 
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 
 class Role(IntEnum):
@@ -70,7 +69,14 @@ class Shadow:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Shadow:
         """The same shadow with every plane changed."""
-        return replace(self, planes=tuple(change(plane) for plane in self.planes))
+        return self.having(tuple(map(change, self.planes)))
+
+    def having(self, planes: tuple[Tensor, ...], role: Role | None = None) -> Shadow:
+        """The same shadow with other planes, and perhaps another role."""
+        return Shadow(
+            self.role if role is None else role, planes, self.ancestors, self.factors, self.data,
+            self.softmax, self.mixed, self.lost,
+        )  # fmt: skip
 
     def without_tokens(self, operation: str) -> Shadow:
         """What is left when an operation mixes tokens or is not known: the ancestors."""
@@ -86,16 +92,24 @@ NO_SHADOW = Shadow()
 
 
 class Shadows:
-    """The shadows of the living tensors of one forward pass."""
+    """The shadows of the living tensors of one forward pass.
+
+    Keyed by the tensor object, never on the tensor; an entry counts as long as its tensor lives.
+    """
 
     def __init__(self) -> None:
-        self._shadows: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._shadows: dict[int, tuple[ReferenceType[Tensor], Shadow]] = {}
+
+    def get(self, tensor: Tensor) -> Shadow | None:
+        """The shadow of a tensor, if it has one."""
+        known = self._shadows.get(id(tensor))
+        return known[1] if known is not None and known[0]() is tensor else None
 
     def __getitem__(self, tensor: Tensor) -> Shadow:
-        return cast(Shadow, self._shadows.get(tensor, NO_SHADOW))  # type: ignore[no-untyped-call]
+        return self.get(tensor) or NO_SHADOW
 
     def __setitem__(self, tensor: Tensor, shadow: Shadow) -> None:
-        self._shadows[tensor] = shadow
+        self._shadows[id(tensor)] = ref(tensor), shadow
 
     def __contains__(self, tensor: Tensor) -> bool:
-        return tensor in self._shadows
+        return self.get(tensor) is not None

@@ -19,7 +19,7 @@ from captum_generic_attn.capture import births, joins
 from captum_generic_attn.capture.operations import Family, Operation, on_cpu, tensors_in
 from captum_generic_attn.capture.planes import first_along, relabel, same_plane, varies
 from captum_generic_attn.capture.shadow import NO_SHADOW, Role, Shadow, Shadows
-from captum_generic_attn.tokens.ids import compact_together
+from captum_generic_attn.tokens.ids import compact_together, hashable
 from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
 
 
@@ -33,14 +33,17 @@ class Transfer:
         self._written: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._stacked: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.joined_heads: list[tuple[int, ...]] = []
+        self._transfers: dict[Family, Callable[[Operation], None]] = {
+            family: getattr(self, f"_{family.name.lower()}", self._tokenwise) for family in Family
+        }  # one method for each family
 
     # -- looking shadows up --------------------------------------------------------------------
 
     def of(self, tensor: Tensor) -> Shadow:
         """The shadow of a tensor; a parameter gets one when it is first asked for."""
-        if tensor in self.shadows:
-            shadow = self.shadows[tensor]
-            base = tensor._base  # noqa: SLF001
+        shadow = self.shadows.get(tensor)
+        if shadow is not None:
+            base = tensor._base if self._written else None  # noqa: SLF001
             if base is not None and base in self._written and base in self.shadows:
                 # perhaps written to through another view
                 return joins.seen_through_view(self.shadows[base], base, shadow, tensor)
@@ -84,7 +87,7 @@ class Transfer:
         """Give the results of an operation their shadows."""
         if family is Family.NOTHING:
             return
-        inputs = list(tensors_in((args, kwargs)))
+        inputs = tensors_in(args) + tensors_in(kwargs)
         if not any(self.knows(tensor) for tensor in inputs):
             return
         results = [
@@ -92,8 +95,7 @@ class Transfer:
             if t.dtype != torch.bool and (in_place or not any(t is i for i in inputs))
         ]  # fmt: skip
         if results:
-            transfer = getattr(self, f"_{family.name.lower()}")  # one method for each family
-            transfer(Operation(name, func, args, kwargs, inputs, results))
+            self._transfers[family](Operation(name, func, args, kwargs, inputs, results))
         if in_place:
             for result in results:
                 self._note_write(result, name)
@@ -118,15 +120,23 @@ class Transfer:
             calls = self._stacked[op.inputs[0]]
             self.note_heads(calls, op.results[0], joined=op.results[0].ndim < op.inputs[0].ndim)
         try:
-            moved = [_moved(plane, op) for plane in shadow.planes]
+            moved = [self._moved(plane, op) for plane in shadow.planes]
         except (RuntimeError, TypeError, IndexError, ValueError):
             moved = []  # the operation does not work on integers: tokens are lost, and it is named
         for i, result in enumerate(op.results):
             planes = tuple(p[i] for p in moved if i < len(p) and p[i].shape == result.shape)
             complete = bool(planes) and len(planes) == len(shadow.planes)
             self.shadows[result] = (
-                replace(shadow, planes=planes) if complete else shadow.without_tokens(op.name)
+                shadow.having(planes) if complete else shadow.without_tokens(op.name)
             )
+
+    def _moved(self, plane: Tensor, op: Operation) -> list[Tensor]:
+        """The planes of the results of an operation that moves elements."""
+        try:
+            question = op.func, hashable(op.args[1:]), hashable(op.kwargs)
+        except TypeError:
+            return moved(plane, op)
+        return self.spaces.memory.of(plane, question, lambda: moved(plane, op))
 
     def note_heads(self, calls: tuple[int, ...], result: Tensor, *, joined: bool) -> None:
         """Note calls that stand side by side: heads called one by one, once they are features.
@@ -181,7 +191,10 @@ class Transfer:
                 return lost
             best, main = others[0]
         try:
-            planes = tuple(plane.expand(result.shape) for plane in main.planes)
+            planes = tuple(
+                plane if plane.shape == result.shape else plane.expand(result.shape)
+                for plane in main.planes
+            )
         except RuntimeError:
             return lost
         for tensor, shadow in found:
@@ -249,7 +262,8 @@ class Transfer:
             if shadow.role is not Role.TOKENS:
                 return shadow.without_tokens(name)  # keys are mixed, not heads
             shadow = births.of_rows(self.spaces, shadow, tensor.shape, name)
-        return shadow.map(lambda plane: first_along(plane, -1).expand(result.shape))
+        memory = self.spaces.memory
+        return shadow.map(lambda plane: memory(_same_features, plane, result.shape))
 
     def weighted(
         self, tensor: Tensor, labels: Sequence[str], out_labels: Sequence[str], summed: set[str],
@@ -321,11 +335,16 @@ class Transfer:
             )
 
 
+def _same_features(plane: Tensor, shape: torch.Size) -> Tensor:
+    """The plane of tokens whose features were mixed."""
+    return first_along(plane, -1).expand(shape)
+
+
 def _is_value(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _moved(plane: Tensor, op: Operation) -> list[Tensor]:
+def moved(plane: Tensor, op: Operation) -> list[Tensor]:
     """The planes of the results of an operation that moves elements."""
     rest = on_cpu(tuple(op.args[1:]))
     if op.name == "view":

@@ -5,8 +5,66 @@ Planes are mostly expanded views (stride 0 along heads and features), which keep
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Memory:
+    """What was answered of the very same tensors before, within one forward pass.
+
+    The layers of a model do the same to the same tokens. Planes and ids are never written to, and
+    are kept here together with the answer, so that an id of a tensor stays its own: nothing can go
+    stale.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, tuple[object, Any]] = {}
+
+    def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`function(*args, **kwargs)`, a pure function; arguments are tensors or can be hashed."""
+        key = function, *map(_named, args), *kwargs.items()
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = args, function(*args, **kwargs)
+        answer: T = known[1]
+        return answer
+
+    def of(self, plane: Tensor, question: Hashable, answer: Callable[[], T]) -> T:
+        """The answer to a question about a plane."""
+        key = id(plane), question
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = plane, answer()
+        found: T = known[1]
+        return found
+
+
+def _named(argument: object) -> Hashable:
+    return id(argument) if isinstance(argument, Tensor) else argument
+
+
+def hashable(value: object) -> Hashable:
+    """Arguments of an operation as a question for `Memory`.
+
+    Raises:
+        TypeError: if a tensor is among them, which may hold something else the next time.
+    """
+    if isinstance(value, (tuple, list)):
+        return type(value).__name__, *map(hashable, value)
+    if isinstance(value, Mapping):
+        return tuple((key, hashable(item)) for key, item in value.items())
+    if isinstance(value, slice):
+        return "slice", value.start, value.stop, value.step
+    if isinstance(value, Tensor):
+        raise TypeError("a tensor is no question")
+    hash(value)
+    return value  # type: ignore[return-value]
 
 
 def compact(plane: Tensor) -> Tensor:

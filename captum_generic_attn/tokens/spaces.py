@@ -12,14 +12,14 @@ examples and have `example = -1`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from captum_generic_attn.tokens.ids import compact, compact_together, distinct_ids, unique_rows
+from captum_generic_attn.tokens.ids import Memory, compact, compact_together, distinct_ids, unique_rows
 
 PADDING = -1
 """Plane value of elements that belong to no token: padding and constants."""
@@ -38,7 +38,8 @@ class Space:
     `coordinates` is `[size, d]`: the centre of each token in the non-batch axes of the input named
     `name`, or `None` where it cannot be told. `parents` is `[examples, size, m]`, the ids of the
     tokens that each token was merged or pooled from (-1 fills up), or `None` where the tokens were
-    made of elements of an input.
+    made of elements of an input. `shape` is that of an input without its batch, of elements that lie
+    where they are in it.
     """
 
     index: int
@@ -49,6 +50,15 @@ class Space:
     kind: Kind
     coordinates: Tensor | None = None
     parents: Tensor | None = None
+    shape: Sequence[int] | None = None
+
+    def at(self, local: Tensor) -> Tensor | None:
+        """Centres `[*local, d]` of some of the tokens."""
+        if self.shape is None:
+            return None if self.coordinates is None else self.coordinates[local]
+        if not self.shape:
+            return torch.zeros(*local.shape, 0, dtype=torch.float64)
+        return torch.stack(torch.unravel_index(local, self.shape), -1).double()
 
     @property
     def stop(self) -> int:
@@ -60,6 +70,7 @@ class TokenSpaces:
     """The register of one forward pass: spaces, and which of their tokens are the same token."""
 
     def __init__(self) -> None:
+        self.memory = Memory()
         self._spaces: list[Space] = []
         self._same: dict[tuple[int, int], Tensor] = {}
         self._origins: dict[str, str] = {}
@@ -82,9 +93,12 @@ class TokenSpaces:
         kind: Kind,
         coordinates: Tensor | None = None,
         parents: Tensor | None = None,
+        shape: Sequence[int] | None = None,
     ) -> Space:
         base = self._spaces[-1].stop if self._spaces else 0
-        space = Space(len(self._spaces), base, size, examples, name, kind, coordinates, parents)
+        space = Space(
+            len(self._spaces), base, size, examples, name, kind, coordinates, parents, shape
+        )
         self._spaces.append(space)
         self._table = None
         return space
@@ -98,13 +112,7 @@ class TokenSpaces:
             space = self._open(math.prod(shape), 0, name, "shared")
             return torch.arange(space.base, space.stop, dtype=torch.int32).view(shape)
         size = math.prod(shape[1:])
-        axes = [torch.arange(n, dtype=torch.float64) for n in shape[1:]]
-        coordinates = (
-            torch.stack([c.reshape(-1) for c in torch.meshgrid(*axes, indexing="ij")], -1)
-            if axes
-            else torch.zeros(1, 0, dtype=torch.float64)
-        )
-        space = self._open(size, shape[0], name, "element", coordinates)
+        space = self._open(size, shape[0], name, "element", shape=shape[1:])
         return torch.arange(space.base, space.stop, dtype=torch.int32).view(shape)
 
     def of_picture(self, plane: Tensor, centres: Tensor, shape: torch.Size) -> Tensor:
@@ -300,17 +308,52 @@ class TokenSpaces:
         example = torch.where(shared[index] | (ids < 0), -1, example)
         return index, example, torch.where(ids < 0, -1, inside % sizes[index])
 
+    def lattice(self, lines: Tensor) -> tuple[Tensor, Tensor] | None:
+        """How the elements of an input lie in it, if they are evenly spaced.
+
+        Args:
+            lines: `[B, *spatial]` ids, a map of each example.
+
+        Returns:
+            The position `[d]` of the first and the distances `[spatial axes, d]` of neighbours,
+            alike in all examples; `None` if these are not elements, or in no such order.
+        """
+        space = self[max(int(self.locate(lines.flatten()[:1])[0]), 0)]
+        if space.shape is None or len(lines) != space.examples or lines.numel() == 0:
+            return None
+        corner = (0,) * (lines.ndim - 1)
+        first = int(lines[(0, *corner)]) - space.base
+        expected = space.base + first + space.size * torch.arange(len(lines), dtype=lines.dtype)
+        ends, seconds = [first], []
+        for axis, n in enumerate(lines.shape[1:]):
+            second = tuple(min(1, n - 1) if a == axis else 0 for a in range(lines.ndim - 1))
+            step = int(lines[(0, *second)]) - space.base - first
+            expected = expected.unsqueeze(-1) + step * torch.arange(n, dtype=lines.dtype)
+            seconds.append(first + step)
+            ends.append(first + step * (n - 1))
+        if not torch.equal(lines, expected):
+            return None
+        places = space.at(torch.tensor([*ends, *seconds]))
+        assert places is not None  # noqa: S101 - elements of an input lie somewhere
+        origin, last, second = places.split([1, len(seconds), len(seconds)])
+        # No line runs over an edge of the input: where it ends is as far as its steps reach.
+        counts = torch.tensor(lines.shape[1:]).unsqueeze(-1) - 1
+        slopes = second - origin
+        return (origin[0], slopes) if torch.equal(last, origin + counts * slopes) else None
+
     def coordinates(self, ids: Tensor) -> Tensor | None:
         """Centres `[*ids, d]` of tokens that all come from one input, else `None`."""
         index, _, local = self.locate(ids)
         first = int(index.reshape(-1)[0]) if ids.numel() else -1
         if first < 0 or bool((index != first).any()):
             return None
-        centres = self[first].coordinates
-        return None if centres is None else centres[local]
+        return self[first].at(local)
 
     def indices(self, ids: Tensor) -> list[int]:
         """Indices of the spaces in `ids`, in order of first appearance."""
+        return self.memory(self._indices, ids)
+
+    def _indices(self, ids: Tensor) -> list[int]:
         index = self.locate(compact(ids).reshape(-1))[0]
         found = dict.fromkeys(index.tolist())
         found.pop(-1, None)

@@ -186,13 +186,17 @@ class TokenStreams:
         modules: dict[int, list[str]] = {}
         readers: dict[int, list[str]] = {}
         merged = torch.tensor(self._merged, dtype=torch.long)
+        measured: set[int] = set()
         for module, ids in sequences:
-            row = ids[0][ids[0] >= 0]
-            index = self._spaces.locate(row)[0]
             for space in self._spaces.indices(ids):
                 readers.setdefault(space, []).append(module)
                 modules.setdefault(self._root(space), []).append(module)
-            found = torch.tensor([self._root(int(i)) for i in index])
+            if id(ids) in measured:  # as in the layer before
+                continue
+            measured.add(id(ids))
+            row = ids[0][ids[0] >= 0]
+            index = self._spaces.locate(row)[0]
+            found = torch.tensor([self._root(i) for i in index.tolist()])
             for root in set(found.tolist()):
                 own = row[(found == root) & ~torch.isin(index, merged)]
                 if root not in longest or len(own) > len(longest[root]):
@@ -276,6 +280,9 @@ class TokenStreams:
 
     def positions(self, ids: Tensor) -> Tensor:
         """Position in its stream of each id; -1 for no token."""
+        return self._spaces.memory(self._positions_of, ids)
+
+    def _positions_of(self, ids: Tensor) -> Tensor:
         places = {i: t for s in self._streams.values() for i, t in s.places.items()}
         return self._positions(ids, {i: places[i] for i in self._spaces.indices(ids)})
 
