@@ -88,9 +88,7 @@ class Additions:
             found = {to for to in found if mutual} | ({call.stream} if mutual else set())
         return [to for to in self._streams if to in found or to == source.stream]
 
-    def _carried(
-        self, call: MappedCall, attention_map: Tensor, source: Source, to: str
-    ) -> Tensor:
+    def _carried(self, call: MappedCall, attention_map: Tensor, source: Source, to: str) -> Tensor:
         """`Ā R^{q,to}`: eq. 6, 7 and 11."""
         parts = self._parts(source.stream, call.key_ancestors, to)
         if not parts:

@@ -146,7 +146,7 @@ class _Explaining:
             else frozenset(r.index for r in capture.records)
             for stream in capture.streams
         }  # fmt: skip
-        self._to_come = {name: 0 for name in readers}
+        self._to_come = dict.fromkeys(readers, 0)
         for record in self._read:
             self._to_come[record.query_stream] += 1
         self._found: dict[str, Tensor] = {}
@@ -200,10 +200,9 @@ class _Explaining:
     ) -> None:  # fmt: skip
         """Take the gradient of a call, as the backward pass comes to it."""
         blocks = record.blocks(operands, gradient)
-        holes = bool((record.query_tokens < 0).any())
-        if record in self._read or holes:
+        if record in self._read or record.padded:
             live = blocks.live_rows().view(*record.pick.shape, -1).any(1)
-            if holes:
+            if record.padded:
                 padded.append((record, live))
             if record in self._read:
                 self._explain_rows(record, live)

@@ -7,7 +7,6 @@ as a call to record; what looks like it but cannot be explained, as a refusal.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -85,11 +84,11 @@ class Attention:
         self._recorder.softmaxes.append(softmax)
         if logits and shadow.planes:
             if along == [True, False]:  # keys were the first factor
-                shadow = replace(shadow, planes=shadow.planes[::-1], factors=shadow.factors[::-1])
+                shadow = shadow._replace(planes=shadow.planes[::-1], factors=shadow.factors[::-1])
             elif all(along) or (not any(along) and operand.shape[axis] > 1):
-                shadow = replace(shadow, planes=(), lost="softmax over neither queries nor keys")
+                shadow = shadow._replace(planes=(), lost="softmax over neither queries nor keys")
         role = Role.PROBABILITIES if logits else shadow.role
-        self._transfer.shadows[result] = replace(shadow, role=role, softmax=softmax)
+        self._transfer.shadows[result] = shadow._replace(role=role, softmax=softmax)
 
     # -- products -----------------------------------------------------------------------------
 
@@ -172,8 +171,8 @@ class Attention:
             along = [varies(plane, axes[0]) for plane in shadow.planes]
             planes = shadow.planes[::-1] if along == [True, False] else shadow.planes
             factors = shadow.factors[::-1] if along == [True, False] else shadow.factors
-            self._transfer.shadows[operand] = replace(
-                shadow, role=Role.PROBABILITIES, softmax=softmax, planes=planes, factors=factors
+            self._transfer.shadows[operand] = shadow._replace(
+                role=Role.PROBABILITIES, softmax=softmax, planes=planes, factors=factors
             )
             return self._probabilities_times(name, func, args, kwargs, terms, side)
         result: Tensor = self._run(func, args, kwargs)
@@ -189,7 +188,7 @@ class Attention:
         shadows = [self._transfer.of(t) for t in (terms.left, terms.right)]
         merged = frozenset[int]().union(*(s.ancestors for s in shadows))
         shadow = Shadow(ancestors=merged, data=True).without_tokens(name)
-        self._transfer.shadows[result] = replace(shadow, role=Role.TOKENS)
+        self._transfer.shadows[result] = shadow._replace(role=Role.TOKENS)
         return result
 
     def _probabilities_times(
@@ -306,7 +305,7 @@ class Attention:
         return result
 
 
-def _of_heads(keys: Tensor, queries: torch.Size, grouped: bool) -> Tensor:  # noqa: FBT001
+def _of_heads(keys: Tensor, queries: torch.Size, grouped: bool) -> Tensor:
     """The plane `[..., Nk]` of keys for each of the heads of queries `[..., Nq]`."""
     if grouped:
         keys = keys.repeat_interleave(queries[-2] // keys.shape[-2], -2)

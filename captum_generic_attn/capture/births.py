@@ -7,7 +7,6 @@ opens a space of `tokens.spaces` and says where its tokens lie in the input that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ def of_rows(spaces: TokenSpaces, shadow: Shadow, shape: torch.Size, name: str) -
     plane = spaces.born_of_rows(parents)
     if plane is None:
         return shadow.without_tokens(name)
-    return replace(shadow, role=Role.TOKENS, planes=(plane.unsqueeze(-1).expand(shape),))
+    return shadow._replace(role=Role.TOKENS, planes=(plane.unsqueeze(-1).expand(shape),))
 
 
 def of_integers(
@@ -117,7 +116,7 @@ def _born_on_map(
     if plane is None:
         return shadow.without_tokens(op.name)
     planes = (plane.unsqueeze(1).expand(op.results[0].shape),)
-    return replace(shadow, role=Role.TOKENS, planes=planes)
+    return shadow._replace(role=Role.TOKENS, planes=planes)
 
 
 def of_groups(spaces: TokenSpaces, shadow: Shadow, op: Operation, axes: Sequence[int]) -> Shadow:
@@ -134,7 +133,7 @@ def of_groups(spaces: TokenSpaces, shadow: Shadow, op: Operation, axes: Sequence
     if op.results[0].ndim == plane.ndim:  # keepdim
         for axis in sorted(axes):
             parents = parents.unsqueeze(axis)
-    return replace(shadow, planes=(parents.expand(op.results[0].shape),))
+    return shadow._replace(planes=(parents.expand(op.results[0].shape),))
 
 
 def of_resized(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
@@ -161,7 +160,7 @@ def of_resized(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     if raw:
         if centres is None:
             return lost
-        return replace(shadow, planes=(spaces.of_picture(plane, centres, result.shape),))
+        return shadow._replace(planes=(spaces.of_picture(plane, centres, result.shape),))
     nearest = F.interpolate(lines[:, None].double(), result.shape[2:], mode="nearest-exact")
     parents = nearest[:, 0].to(plane.dtype).unsqueeze(-1)
     return _born_on_map(spaces, shadow, op, parents, centres)

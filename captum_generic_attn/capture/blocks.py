@@ -47,23 +47,26 @@ class Maps:
     index: Tensor | None = None
 
     @classmethod
-    def of(cls, tensor: Tensor, lead: Sequence[int], pick: Tensor, *, groups: int = 1) -> Maps:
+    def of(
+        cls, tensor: Tensor, lead: Sequence[int], pick: Tensor | None, *, groups: int = 1
+    ) -> Maps:
         """The last two axes of a tensor whose other axes broadcast to `lead`, as `pick` orders it.
 
         Args:
             tensor: `[..., n, m]`.
             lead: the shape of the leading axes of the call.
-            pick: `[maps]` places among them, flattened.
+            pick: `[maps]` places among them, flattened; `None`: all, in order.
             groups: how many neighbouring heads share one (grouped keys and values).
         """
         own = tensor.shape[:-2]
+        flat = tensor.reshape(-1, *tensor.shape[-2:])
+        if pick is None and own == lead:
+            return cls(flat)
         places = torch.arange(math.prod(own)).view(own)
         if groups > 1:
             places = places.repeat_interleave(groups, -1)
-        index = places.expand(lead).reshape(-1)[pick]
-        flat = tensor.reshape(-1, *tensor.shape[-2:])
-        in_order = len(index) == len(flat) and torch.equal(index, torch.arange(len(flat)))
-        return cls(flat, None if in_order else index.to(tensor.device))
+        index = places.expand(lead).reshape(-1)
+        return cls(flat, (index if pick is None else index[pick]).to(tensor.device))
 
     def __getitem__(self, maps: slice) -> Tensor:
         if self.index is None:

@@ -238,7 +238,7 @@ def _eager() -> contextlib.AbstractContextManager[None]:
 def _check_devices(scope: Scope, arguments: dict[str, Any]) -> None:
     """See that inputs and model are on one device, unless the model is spread over several."""
     tensors = {name: a for name, a in arguments.items() if isinstance(a, Tensor)}
-    devices = {str(tensor.device) for tensor in scope.tensors()}
+    devices = set(map(str, {tensor.device for tensor in scope.tensors()}))
     places = {name: str(tensor.device) for name, tensor in tensors.items()}
     if len(devices) == 1:
         places["the model"] = devices.pop()

@@ -26,12 +26,17 @@ class Unreadable(Exception):  # noqa: N818 - it becomes a Refusal, never reaches
 
 
 class Groups(NamedTuple):
-    """`[G, Nq]`, `[G, Nk]` tokens, `[G]` examples, `[G, H]` places among the leading axes."""
+    """`[G, Nq]`, `[G, Nk]` tokens, `[G]` examples, `[G, H]` places among the leading axes.
+
+    The call is `plain` if these places are all, in order, and `padded` if some query is no token.
+    """
 
     query_tokens: Tensor
     key_tokens: Tensor
     examples: Tensor
     pick: Tensor
+    plain: bool
+    padded: bool
 
 
 def group_heads(queries: Tensor, keys: Tensor, spaces: TokenSpaces, examples: int) -> Groups:
@@ -105,7 +110,9 @@ def group_heads(queries: Tensor, keys: Tensor, spaces: TokenSpaces, examples: in
             "one token asks in several sequences of an example",
             "pass each sequence as an example of its own",
         )
-    return Groups(queries, keys, owners, places[order].reshape(len(groups), -1))
+    pick = places[order].reshape(len(groups), -1)
+    plain = torch.equal(pick.flatten(), torch.arange(math.prod(lead)))
+    return Groups(queries, keys, owners, pick, plain, bool((queries < 0).any()))
 
 
 def _repeats(rows: Tensor) -> bool:

@@ -7,7 +7,6 @@ padding, values from outside the forward pass, tokens that were lost on the way.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,14 +35,13 @@ def joined(transfer: Transfer, op: Operation) -> Shadow:
     if calls := heads_side_by_side(parts, shadows):
         grows = op.results[0].ndim == parts[0].ndim and op.results[0].shape[-1] > parts[0].shape[-1]
         transfer.note_heads(calls, op.results[0], joined=grows)
-    together = replace(
-        main,
+    together = main._replace(
         ancestors=frozenset[int]().union(*(s.ancestors for s in shadows)),
         data=any(s.data for s in shadows),
     )
     plane = _features_side_by_side(transfer, op, parts, shadows, main)
     if plane is not None:
-        return replace(together, planes=(plane,))
+        return together._replace(planes=(plane,))
     planes = []
     pairs = main.role >= Role.LOGITS  # logits have two planes, all else one
     for number in range(max((len(s.planes) for s in shadows), default=0)):
@@ -57,7 +55,7 @@ def joined(transfer: Transfer, op: Operation) -> Shadow:
             joined = joined[..., :1].expand(joined.shape)  # halves of a feature axis
         planes.append(joined)
     role = Role.TOKENS if main.role is Role.PARAMETER and len(parts) > 1 else main.role
-    return replace(together, role=role, planes=tuple(planes))
+    return together._replace(role=role, planes=tuple(planes))
 
 
 def _features_side_by_side(
@@ -129,7 +127,7 @@ def written(transfer: Transfer, op: Operation) -> Shadow:
     shadow, sources = transfer.of(target), [t for t in op.inputs[1:] if transfer.of(t).planes]
     ancestors = frozenset[int]().union(*(transfer.of(t).ancestors for t in op.inputs))
     if not sources:
-        return replace(shadow, ancestors=ancestors)
+        return shadow._replace(ancestors=ancestors)
     source = transfer.of(sources[-1])
     planes = []
     for number, written in enumerate(source.planes):
@@ -149,13 +147,13 @@ def written(transfer: Transfer, op: Operation) -> Shadow:
         planes.append(plane)
     role = max(source.role, shadow.role if shadow.data else Role.NOTHING)
     data = source.data or shadow.data
-    return replace(source, role=role, planes=tuple(planes), ancestors=ancestors, data=data)
+    return source._replace(role=role, planes=tuple(planes), ancestors=ancestors, data=data)
 
 
 def seen_from_base(whole: Shadow, base: Tensor, part: Shadow, result: Tensor, name: str) -> Shadow:
     """The shadow of a tensor after a view of it, `result`, was written to."""
-    merged = replace(
-        whole, ancestors=whole.ancestors | part.ancestors, data=whole.data or part.data
+    merged = whole._replace(
+        ancestors=whole.ancestors | part.ancestors, data=whole.data or part.data
     )
     pairs = part.role >= Role.LOGITS
     if not part.planes:
@@ -170,17 +168,16 @@ def seen_from_base(whole: Shadow, base: Tensor, part: Shadow, result: Tensor, na
         plane.as_strided(result.shape, result.stride(), offset).copy_(new)
         planes.append(plane)
     role = max(whole.role, part.role)
-    return replace(merged, role=role, planes=tuple(planes))
+    return merged._replace(role=role, planes=tuple(planes))
 
 
 def seen_through_view(whole: Shadow, base: Tensor, part: Shadow, view: Tensor) -> Shadow:
     """The shadow of a view, after the tensor that it is a view of was written to."""
-    part = replace(part, ancestors=part.ancestors | whole.ancestors)
+    part = part._replace(ancestors=part.ancestors | whole.ancestors)
     if not part.planes or len(whole.planes) != len(part.planes) or not base.is_contiguous():
         return part
     offset = view.storage_offset() - base.storage_offset()
-    return replace(
-        part,
+    return part._replace(
         planes=tuple(
             plane.contiguous().as_strided(view.shape, view.stride(), offset)
             for plane in whole.planes

@@ -106,25 +106,31 @@ class FrozenMode(TorchFunctionMode):
         if identity.family is Family.NOTHING:  # asks the parameter itself, or tells it something
             return func(*args, **kwargs)
         if identity.in_place or identity.name == "set":  # what is written to
-            return self._frozen(func, args[1:], kwargs, written=tuple(args[:1]))
+            return func(*args[:1], *self._constants(args[1:]), **kwargs)
         return self._frozen(func, args, kwargs)
 
-    def _frozen(
-        self, func: Function, args: Sequence[Any], kwargs: dict[str, Any],
-        written: tuple[Any, ...] = (),
-    ) -> Any:  # fmt: skip
+    def _frozen(self, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operation on constants instead of parameters."""
-        constant = self._constant
         if kwargs:
-            kwargs = {key: constant(value) for key, value in kwargs.items()}
-        return func(*written, *[constant(value) for value in args], **kwargs)
+            kwargs = dict(zip(kwargs, self._constants(tuple(kwargs.values())), strict=True))
+        return func(*self._constants(args), **kwargs)
 
-    def _constant(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.detach() if value.requires_grad and id(value) in self._parameters else value
-        if type(value) in (list, tuple):
-            return type(value)([self._constant(item) for item in value])
-        return value
+    def _constants(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Values with constants in place of parameters."""
+        constants: list[Any] | None = None
+        for place, value in enumerate(values):
+            if id(value) in self._parameters:
+                if not value.requires_grad:
+                    continue
+                constant = value.detach()
+            elif type(value) is list or type(value) is tuple:
+                constant = type(value)(self._constants(value))
+            else:
+                continue
+            if constants is None:
+                constants = list(values)
+            constants[place] = constant
+        return values if constants is None else constants
 
     def _is_state(self, tensor: object) -> bool:
         """Whether a tensor is a parameter or buffer of the model, or a view of one."""

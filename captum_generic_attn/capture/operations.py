@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -124,8 +123,7 @@ def family_of(name: str) -> Family:
     return _FAMILIES.get(name, Family.TOKENWISE)
 
 
-@dataclass(frozen=True, eq=False)
-class Operation:
+class Operation(NamedTuple):
     """One call of a torch function: what went in, what came out."""
 
     name: str

@@ -19,9 +19,9 @@ from captum_generic_attn.tokens.ids import compact, compact_together
 
 def varies(plane: Tensor, axis: int) -> bool:
     """Whether tokens differ along an axis; padding counts as any token."""
-    plane = compact(plane)
-    if plane.shape[axis] <= 1:
+    if plane.stride(axis) == 0 or plane.shape[axis] <= 1:
         return False
+    plane = compact(plane)
     most = plane.amax(axis, keepdim=True)
     return bool(((plane != most) & (plane >= 0)).any())
 

@@ -62,7 +62,7 @@ class _Keep(torch.autograd.Function):
     """A node that does nothing but keep tensors as autograd keeps them."""
 
     @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
         ctx.save_for_backward(*tensors)
         return tensors[0].new_empty(0)
 
@@ -109,19 +109,21 @@ class Explicit:
     order: tuple[int, ...]
     single_query: bool
 
-    def blocks(self, operands: Sequence[Tensor], gradient: Tensor, pick: Tensor) -> Blocks:
+    def blocks(self, operands: Sequence[Tensor], gradient: Tensor, pick: Tensor | None) -> Blocks:
         """The call in blocks.
 
         Args:
             operands: what `self.operands` hold.
             gradient: the gradient of the probabilities, in the order of their axes.
-            pick: `[maps]` which of the call's maps, its leading axes flattened.
+            pick: `[maps]` which of the call's maps, its leading axes flattened; `None`: all, in
+                order.
         """
         (operand,) = operands
         attention, gradient = self._arrange(operand), self._arrange(gradient)
         lead = attention.shape[:-2]
+        count = math.prod(lead) if pick is None else len(pick)
         return ExplicitBlocks(
-            len(pick), *attention.shape[-2:], Maps.of(attention, lead, pick),
+            count, *attention.shape[-2:], Maps.of(attention, lead, pick),
             Maps.of(gradient, lead, pick),
         )  # fmt: skip
 
@@ -140,20 +142,22 @@ class Fused:
     grouped: bool
     sums: Tensor | None = None
 
-    def blocks(self, operands: Sequence[Tensor], gradient: Tensor, pick: Tensor) -> Blocks:
+    def blocks(self, operands: Sequence[Tensor], gradient: Tensor, pick: Tensor | None) -> Blocks:
         """The call in blocks.
 
         Args:
             operands: what `self.operands` hold.
             gradient: the gradient of the kernel's output.
-            pick: `[maps]` which of the call's maps, its leading axes flattened.
+            pick: `[maps]` which of the call's maps, its leading axes flattened; `None`: all, in
+                order.
         """
         query, key, value, *mask = operands
         lead = query.shape[:-2]
         groups = lead[-1] // key.shape[-3] if self.grouped else 1
         sums = self.sums
+        count = math.prod(lead) if pick is None else len(pick)
         return FusedBlocks(
-            len(pick), query.shape[-2], key.shape[-2],
+            count, query.shape[-2], key.shape[-2],
             Maps.of(query, lead, pick),
             Maps.of(key, lead, pick, groups=groups),
             Maps.of(value, lead, pick, groups=groups),
@@ -194,7 +198,8 @@ class AttentionRecord:
 
     `query_tokens` `[G, Nq]` and `key_tokens` `[G, Nk]` are token ids of `G` groups: the examples
     of the batch, or their windows; `examples` `[G]` says whose. `pick` `[G, H]` finds a group's
-    heads among the flattened leading axes of the probabilities. `query_ancestors` and
+    heads among the flattened leading axes of the probabilities; they are `plain` if it takes all of
+    them in order. `padded` says whether some query is no token. `query_ancestors` and
     `key_ancestors` are the calls that the queries and keys depend on; `meeting` says whose streams
     met. Where a model calls its heads one by one, the calls of one `layer` have a `share` each of
     the layer's map.
@@ -209,6 +214,8 @@ class AttentionRecord:
     key_tokens: Tensor
     examples: Tensor
     pick: Tensor
+    plain: bool
+    padded: bool
     query_ancestors: frozenset[int]
     key_ancestors: frozenset[int]
     query_stream: str = ""
@@ -224,4 +231,4 @@ class AttentionRecord:
 
     def blocks(self, operands: Sequence[Tensor], gradient: Tensor) -> Blocks:
         """Attention and its gradient, `[G * H, Nq, Nk]`, from what the tap hands out."""
-        return self.source.blocks(operands, gradient, self.pick.reshape(-1))
+        return self.source.blocks(operands, gradient, None if self.plain else self.pick.flatten())

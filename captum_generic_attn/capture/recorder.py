@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from captum_generic_attn.capture.heads import Unreadable, group_heads
+from captum_generic_attn.capture.heads import Groups, Unreadable, group_heads
 from captum_generic_attn.capture.record import AttentionRecord, Explicit, Fused, Operands, Tap
 from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
@@ -111,9 +111,8 @@ class Recorder:
                     "autograd.Function or inference_mode inside the model)",
                     "use torch.utils.checkpoint with use_reentrant=False, or torch.no_grad",
                 )
-            self._check_lost(queries)
-            self._check_lost(keys)
-            if self._shared(queries) and self._shared(keys):
+            groups = self._transfer.spaces.memory(self._groups, queries, keys)
+            if groups is None:
                 place = self._scope.current()
                 seen = "attention between tokens of an argument that all examples share"
                 advice = "give every example its own if its tokens are to be explained"
@@ -121,22 +120,36 @@ class Recorder:
                     Refusal(self._next_index(), *place, seen, advice, harmless=True)
                 )
                 return
-            spaces = self._transfer.spaces
-            groups = spaces.memory(group_heads, queries, keys, spaces, self._examples)
-            self._check_present(groups.query_tokens, groups.key_tokens)
         except Unreadable as problem:
             self.refuse(problem.seen, problem.advice)
             return
+        spaces = self._transfer.spaces
+        spaces.read(groups.query_tokens)
+        spaces.read(groups.key_tokens)
+        spaces.ask(groups.query_tokens)
         index = self._next_index()
         self.records.append(
             AttentionRecord(
-                index, *self._scope.current(), source, Tap(at, source.operands), groups.query_tokens,
-                groups.key_tokens, groups.examples, groups.pick, factors[0], factors[1],
+                index, *self._scope.current(), source, Tap(at, source.operands), *groups, *factors
             )
         )  # fmt: skip
         if softmax is not None:
             self._met[index] = softmax
-        self._transfer.shadows[result] = replace(passed, ancestors=frozenset([index]))
+        self._transfer.shadows[result] = passed._replace(ancestors=frozenset([index]))
+
+    def _groups(self, queries: Tensor, keys: Tensor) -> Groups | None:
+        """The call's tokens, sorted into examples and heads; `None` if all examples share them.
+
+        Raises:
+            Unreadable: if the call cannot be explained.
+        """
+        self._check_lost(queries)
+        self._check_lost(keys)
+        if self._shared(queries) and self._shared(keys):
+            return None
+        groups = group_heads(queries, keys, self._transfer.spaces, self._examples)
+        self._check_present(groups.query_tokens, groups.key_tokens)
+        return groups
 
     def _check_lost(self, rows: Tensor) -> None:
         spaces = self._transfer.spaces
@@ -162,9 +175,6 @@ class Recorder:
                     f"its {which} are tokens of no input and no parameter, but constants",
                     "leave the call out with layers=, or pass strict=False to skip such calls",
                 )
-        spaces.read(queries)
-        spaces.read(keys)
-        spaces.ask(queries)
 
     def close(self) -> list[AttentionRecord]:
         """End of the forward pass: the readable records, with the names of their streams."""

@@ -79,15 +79,12 @@ def _variable(content: object, depth: int, name: str) -> Iterator[tuple[str, nn.
         yield from _reachable(content, depth + 1, name)
 
 
-def _may_attend(module: nn.Module) -> bool:
-    """Whether attention may be called while this is the innermost module; scripts take no hooks.
+def _is_block(module: nn.Module) -> bool:
+    """Whether a module is a building block of PyTorch (a linear layer, a norm) without others in it.
 
-    PyTorch's own building blocks (a linear layer, a norm) call none.
+    Such a block calls no attention and stores no tensors.
     """
-    if isinstance(module, torch.jit.ScriptModule):
-        return False
-    block = type(module).__module__.startswith("torch.nn.modules")
-    return not block or next(module.children(), None) is not None
+    return type(module).__module__.startswith("torch.nn.modules") and not module._modules  # noqa: SLF001
 
 
 def qualified(prefix: str, name: str) -> str:
@@ -106,6 +103,7 @@ class Scope:
         self.modules: dict[str, nn.Module] = {}
         self.parameters: dict[int, str] = {}
         self._names: dict[int, str] = {}
+        self._own: list[tuple[str, nn.Module]] = []  # not PyTorch's building blocks
         self._stack: list[tuple[str, nn.Module]] = []
         self._handles: list[RemovableHandle] = []
         self._thread = threading.get_ident()
@@ -116,22 +114,30 @@ class Scope:
 
     def _learn(self, prefix: str, root: nn.Module) -> None:
         self._kept.append(root)
-        for name, module in root.named_modules(prefix=prefix):
-            self._names.setdefault(id(module), name)
+        waiting = [(prefix, root)]
+        while waiting:  # in the order of `named_modules`, which takes longer
+            name, module = waiting.pop()
+            if id(module) in self._names:
+                continue
+            self._names[id(module)] = name
             self.modules.setdefault(name, module)
-            for tensors in (module._parameters, module._buffers):  # noqa: SLF001 - one walk, not 3
+            if not _is_block(module):
+                self._own.append((name, module))
+            for tensors in (module._parameters, module._buffers):  # noqa: SLF001
                 for own, tensor in tensors.items():
                     if tensor is not None and id(tensor) not in self.parameters:
                         self.parameters[id(tensor)] = qualified(name, own)
                         self._kept.append(tensor)
+            inside = [(qualified(name, n), m) for n, m in module._modules.items() if m is not None]  # noqa: SLF001
+            waiting += reversed(inside)
 
     def __enter__(self) -> Scope:  # noqa: PYI034 - Self needs Python 3.11
         try:
             if not self._roots:
                 self._handles.append(register_module_forward_pre_hook(self._enter))
                 self._handles.append(register_module_forward_hook(self._leave, always_call=True))
-            for module in self.modules.values():
-                if _may_attend(module):
+            for _, module in self._own:
+                if not isinstance(module, torch.jit.ScriptModule):
                     self._handles.append(module.register_forward_pre_hook(self._enter))
                     self._handles.append(
                         module.register_forward_hook(self._leave, always_call=True)
@@ -174,7 +180,7 @@ class Scope:
     def _stored(self) -> list[tuple[dict[str, Any], str, Tensor]]:
         return [
             (holder, name, value)
-            for module in self.modules.values()
+            for _, module in self._own
             for holder in (module._buffers, vars(module))  # noqa: SLF001
             for name, value in holder.items()
             if isinstance(value, Tensor)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 from weakref import ReferenceType, ref
 
 from torch import Tensor
@@ -48,8 +49,7 @@ class Softmax:
         return re.search("attn|attention", self.module_type, re.IGNORECASE) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Shadow:
+class Shadow(NamedTuple):
     """Ancestors, tokens and role of one tensor.
 
     `ancestors` are the attention calls that the tensor depends on without another attention call
@@ -63,20 +63,13 @@ class Shadow:
     ancestors: frozenset[int] = frozenset()
     factors: tuple[frozenset[int], ...] = ()  # of logits: the ancestors of either factor
     data: bool = False  # whether any of it comes from an input
-    softmax: Softmax | None = field(default=None, repr=False)
+    softmax: Softmax | None = None
     mixed: bool = False  # logits whose product summed over tokens (channel attention)
     lost: str = ""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Shadow:
         """The same shadow with every plane changed."""
-        return self.having(tuple(map(change, self.planes)))
-
-    def having(self, planes: tuple[Tensor, ...], role: Role | None = None) -> Shadow:
-        """The same shadow with other planes, and perhaps another role."""
-        return Shadow(
-            self.role if role is None else role, planes, self.ancestors, self.factors, self.data,
-            self.softmax, self.mixed, self.lost,
-        )  # fmt: skip
+        return self._replace(planes=tuple(map(change, self.planes)))
 
     def without_tokens(self, operation: str) -> Shadow:
         """What is left when an operation mixes tokens or is not known: the ancestors."""

@@ -7,7 +7,7 @@ family of `operations`; none of them knows a model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -21,6 +21,9 @@ from captum_generic_attn.capture.planes import first_along, relabel, same_plane,
 from captum_generic_attn.capture.shadow import NO_SHADOW, Role, Shadow, Shadows
 from captum_generic_attn.tokens.ids import compact_together, hashable
 from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
+
+_OF_THE_FIRST = {Family.SAME, Family.SHAPE, Family.LINEAR, Family.MIX}
+"""What becomes of the first argument depends on no other tensor's tokens."""
 
 
 class Transfer:
@@ -71,7 +74,7 @@ class Transfer:
         """The shadow of a tensor that is about to be read as tokens, its last axis as features."""
         shadow = self.of(tensor)
         if shadow.role is Role.LOGITS and not shadow.data:  # a product of parameters, no more
-            return replace(shadow, role=Role.TOKENS, planes=shadow.planes[:1])
+            return shadow._replace(role=Role.TOKENS, planes=shadow.planes[:1])
         if shadow.role is not Role.RAW or not shadow.planes or tensor.ndim == 1:
             return shadow
         # What is added to this very tensor later must find the same tokens.
@@ -87,12 +90,18 @@ class Transfer:
         """Give the results of an operation their shadows."""
         if family is Family.NOTHING:
             return
-        inputs = tensors_in(args) + tensors_in(kwargs)
-        if not any(self.knows(tensor) for tensor in inputs):
+        if family in _OF_THE_FIRST and args and isinstance(args[0], Tensor):
+            inputs = [args[0]]
+        else:
+            inputs = tensors_in(args)
+            if kwargs:
+                inputs += tensors_in(kwargs)
+        if not any(map(self.knows, inputs)):
             return
+        given = set() if in_place else set(map(id, inputs))
         results = [
             t for t in tensors_in(args[0] if name == "setitem" else out)
-            if t.dtype != torch.bool and (in_place or not any(t is i for i in inputs))
+            if t.dtype != torch.bool and id(t) not in given
         ]  # fmt: skip
         if results:
             self._transfers[family](Operation(name, func, args, kwargs, inputs, results))
@@ -123,12 +132,16 @@ class Transfer:
             moved = [self._moved(plane, op) for plane in shadow.planes]
         except (RuntimeError, TypeError, IndexError, ValueError):
             moved = []  # the operation does not work on integers: tokens are lost, and it is named
-        for i, result in enumerate(op.results):
-            planes = tuple(p[i] for p in moved if i < len(p) and p[i].shape == result.shape)
-            complete = bool(planes) and len(planes) == len(shadow.planes)
-            self.shadows[result] = (
-                shadow.having(planes) if complete else shadow.without_tokens(op.name)
+        for result, *planes in zip_longest(op.results, *moved):
+            if result is None:
+                break
+            complete = bool(planes) and all(
+                p is not None and p.shape == result.shape for p in planes
             )
+            self.shadows[result] = (
+                shadow._replace(planes=tuple(planes)) if complete
+                else shadow.without_tokens(op.name)
+            )  # fmt: skip
 
     def _moved(self, plane: Tensor, op: Operation) -> list[Tensor]:
         """The planes of the results of an operation that moves elements."""
@@ -164,8 +177,7 @@ class Transfer:
         if {s.role for s in shadows} != {Role.TOKENS} or not all(s.planes for s in shadows):
             return False
         plane = torch.where(on_cpu(condition), shadows[0].planes[0], shadows[1].planes[0])
-        self.shadows[op.results[0]] = replace(
-            shadows[0],
+        self.shadows[op.results[0]] = shadows[0]._replace(
             planes=(plane.expand(op.results[0].shape),),
             ancestors=shadows[0].ancestors | shadows[1].ancestors,
             data=shadows[0].data or shadows[1].data,
@@ -175,16 +187,18 @@ class Transfer:
     def summed(self, name: str, inputs: Iterable[Tensor], result: Tensor) -> Shadow:
         """The shadow of an element-wise mixture of tensors."""
         found = [
-            (t, self.of(t)) for t in inputs
+            (t, shadow) for t in inputs
             if self.knows(t) and t.dtype != torch.bool
-            and (_is_value(t) or not _is_value(result) or self.of(t).role is Role.RAW)
+            and ((shadow := self.of(t)).role is Role.RAW or _is_value(t) or not _is_value(result))
         ]  # fmt: skip
         if not found:
             return NO_SHADOW
+        if alike := self._alike(found, result):
+            return alike
         ancestors = frozenset[int]().union(*(s.ancestors for _, s in found))
         data = any(s.data for _, s in found)
         best, main = max(found, key=lambda f: _precedence(f[0], f[1], result.shape))
-        lost = replace(main, ancestors=ancestors, data=data).without_tokens(name)
+        lost = main._replace(ancestors=ancestors, data=data).without_tokens(name)
         if not main.planes and not main.mixed:
             others = [f for f in found if f[1].planes and f[1].data and f[1].role is main.role]
             if main.role is not Role.TOKENS or not others or best.shape == result.shape:
@@ -217,7 +231,25 @@ class Transfer:
                 planes = (together,)
         # A parameter that is computed with is no longer a weight, but perhaps a token.
         role = Role.TOKENS if main.role is Role.PARAMETER else main.role
-        return replace(main, role=role, planes=planes, ancestors=ancestors, data=data)
+        return main._replace(role=role, planes=planes, ancestors=ancestors, data=data)
+
+    def _alike(self, found: list[tuple[Tensor, Shadow]], result: Tensor) -> Shadow | None:
+        """The shadow of a mixture of the same tokens throughout, as along a residual stream."""
+        first = found[0][1]
+        if first.role is not Role.TOKENS or len(first.planes) != 1:
+            return None
+        plane = first.planes[0]
+        for tensor, shadow in found:
+            if shadow.role is not Role.TOKENS or not shadow.planes or (
+                shadow.planes[0] is not plane or tensor.shape != result.shape
+            ):  # fmt: skip
+                return None
+        if len(found) == 1:
+            return first
+        return first._replace(
+            ancestors=first.ancestors.union(*(s.ancestors for _, s in found)),
+            data=any(s.data for _, s in found),
+        )
 
     def added(self, kept: Tensor, absorbed: Tensor) -> Tensor | None:
         """The plane of two planes of tokens whose features are added or joined."""
@@ -254,16 +286,20 @@ class Transfer:
     def mixed(self, tensor: Tensor, result: Tensor, name: str) -> Shadow:
         """The shadow after a weight mixed the last axis of a tensor."""
         shadow = self.tokens_of(tensor, name)
-        if tensor.shape[:-1] != result.shape[:-1] or not shadow.planes:
+        if not shadow.planes or tensor.shape[:-1] != result.shape[:-1]:
             return shadow.without_tokens(name)
+        memory, shape = self.spaces.memory, result.shape
+        if shadow.role is Role.TOKENS and shadow.softmax is None:
+            plane = memory(_same_tokens, shadow.planes[0], shape)
+            if plane is not None:
+                return shadow._replace(planes=(plane,))
         if shadow.role <= Role.TOKENS:
-            shadow = replace(shadow, role=Role.TOKENS, softmax=None)
+            shadow = shadow._replace(role=Role.TOKENS, softmax=None)
         if any(varies(plane, -1) for plane in shadow.planes):
             if shadow.role is not Role.TOKENS:
                 return shadow.without_tokens(name)  # keys are mixed, not heads
             shadow = births.of_rows(self.spaces, shadow, tensor.shape, name)
-        memory = self.spaces.memory
-        return shadow.map(lambda plane: memory(_same_features, plane, result.shape))
+        return shadow.map(lambda plane: first_along(plane, -1).expand(shape))
 
     def weighted(
         self, tensor: Tensor, labels: Sequence[str], out_labels: Sequence[str], summed: set[str],
@@ -277,8 +313,8 @@ class Transfer:
         if any(plane is None for plane in planes):
             return shadow.without_tokens(name)
         if shadow.role is Role.PARAMETER:
-            shadow = replace(shadow, role=Role.TOKENS)
-        return replace(shadow, planes=tuple(p for p in planes if p is not None))
+            shadow = shadow._replace(role=Role.TOKENS)
+        return shadow._replace(planes=tuple(p for p in planes if p is not None))
 
     def _embedding(self, op: Operation) -> None:
         index, weight = op.argument(0, "input"), op.argument(1, "weight")
@@ -329,15 +365,15 @@ class Transfer:
                     plane = first_along(plane, axis)
                 planes.append(plane)
             self.shadows[result] = (
-                replace(shadow, planes=tuple(p.reshape(result.shape) for p in planes))
+                shadow._replace(planes=tuple(p.reshape(result.shape) for p in planes))
                 if kept and all(p.numel() == result.numel() for p in planes)
                 else shadow.without_tokens(op.name)
             )
 
 
-def _same_features(plane: Tensor, shape: torch.Size) -> Tensor:
-    """The plane of tokens whose features were mixed."""
-    return first_along(plane, -1).expand(shape)
+def _same_tokens(plane: Tensor, shape: torch.Size) -> Tensor | None:
+    """The plane after a weight mixed the features of tokens; `None` if it mixed tokens."""
+    return None if varies(plane, -1) else first_along(plane, -1).expand(shape)
 
 
 def _is_value(tensor: Tensor) -> bool:

@@ -19,7 +19,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from captum_generic_attn.tokens.ids import Memory, compact, compact_together, distinct_ids, unique_rows
+from captum_generic_attn.tokens.ids import (
+    Memory,
+    compact,
+    compact_together,
+    distinct_ids,
+    unique_rows,
+)
 
 PADDING = -1
 """Plane value of elements that belong to no token: padding and constants."""
