@@ -37,7 +37,7 @@ from captum_generic_attn.rows import (
     warn_of_no_gradient,
 )
 from captum_generic_attn.rules import positive_evidence
-from captum_generic_attn.tokens import TokenStream
+from captum_generic_attn.tokens import Meeting, TokenStream
 
 Layers = str | nn.Module | Sequence[str | nn.Module] | None
 
@@ -177,7 +177,7 @@ class _Explaining:
             for record in records:
                 record.tap.listener = functools.partial(self._arrive, record, padded)
             if records:
-                edges = [r.tap.edge for r in self._reached.deepest(records)]
+                edges = [r.edge for r in self._reached.deepest(records)]
                 self._capture.backward(self._score.sum(), edges, retain_graph=retain_graph)
         finally:
             for record in records:
@@ -312,9 +312,21 @@ def _final_calls(capture: Capture, reached: Reached) -> set[int]:
 def _mapped(record: AttentionRecord, capture: Capture) -> MappedCall:
     """A record as the rules see it: tokens as positions in their streams."""
     streams, meeting = capture.streams, record.meeting
-    queries, keys = streams.positions(record.query_tokens), streams.positions(record.key_tokens)
-    index = capture.spaces.locate(record.key_tokens)[0]
-    sources = tuple(
+    return MappedCall(
+        record.index, record.query_stream, record.examples, streams.positions(record.query_tokens),
+        capture.spaces.memory.of(
+            (record.key_tokens,), meeting, lambda: _sources(record.key_tokens, meeting, capture)
+        ),
+        meeting.crosses, record.query_ancestors, record.key_ancestors,
+        streams.columns(meeting.queries),
+    )  # fmt: skip
+
+
+def _sources(key_tokens: Tensor, meeting: Meeting, capture: Capture) -> tuple[Source, ...]:
+    """What a call reads of each stream of its keys."""
+    streams = capture.streams
+    keys, index = streams.positions(key_tokens), capture.spaces.locate(key_tokens)[0]
+    return tuple(
         Source(
             streams.having(spaces).name,
             torch.where(torch.isin(index, torch.tensor([*spaces])), keys, -1),
@@ -322,11 +334,6 @@ def _mapped(record: AttentionRecord, capture: Capture) -> MappedCall:
         )
         for spaces in meeting.keys
     )
-    return MappedCall(
-        record.index, record.query_stream, record.examples, queries, sources,
-        meeting.crosses, record.query_ancestors, record.key_ancestors,
-        streams.columns(meeting.queries),
-    )  # fmt: skip
 
 
 def _check_padding(padded: Sequence[tuple[AttentionRecord, Tensor]]) -> None:

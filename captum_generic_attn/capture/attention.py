@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from captum_generic_attn.capture.constants import Constants
 from captum_generic_attn.capture.contraction import Contraction
 from captum_generic_attn.capture.operations import argument
 from captum_generic_attn.capture.planes import relabel, varies
@@ -61,10 +62,9 @@ class Attention:
     """Recognises the attention calls of one forward pass and hands them to a `Recorder`."""
 
     def __init__(
-        self, transfer: Transfer, recorder: Recorder, scope: Scope, run: Callable[..., Any]
+        self, transfer: Transfer, recorder: Recorder, scope: Scope, constants: Constants
     ) -> None:
-        """`run(func, args, kwargs)` runs an operation."""
-        self._run = run
+        self._run = constants.run
         self._transfer = transfer
         self._recorder = recorder
         self._scope = scope

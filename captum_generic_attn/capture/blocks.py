@@ -21,6 +21,8 @@ from captum_generic_attn.rules import positive_evidence
 
 _ROWS, _COLUMNS = 256, 512
 """Queries and keys of a block on a CPU: two of them in float32 fill half the cache of a core."""
+_WHOLE = 640
+"""Up to so many keys are one block: a rest of less than a quarter costs less inside than apart."""
 _DEVICE_ELEMENTS = 1 << 24
 """Elements of a block elsewhere: enough to keep an accelerator busy, 64 MB in float32."""
 
@@ -126,8 +128,7 @@ class Blocks(ABC):
             budget, parts = _ROWS * _COLUMNS, torch.get_num_threads()
         else:
             budget, parts = _DEVICE_ELEMENTS, 1
-        # A rest of keys of less than a quarter block costs less inside than apart.
-        columns = self.keys if whole_rows or self.keys <= _COLUMNS * 5 // 4 else _COLUMNS
+        columns = self.keys if whole_rows or self.keys <= _WHOLE else _COLUMNS
         if parts == 1:
             columns = self.keys
         rows = min(self.queries, max(16, budget // columns))
@@ -189,7 +190,7 @@ class FusedBlocks(Blocks):
 
     The kernel keeps its probabilities to itself; they are computed anew, `P = exp(q kᵀ scale + mask
     - lse)` with the logarithm `lse` of each query's sum, which the kernel keeps for its own
-    backward pass (`None`: by softmax). Their gradient is `∂y/∂P = ∂y/∂O · Vᵀ`. `positions`
+    backward pass; by softmax where all keys of a query fit in a block, or the kernel kept none. Their gradient is `∂y/∂P = ∂y/∂O · Vᵀ`. `positions`
     `[maps, queries]` are the places of the queries where they are not all, in order.
     """
 
@@ -228,9 +229,9 @@ class FusedBlocks(Blocks):
         )
 
     def probabilities(self) -> Tensor:  # noqa: D102
-        every = slice(None)
-        query, keys = self._factors(every)
-        return self._attention(query @ keys, every, slice(0, self.queries), slice(0, self.keys))
+        every, rows, columns = slice(None), slice(0, self.queries), slice(0, self.keys)
+        query, keys, scale = self._factors(every, tiled=False)
+        return self._attention(query @ keys * scale, every, rows, columns, tiled=False)
 
     def gradient(self) -> Tensor:  # noqa: D102
         dtype = self.like.dtype
@@ -239,10 +240,11 @@ class FusedBlocks(Blocks):
 
     def __iter__(self) -> Iterator[Block]:
         dtype = self.like.dtype
-        count, height, width = self._sizes(whole_rows=self.lse is None)
+        tiled = self.lse is not None and self.keys > _WHOLE
+        count, height, width = self._sizes(whole_rows=not tiled)
         memory = self.like.new_empty(2, count * height * width)
         for maps in _slices(self.count, count):
-            query, keys = self._factors(maps)
+            query, keys, scale = self._factors(maps, tiled=tiled)
             gradient, values = self.output_gradient[maps].to(dtype), self.value[maps].to(dtype).mT
             n = len(query)
             for columns in _slices(self.keys, width):
@@ -250,27 +252,30 @@ class FusedBlocks(Blocks):
                     if self._beyond(rows, columns):
                         continue
                     shape = n, rows.stop - rows.start, columns.stop - columns.start
-                    attention, change = (m[: math.prod(shape)].view(shape) for m in memory)
-                    torch.bmm(query[:, rows], keys[:, :, columns], out=attention)
-                    attention = self._attention(attention, maps, rows, columns)
+                    logits, change = (m[: math.prod(shape)].view(shape) for m in memory)
+                    part = query[:, rows], keys[:, :, columns]
+                    torch.baddbmm(logits, *part, beta=0, alpha=scale, out=logits)
+                    attention = self._attention(logits, maps, rows, columns, tiled=tiled)
                     torch.bmm(gradient[:, rows], values[:, :, columns], out=change)
-                    yield Block(
-                        maps, rows, columns, positive_evidence(attention, change, out=change)
-                    )
+                    evidence = positive_evidence(attention, change, out=change)
+                    yield Block(maps, rows, columns, evidence)
 
-    def _factors(self, maps: slice) -> tuple[Tensor, Tensor]:
-        """Queries `[n, queries, d]` and keys `[n, d, keys]` whose product are the logits, less lse.
+    def _factors(self, maps: slice, *, tiled: bool) -> tuple[Tensor, Tensor, float]:
+        """Queries `[n, queries, d]` and keys `[n, d, keys]`, and what makes their product logits.
 
-        The logarithm rides along as one more feature, which saves a pass over the logits.
+        In tiles the logarithm rides along as one more feature, which saves a pass over the logits.
         """
         dtype = self.like.dtype
-        query, key = self.query[maps].to(dtype) * self.scale, self.key[maps].to(dtype)
-        if self.lse is not None:
-            query = torch.cat([query, -self.lse[maps].to(dtype)], -1)
-            key = torch.cat([key, key.new_ones(*key.shape[:-1], 1)], -1)
-        return query, key.mT
+        query, key = self.query[maps].to(dtype), self.key[maps].to(dtype)
+        if not tiled or self.lse is None:
+            return query, key.mT, self.scale
+        query = torch.cat([query * self.scale, -self.lse[maps].to(dtype)], -1)
+        key = torch.cat([key, key.new_ones(*key.shape[:-1], 1)], -1)
+        return query, key.mT, 1.0
 
-    def _attention(self, logits: Tensor, maps: slice, rows: slice, columns: slice) -> Tensor:
+    def _attention(
+        self, logits: Tensor, maps: slice, rows: slice, columns: slice, *, tiled: bool
+    ) -> Tensor:
         """P of a block from its logits, in place; rows that the mask leaves nothing are zero."""
         if self.causal and (hidden := self._hidden(maps, rows, columns)) is not None:
             logits.masked_fill_(hidden, -math.inf)
@@ -282,10 +287,12 @@ class FusedBlocks(Blocks):
                 logits.masked_fill_(~mask, -math.inf)
             else:
                 logits.add_(mask)
-        if self.lse is not None:
+        if tiled:
             return logits.exp_()
-        empty = (logits == -math.inf).all(-1, keepdim=True)
-        return logits.softmax(-1).masked_fill_(empty, 0.0)
+        attention = logits.softmax(-1)
+        if self.mask is None:
+            return attention
+        return attention.masked_fill_((logits == -math.inf).all(-1, keepdim=True), 0.0)
 
     def _hidden(self, maps: slice, rows: slice, columns: slice) -> Tensor | None:
         """Which keys of a block come after the queries; `None`: none does."""

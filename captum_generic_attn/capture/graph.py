@@ -15,33 +15,29 @@ from captum_generic_attn.capture.record import AttentionRecord
 
 
 class Reached:
-    """The calls that a score depends on; the graph below each."""
+    """The calls that a score depends on, and which of them lie deepest in its graph."""
 
     def __init__(self, score: Tensor, records: Sequence[AttentionRecord]) -> None:
-        self._order: list[Any] = []  # nodes, those that the backward pass runs last come first
-        self._edges: set[tuple[Any, int]] = set()
+        self._below: dict[Any, list[tuple[Any, int]]] = {}  # those that run last come first
+        edges: set[tuple[Any, int]] = set()
         if score.grad_fn is not None:
-            self._edges.add((score.grad_fn, score.output_nr))
+            edges.add((score.grad_fn, score.output_nr))
             self._walk(score.grad_fn)
-        self._known = {
-            r.index: r for r in records if (r.tap.edge.node, r.tap.edge.output_nr) in self._edges
-        }
+            edges.update(edge for below in self._below.values() for edge in below)
+        self._known = {r.index for r in records if (r.edge.node, r.edge.output_nr) in edges}
 
     def _walk(self, top: Any) -> None:
         seen = {top}
-        stack = [(top, iter(top.next_functions))]
+        stack = [(top, edges := _edges(top), iter(edges))]
         while stack:
-            node, further = stack[-1]
-            for below, number in further:
-                if below is None:
-                    continue
-                self._edges.add((below, number))
+            node, edges, further = stack[-1]
+            for below, _ in further:
                 if below not in seen:
                     seen.add(below)
-                    stack.append((below, iter(below.next_functions)))
+                    stack.append((below, found := _edges(below), iter(found)))
                     break
             else:
-                self._order.append(node)
+                self._below[node] = edges
                 stack.pop()
 
     def __contains__(self, index: object) -> bool:
@@ -52,15 +48,18 @@ class Reached:
 
     def deepest(self, records: Sequence[AttentionRecord]) -> list[AttentionRecord]:
         """Those records from which the graph leads to no other of them."""
-        edges = {(r.tap.edge.node, r.tap.edge.output_nr) for r in records}
+        edges = {(r.edge.node, r.edge.output_nr) for r in records}
         leading: set[Any] = set()  # nodes below which one of them lies
-        for node in self._order:
-            if any(
-                below in leading or (below, number) in edges
-                for below, number in node.next_functions
-            ):
-                leading.add(node)
-        return [r for r in records if r.tap.edge.node not in leading]
+        for node, below in self._below.items():
+            for edge in below:
+                if edge[0] in leading or edge in edges:
+                    leading.add(node)
+                    break
+        return [r for r in records if r.edge.node not in leading]
+
+
+def _edges(node: Any) -> list[tuple[Any, int]]:
+    return [edge for edge in node.next_functions if edge[0] is not None]
 
 
 def reached_by(score: Tensor, records: Sequence[AttentionRecord]) -> Reached:

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from captum_generic_attn.capture import contraction
 from captum_generic_attn.capture.attention import Attention, fused_operands, leave_graph
+from captum_generic_attn.capture.constants import Constants
 from captum_generic_attn.capture.operations import Family, canonical, family_of, tensors_in
 from captum_generic_attn.capture.record import Saved
 from captum_generic_attn.capture.recorder import Recorder
@@ -47,6 +48,7 @@ class FrozenMode(TorchFunctionMode):
     def __init__(self, parameters: Container[int]) -> None:
         super().__init__()
         self._parameters = parameters
+        self._constants = Constants(parameters)
         self._opened: set[object] = set()
         self._without_grad = False
         self._known: dict[object, _Identity] = {}
@@ -90,7 +92,7 @@ class FrozenMode(TorchFunctionMode):
         self, identity: _Identity, func: Function, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Any:
         """Run an operation, and let it leave the graph that it left in the forward pass."""
-        out = self._with_constants(identity, func, args, kwargs)
+        out = self._compute(identity, func, args, kwargs)
         if identity.family is Family.ATTENTION:
             operands = fused_operands(args, kwargs)
             leave_graph(out)
@@ -100,37 +102,11 @@ class FrozenMode(TorchFunctionMode):
             leave_graph(out)
         return out
 
-    def _with_constants(
+    def _compute(
         self, identity: _Identity, func: Function, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Any:
-        if identity.family is Family.NOTHING:  # asks the parameter itself, or tells it something
-            return func(*args, **kwargs)
-        if identity.in_place or identity.name == "set":  # what is written to
-            return func(*args[:1], *self._constants(args[1:]), **kwargs)
-        return self._frozen(func, args, kwargs)
-
-    def _frozen(self, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Run an operation on constants instead of parameters."""
-        if kwargs:
-            kwargs = dict(zip(kwargs, self._constants(tuple(kwargs.values())), strict=True))
-        return func(*self._constants(args), **kwargs)
-
-    def _constants(self, values: Sequence[Any]) -> Sequence[Any]:
-        """Values with constants in place of parameters."""
-        constants: list[Any] | None = None
-        for place, value in enumerate(values):
-            if id(value) in self._parameters:
-                if not value.requires_grad:
-                    continue
-                constant = value.detach()
-            elif type(value) is list or type(value) is tuple:
-                constant = type(value)(self._constants(value))
-            else:
-                continue
-            if constants is None:
-                constants = list(values)
-            constants[place] = constant
-        return values if constants is None else constants
+        writes = identity.in_place or identity.name == "set"
+        return self._constants.run_any(identity.family, func, args, kwargs, writes=writes)
 
     def _is_state(self, tensor: object) -> bool:
         """Whether a tensor is a parameter or buffer of the model, or a view of one."""
@@ -144,7 +120,7 @@ class CaptureMode(FrozenMode):
     def __init__(self, transfer: Transfer, recorder: Recorder, scope: Scope) -> None:
         super().__init__(scope.parameters)
         self._transfer = transfer
-        self._attention = Attention(transfer, recorder, scope, self._frozen)
+        self._attention = Attention(transfer, recorder, scope, self._constants)
         self._recorder = recorder
 
     def _run(
@@ -155,12 +131,12 @@ class CaptureMode(FrozenMode):
         if family is Family.PRODUCT and (terms := contraction.read(name, args, kwargs)):
             if self._transfer.knows(terms.left) or self._transfer.knows(terms.right):
                 return self._attention.product(name, func, args, kwargs, terms)
-            return self._frozen(func, args, kwargs)
+            return self._constants.run(func, args, kwargs)
         if family is Family.ATTENTION:
             return self._attention.fused(func, args, kwargs)
         if family is Family.FOREIGN_ATTENTION:
             self._recorder.refuse_kernel(name)
-        out = self._with_constants(identity, func, args, kwargs)
+        out = self._compute(identity, func, args, kwargs)
         if family is Family.SOFTMAX:
             self._attention.softmax(args, kwargs, out)
         else:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
 from captum_generic_attn.capture.blocks import Blocks, ExplicitBlocks, FusedBlocks, Maps
 from captum_generic_attn.tokens import NOBODY, Meeting
@@ -176,11 +176,11 @@ class Tap:
     """Hands out a call's operands and the gradient of a tensor of it, when the backward pass comes.
 
     Reading the operands may run a piece of the model again (activation checkpointing), under the
-    modes of the backward pass; what the listener computes is not the model's.
+    modes of the backward pass; what the listener computes is not the model's. The graph holds the
+    tap, so the tap holds nothing of the graph beyond its operands.
     """
 
     def __init__(self, tensor: Tensor, operands: Operands | Saved) -> None:
-        self.edge = get_gradient_edge(tensor)
         self.listener: Listener | None = None
         self._operands = operands
         tensor.register_hook(self._receive)  # type: ignore[no-untyped-call]
@@ -209,6 +209,7 @@ class AttentionRecord:
     module: str
     module_type: str
     source: Explicit | Fused
+    edge: GradientEdge
     tap: Tap
     query_tokens: Tensor
     key_tokens: Tensor

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from captum_generic_attn.capture.heads import Groups, Unreadable, group_heads
 from captum_generic_attn.capture.record import AttentionRecord, Explicit, Fused, Operands, Tap
@@ -111,7 +112,9 @@ class Recorder:
                     "autograd.Function or inference_mode inside the model)",
                     "use torch.utils.checkpoint with use_reentrant=False, or torch.no_grad",
                 )
-            groups = self._transfer.spaces.memory(self._groups, queries, keys)
+            groups = self._transfer.spaces.memory.of(
+                (queries, keys), "groups", lambda: self._groups(queries, keys)
+            )
             if groups is None:
                 place = self._scope.current()
                 seen = "attention between tokens of an argument that all examples share"
@@ -130,7 +133,8 @@ class Recorder:
         index = self._next_index()
         self.records.append(
             AttentionRecord(
-                index, *self._scope.current(), source, Tap(at, source.operands), *groups, *factors
+                index, *self._scope.current(), source, get_gradient_edge(at),
+                Tap(at, source.operands), *groups, *factors,
             )
         )  # fmt: skip
         if softmax is not None:

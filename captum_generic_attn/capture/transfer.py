@@ -22,6 +22,7 @@ from captum_generic_attn.capture.shadow import NO_SHADOW, Role, Shadow, Shadows
 from captum_generic_attn.tokens.ids import compact_together, hashable
 from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
 
+_METHODS = {family: f"_{family.name.lower()}" for family in Family}
 _OF_THE_FIRST = {Family.SAME, Family.SHAPE, Family.LINEAR, Family.MIX}
 """What becomes of the first argument depends on no other tensor's tokens."""
 
@@ -36,9 +37,6 @@ class Transfer:
         self._written: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._stacked: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.joined_heads: list[tuple[int, ...]] = []
-        self._transfers: dict[Family, Callable[[Operation], None]] = {
-            family: getattr(self, f"_{family.name.lower()}", self._tokenwise) for family in Family
-        }  # one method for each family
 
     # -- looking shadows up --------------------------------------------------------------------
 
@@ -104,7 +102,8 @@ class Transfer:
             if t.dtype != torch.bool and id(t) not in given
         ]  # fmt: skip
         if results:
-            self._transfers[family](Operation(name, func, args, kwargs, inputs, results))
+            transfer = getattr(self, _METHODS[family])
+            transfer(Operation(name, func, args, kwargs, inputs, results))
         if in_place:
             for result in results:
                 self._note_write(result, name)
@@ -149,7 +148,7 @@ class Transfer:
             question = op.func, hashable(op.args[1:]), hashable(op.kwargs)
         except TypeError:
             return moved(plane, op)
-        return self.spaces.memory.of(plane, question, lambda: moved(plane, op))
+        return self.spaces.memory.of((plane,), question, lambda: moved(plane, op))
 
     def note_heads(self, calls: tuple[int, ...], result: Tensor, *, joined: bool) -> None:
         """Note calls that stand side by side: heads called one by one, once they are features.

@@ -35,12 +35,12 @@ class Memory:
         answer: T = known[1]
         return answer
 
-    def of(self, plane: Tensor, question: Hashable, answer: Callable[[], T]) -> T:
-        """The answer to a question about a plane."""
-        key = id(plane), question
+    def of(self, planes: tuple[Tensor, ...], question: Hashable, answer: Callable[[], T]) -> T:
+        """The answer to a question about planes; who gives it is not kept."""
+        key = question, *map(id, planes)
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = plane, answer()
+            known = self._known[key] = planes, answer()
         found: T = known[1]
         return found
 

@@ -357,7 +357,7 @@ class TokenSpaces:
 
     def indices(self, ids: Tensor) -> list[int]:
         """Indices of the spaces in `ids`, in order of first appearance."""
-        return self.memory(self._indices, ids)
+        return self.memory.of((ids,), "indices", lambda: self._indices(ids))
 
     def _indices(self, ids: Tensor) -> list[int]:
         index = self.locate(compact(ids).reshape(-1))[0]
