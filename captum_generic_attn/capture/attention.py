@@ -35,7 +35,7 @@ def leave_graph(tensor: Tensor) -> None:
 
 
 class FusedOperands(NamedTuple):
-    """The arguments of `scaled_dot_product_attention`; `tensors` end with a mask if there is one."""
+    """The arguments of `scaled_dot_product_attention`; a mask is the last of the tensors."""
 
     tensors: tuple[Tensor, ...]
     dropout: float

@@ -93,11 +93,11 @@ def _centres(
 ) -> Tensor | None:  # fmt: skip
     """`[*out, d]` centres of windows over a map `[B, *spatial]`; `None` if examples differ."""
     if (lattice := spaces.lattice(lines)) is not None:
-        centres, slopes = lattice
+        placed, slopes = lattice
         for start, step, n, slope in zip(starts, steps, out, slopes, strict=True):
             places = start + step * torch.arange(n, dtype=torch.float64)
-            centres = centres.unsqueeze(-2) + places.unsqueeze(-1) * slope
-        return centres
+            placed = placed.unsqueeze(-2) + places.unsqueeze(-1) * slope
+        return placed
     local = spaces.locate(lines)[2]
     if bool((local != local[0]).any()):
         return None

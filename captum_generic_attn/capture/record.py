@@ -76,7 +76,7 @@ class Saved:
     """  # fmt: skip
 
     def __init__(self, *tensors: Tensor) -> None:
-        self._node = _Keep.apply(*tensors).grad_fn  # type: ignore[no-untyped-call]
+        self._node = _Keep.apply(*tensors).grad_fn
         self._tensors = () if self._node is not None else tensors
 
     def read(self) -> tuple[Tensor, ...]:
@@ -123,7 +123,7 @@ class Explicit:
         lead = attention.shape[:-2]
         count = math.prod(lead) if pick is None else len(pick)
         return ExplicitBlocks(
-            count, *attention.shape[-2:], Maps.of(attention, lead, pick),
+            count, attention.shape[-2], attention.shape[-1], Maps.of(attention, lead, pick),
             Maps.of(gradient, lead, pick),
         )  # fmt: skip
 
@@ -164,7 +164,7 @@ class Fused:
             Maps.of(gradient, lead, pick),
             1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale,
             self.causal,
-            Maps.of(torch.atleast_2d(mask[0]), lead, pick) if mask else None,
+            Maps.of(mask[0], lead, pick) if mask else None,
             None if sums is None else Maps.of(sums.unsqueeze(-1), lead, pick),
         )  # fmt: skip
 

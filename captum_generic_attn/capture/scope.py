@@ -80,7 +80,7 @@ def _variable(content: object, depth: int, name: str) -> Iterator[tuple[str, nn.
 
 
 def _is_block(module: nn.Module) -> bool:
-    """Whether a module is a building block of PyTorch (a linear layer, a norm) without others in it.
+    """Whether a module is a building block of PyTorch (a linear layer, a norm) with none inside.
 
     Such a block calls no attention and stores no tensors.
     """

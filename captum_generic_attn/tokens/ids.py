@@ -64,7 +64,7 @@ def hashable(value: object) -> Hashable:
     if isinstance(value, Tensor):
         raise TypeError("a tensor is no question")
     hash(value)
-    return value  # type: ignore[return-value]
+    return value
 
 
 def compact(plane: Tensor) -> Tensor:

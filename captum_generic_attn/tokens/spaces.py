@@ -44,8 +44,8 @@ class Space:
     `coordinates` is `[size, d]`: the centre of each token in the non-batch axes of the input named
     `name`, or `None` where it cannot be told. `parents` is `[examples, size, m]`, the ids of the
     tokens that each token was merged or pooled from (-1 fills up), or `None` where the tokens were
-    made of elements of an input. `shape` is that of an input without its batch, of elements that lie
-    where they are in it.
+    made of elements of an input. `shape` is that of an input without its batch, for elements that
+    lie where they are in it.
     """
 
     index: int
@@ -341,11 +341,11 @@ class TokenSpaces:
             return None
         places = space.at(torch.tensor([*ends, *seconds]))
         assert places is not None  # noqa: S101 - elements of an input lie somewhere
-        origin, last, second = places.split([1, len(seconds), len(seconds)])
+        origin, last, second = places[0], places[1 : len(ends)], places[len(ends) :]
         # No line runs over an edge of the input: where it ends is as far as its steps reach.
         counts = torch.tensor(lines.shape[1:]).unsqueeze(-1) - 1
         slopes = second - origin
-        return (origin[0], slopes) if torch.equal(last, origin + counts * slopes) else None
+        return (origin, slopes) if torch.equal(last, origin + counts * slopes) else None
 
     def coordinates(self, ids: Tensor) -> Tensor | None:
         """Centres `[*ids, d]` of tokens that all come from one input, else `None`."""
