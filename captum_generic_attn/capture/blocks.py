@@ -189,9 +189,9 @@ class FusedBlocks(Blocks):
     """What a fused kernel read, and the gradient of its output.
 
     The kernel keeps its probabilities to itself; they are computed anew: by softmax where all keys
-    of a query fit in a block, else as `P = exp(q kᵀ scale + mask - lse)` with the logarithm `lse` of
-    each query's sum, which the kernel keeps for its own backward pass (by softmax again if it kept
-    none). Their gradient is `∂y/∂P = ∂y/∂O · Vᵀ`. `positions` `[maps, queries]` are the places of
+    of a query fit in a block, else as `P = exp(q kᵀ scale + mask - lse)` with the logarithm `lse`
+    of each query's sum, which the kernel keeps for its own backward pass (by softmax again if it
+    kept none). Their gradient is `∂y/∂P = ∂y/∂O · Vᵀ`. `positions` `[maps, queries]` are the places of
     the queries where they are not all, in order.
     """
 

@@ -341,11 +341,11 @@ class TokenSpaces:
             return None
         places = space.at(torch.tensor([*ends, *seconds]))
         assert places is not None  # noqa: S101 - elements of an input lie somewhere
-        origin, last, second = places[0], places[1 : len(ends)], places[len(ends) :]
+        origin, last_ones, second_ones = places[0], places[1 : len(ends)], places[len(ends) :]
         # No line runs over an edge of the input: where it ends is as far as its steps reach.
         counts = torch.tensor(lines.shape[1:]).unsqueeze(-1) - 1
-        slopes = second - origin
-        return (origin, slopes) if torch.equal(last, origin + counts * slopes) else None
+        slopes = second_ones - origin
+        return (origin, slopes) if torch.equal(last_ones, origin + counts * slopes) else None
 
     def coordinates(self, ids: Tensor) -> Tensor | None:
         """Centres `[*ids, d]` of tokens that all come from one input, else `None`."""
