@@ -6,8 +6,11 @@ Inputs are checked, the forward pass is captured (`capture`), each target is exp
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -36,11 +39,24 @@ from captum_generic_attn.explanation import (
     selected,
 )
 from captum_generic_attn.input_maps import maps_of_inputs
+from captum_generic_attn.parts import Part, parts_of
 from captum_generic_attn.relevance import Relevance
-from captum_generic_attn.rows import RowsOption
+from captum_generic_attn.rows import RowsOption, warn_of_no_gradient
 from captum_generic_attn.score import OutputChoice, check_target, choose_output
 
 _INTERPOLATIONS = ("bilinear", "nearest")
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """What is explained at once: the inputs of a part of the batch, and all that goes with them."""
+
+    inputs: tuple[Tensor, ...]
+    targets: Sequence[TargetType]
+    additional: object
+    part: Part
+    matrices: bool = False
+    keep_calls: bool = False
 
 
 class GenericAttention(GradientAttribution):
@@ -128,6 +144,9 @@ class GenericAttention(GradientAttribution):
         target: TargetType = None,
         additional_forward_args: object = None,
         return_input_shape: bool = True,
+        *,
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> TensorOrTupleOfTensorsGeneric:
         """Attribute the score of each example to its tokens, in the shape of the inputs.
 
@@ -138,6 +157,9 @@ class GenericAttention(GradientAttribution):
             additional_forward_args: further arguments of `forward_func`, not explained.
             return_input_shape: `False` gives one value per token: text `[B, N]`, pictures
                 `[B, h, w]`.
+            internal_batch_size: at most so many examples go through the model at once, which bounds
+                memory; `None`: all. Arguments whose first axis is the batch are cut alike.
+            show_progress: whether a bar on stderr counts the parts of the batch.
 
         Returns:
             A tensor, or a tuple like `inputs`, detached, on the inputs' devices, float32 (float64
@@ -156,8 +178,11 @@ class GenericAttention(GradientAttribution):
         """
         return cast(
             TensorOrTupleOfTensorsGeneric,
-            self._attribute(inputs, [target], additional_forward_args, return_input_shape, None),
-        )
+            self._attribute(
+                inputs, [target], additional_forward_args, return_input_shape,
+                internal_batch_size, show_progress, stacked=False,
+            ),
+        )  # fmt: skip
 
     def attribute_targets(
         self,
@@ -166,6 +191,9 @@ class GenericAttention(GradientAttribution):
         additional_forward_args: object = None,
         targets_per_backward: int | None = None,
         return_input_shape: bool = True,
+        *,
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> TensorOrTupleOfTensorsGeneric:
         """Attribute several scores of each example, with one forward pass.
 
@@ -176,6 +204,8 @@ class GenericAttention(GradientAttribution):
             targets_per_backward: at most so many targets share a backward pass, which bounds
                 memory. Each target takes a pass of its own, so any bound holds.
             return_input_shape: as in `attribute`.
+            internal_batch_size: as in `attribute`.
+            show_progress: whether a bar on stderr counts the targets of each part of the batch.
 
         Returns:
             `[T, B, ...]` per input: the stacked results of `attribute` for each target.
@@ -197,15 +227,14 @@ class GenericAttention(GradientAttribution):
             raise TypeError(f"targets must be a sequence of targets, not {type(targets).__name__}")
         if len(targets) == 0:
             raise ValueError("targets is empty; pass at least one target")
-        bound = targets_per_backward
-        if bound is not None and (type(bound) is not int or bound < 1):
-            raise ValueError(f"targets_per_backward={bound!r} must be an int of at least 1")
+        _check_count("targets_per_backward", targets_per_backward)
         return cast(
             TensorOrTupleOfTensorsGeneric,
             self._attribute(
-                inputs, list(targets), additional_forward_args, return_input_shape, len(targets)
+                inputs, list(targets), additional_forward_args, return_input_shape,
+                internal_batch_size, show_progress, stacked=True,
             ),
-        )
+        )  # fmt: skip
 
     def relevance(
         self,
@@ -240,67 +269,78 @@ class GenericAttention(GradientAttribution):
             ['cls_token', 'x']
         """
         tensors = self._check_inputs(inputs)
-        for _, explanation in self._explanations(
-            tensors, [target], additional_forward_args, matrices=True, keep_calls=keep_calls
-        ):
-            found = explanation.relevance
-        return cast(Relevance, found)
+        (part,) = parts_of(len(tensors[0]), None)
+        call = _Call(
+            tensors, [target], additional_forward_args, part, matrices=True, keep_calls=keep_calls
+        )
+        with _undisturbed():
+            ((_, explanation),) = self._explanations(call)
+        warn_of_no_gradient(explanation.dark, len(tensors[0]))
+        return cast(Relevance, explanation.relevance)
 
     # -- the way through ----------------------------------------------------------------------
 
     def _attribute(
         self, inputs: object, targets: list[TargetType], additional: object,
-        return_input_shape: bool, stacked: int | None,
+        return_input_shape: bool, internal_batch_size: int | None, show_progress: bool, *,
+        stacked: bool,
     ) -> object:  # fmt: skip
+        _check_count("internal_batch_size", internal_batch_size)
         tensors = self._check_inputs(inputs)
-        results = [
-            maps_of_inputs(
-                capture,
-                explanation.values,
-                tensors,
-                self.interpolation if return_input_shape else None,
-                warn=i == 0,
-            )
-            for i, (capture, explanation) in enumerate(
-                self._explanations(tensors, targets, additional, matrices=False, keep_calls=False)
-            )
-        ]
-        maps = results[0] if stacked is None else [
-            torch.stack(per_target) for per_target in zip(*results, strict=True)
-        ]  # fmt: skip
-        return _format_output(_is_tuple(inputs), tuple(maps))
+        examples = len(tensors[0])
+        parts = list(parts_of(examples, internal_batch_size))
+        interpolation = self.interpolation if return_input_shape else None
+        results: list[list[list[Tensor]]] = [[] for _ in targets]  # of targets, parts, inputs
+        dark: list[list[int]] = [[] for _ in targets]
+        bar = _bar(f"{self.get_name()} attribution", len(parts) * len(targets), show_progress)
+        with bar as advance, _undisturbed():
+            for part in parts:
+                call = _Call(part.of(tensors), targets, additional, part)
+                for i, (capture, explanation) in enumerate(self._explanations(call)):
+                    first = part.start == 0 and i == 0
+                    maps = maps_of_inputs(
+                        capture, explanation.values, call.inputs, interpolation, warn=first
+                    )
+                    results[i].append(maps)
+                    advance()
+                    dark[i] += [part.start + example for example in explanation.dark]
+        for found in dict.fromkeys(map(tuple, dark)):
+            warn_of_no_gradient(found, examples)
+        joined = [[torch.cat(of) for of in zip(*maps, strict=True)] for maps in results]
+        if not stacked:
+            return _format_output(_is_tuple(inputs), tuple(joined[0]))
+        per_input = tuple(torch.stack(of) for of in zip(*joined, strict=True))
+        return _format_output(_is_tuple(inputs), per_input)
 
-    def _explanations(
-        self, inputs: tuple[Tensor, ...], targets: list[TargetType], additional: object, *,
-        matrices: bool, keep_calls: bool,
-    ) -> list[tuple[Capture, Explanation]]:  # fmt: skip
-        with torch.inference_mode(mode=False), torch.enable_grad():
-            try:
-                return list(self._run(inputs, targets, additional, matrices, keep_calls))
-            except RuntimeError as error:
-                if "modified by an inplace operation" not in str(error):
-                    raise
-            # The model overwrites what its backward or its attention needs: once more, with copies.
-            with torch.autograd.graph.allow_mutation_on_saved_tensors():
-                return list(
-                    self._run(inputs, targets, additional, matrices, keep_calls, copies=True)
-                )
+    def _explanations(self, call: _Call) -> Iterator[tuple[Capture, Explanation]]:
+        done = 0
+        try:
+            for found in self._run(call):
+                done += 1
+                yield found
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+        else:
+            return
+        # The model overwrites what its backward or its attention needs: once more, with copies.
+        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+            yield from itertools.islice(self._run(call, copies=True), done, None)
 
-    def _run(
-        self, inputs: tuple[Tensor, ...], targets: list[TargetType], additional: object,
-        matrices: bool, keep_calls: bool, *, copies: bool = False,
-    ) -> Iterator[tuple[Capture, Explanation]]:  # fmt: skip
-        more = () if additional is None else additional
+    def _run(self, call: _Call, *, copies: bool = False) -> Iterator[tuple[Capture, Explanation]]:
+        more = () if call.additional is None else call.additional
         more = more if isinstance(more, tuple) else (more,)
+        inputs, part = call.inputs, call.part
+        targets = [part.of_target(target) for target in call.targets]
         capture = capture_forward(
-            self.forward_func, inputs, more,
+            self.forward_func, inputs, part.of(more),
             lambda returned: choose_output(returned, self.output), copies=copies,
         )  # fmt: skip
         options = Options(
-            self.layers, self.start_layer, self.rows, self.normalize, self.self_in_cross,
-            self.aggregate,
+            self.layers, self.start_layer, part.of_rows(self.rows), self.normalize,
+            self.self_in_cross, self.aggregate,
         )  # fmt: skip
-        self._check_attention(capture)
+        self._check_attention(capture, warn=part.start == 0)
         for target in targets:
             check_target(capture.output, target, len(inputs[0]))
         if not capture.output.requires_grad:
@@ -315,7 +355,8 @@ class GenericAttention(GradientAttribution):
             with torch.autocast(score.device.type, enabled=False):
                 explanation = explain(
                     capture, score.reshape(len(inputs[0])), options,
-                    retain_graph=i + 1 < len(targets), matrices=matrices, keep_calls=keep_calls,
+                    retain_graph=i + 1 < len(targets), matrices=call.matrices,
+                    keep_calls=call.keep_calls,
                 )  # fmt: skip
             yield capture, explanation
 
@@ -338,7 +379,7 @@ class GenericAttention(GradientAttribution):
             raise ValueError("inputs is an empty tuple")
         return cast(tuple[Tensor, ...], _format_tensor_into_tuples(parts))
 
-    def _check_attention(self, capture: Capture) -> None:
+    def _check_attention(self, capture: Capture, *, warn: bool) -> None:
         if not capture.records and not capture.refusals:
             raise UnsupportedAttentionError(no_attention_message(capture))
         modules = selected(capture, self.layers)
@@ -346,7 +387,7 @@ class GenericAttention(GradientAttribution):
         listed = "".join(f"\n  {seen}" for seen in dict.fromkeys(map(str, refused)))
         if refused and self.strict:
             raise UnsupportedAttentionError(f"attention that cannot be explained:{listed}")
-        if refused:
+        if refused and warn:
             warnings.warn(
                 f"attention calls that cannot be explained are skipped:{listed}",
                 UserWarning,
@@ -354,10 +395,37 @@ class GenericAttention(GradientAttribution):
             )
         if not any(r.module in modules for r in capture.records):
             raise UnsupportedAttentionError(no_attention_message(capture))
-        if capture.dropout_seen:
+        if capture.dropout_seen and warn:
             warnings.warn(
                 "fused attention ran with dropout, whose mask cannot be known: relevance is that "
                 "of the probabilities before dropout. Call model.eval() first",
                 UserWarning,
                 stacklevel=2,
             )
+
+
+def _check_count(name: str, value: object) -> None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise ValueError(f"{name}={value!r} must be an int of at least 1")
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Gradients are recorded, whatever the caller has switched off."""
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        yield
+
+
+@contextlib.contextmanager
+def _bar(title: str, total: int, show: bool) -> Iterator[Callable[[], None]]:
+    """A bar on stderr that what it yields advances by one; nothing unless it is to be shown."""
+    if not show:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = "{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda: progress.advance(task)

@@ -34,7 +34,7 @@ from captum_generic_attn.rows import (
     equal_weights,
     explained_rows,
     given_rows,
-    warn_of_no_gradient,
+    without_gradient,
 )
 from captum_generic_attn.rules import positive_evidence
 from captum_generic_attn.tokens import Meeting, TokenStream
@@ -56,10 +56,14 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Values `[B, roots]` of each stream's tokens, and the relevance that they were read from."""
+    """Values `[B, roots]` of each stream's tokens, and the relevance that they were read from.
+
+    `dark` are the examples whose scores have no gradient.
+    """
 
     values: Mapping[str, Tensor]
     relevance: Relevance | None
+    dark: Sequence[int]
 
 
 def selected(capture: Capture, layers: Layers) -> set[str]:
@@ -140,7 +144,7 @@ class _Explaining:
         like = torch.empty(0, dtype=dtype_for(score), device=score.device)
         self._layout = Layout(capture.streams, len(score), like)
         self._given = given_rows(capture, readers, options.rows, len(score), like)
-        self._warns = options.rows is None
+        self._automatic = options.rows is None
         self._finals = {
             stream.name: capture.ancestors if stream.name in readers
             else frozenset(r.index for r in capture.records)
@@ -184,15 +188,14 @@ class _Explaining:
                 record.tap.listener = None
         _check_padding(padded)
         examples = len(self._score)
-        if self._warns:
-            warn_of_no_gradient(self._rows, examples)
+        dark = without_gradient(self._rows, examples) if self._automatic else []
         if not self._rows:
             for stream in self._capture.streams:
                 self._read_rows(stream.name, self._layout.like.new_zeros(examples, stream.size))
         values = self._sum.finish()
         calls = [self._call(record) for record in self._capture.records]
         _check_finite(values, calls)
-        return Explanation(values, self._relevance(calls) if self._matrices else None)
+        return Explanation(values, self._relevance(calls) if self._matrices else None, dark)
 
     def _arrive(
         self, record: AttentionRecord, padded: list[tuple[AttentionRecord, Tensor]],

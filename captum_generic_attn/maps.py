@@ -77,7 +77,7 @@ class BlockMap(AttentionMap):
         blocks, rows = self._asking(rows)
         total = rows.new_zeros(blocks.count, rows.shape[1], blocks.keys)
         for maps, block_rows, columns, evidence in blocks:
-            total[maps, :, columns].baddbmm_(rows[maps, :, block_rows], evidence)
+            total[maps, :, columns] += rows[maps, :, block_rows] @ evidence
         return self._mean(total)
 
     def of_columns(self, columns: Tensor) -> Tensor:  # noqa: D102
@@ -85,7 +85,7 @@ class BlockMap(AttentionMap):
         columns = columns.repeat_interleave(self.heads, 0)
         total = columns.new_zeros(blocks.count, blocks.queries, columns.shape[-1])
         for maps, rows, block_columns, evidence in blocks:
-            total[maps, rows].baddbmm_(evidence, columns[maps, block_columns])
+            total[maps, rows] += evidence @ columns[maps, block_columns]
         return self._mean(total)
 
     def kept(self) -> AttentionMap:  # noqa: D102

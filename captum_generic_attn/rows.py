@@ -87,13 +87,26 @@ def given_rows(
     }
 
 
-def warn_of_no_gradient(rows: Mapping[str, Tensor], examples: int) -> None:
-    """Warn of the examples none of whose rows `[B, N]` is explained: the score has no gradient."""
+def without_gradient(rows: Mapping[str, Tensor], examples: int) -> list[int]:
+    """The examples none of whose rows `[B, N]` is explained: their scores have no gradient."""
     read = torch.zeros(examples, dtype=torch.bool)
     for weights in rows.values():
         read |= (weights != 0).any(-1).cpu()
-    if dark := (~read).nonzero().flatten().tolist():
-        _warn_no_gradient(dark, examples)
+    found: list[int] = (~read).nonzero().flatten().tolist()
+    return found
+
+
+def warn_of_no_gradient(dark: Sequence[int], examples: int) -> None:
+    """Warn of the examples, of `examples`, whose scores have no gradient."""
+    if not dark:
+        return
+    which = "the score" if len(dark) == examples else f"the score of example {[*dark]}"
+    warnings.warn(
+        f"{which} has no gradient at any attention call (a zero head, or a score that does not "
+        "depend on attention): its attributions are zero",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def _row_weights(stream: TokenStream, choice: Rows, examples: int) -> Tensor:
@@ -130,13 +143,3 @@ def _row_weights(stream: TokenStream, choice: Rows, examples: int) -> Tensor:
     weights = torch.zeros(examples, stream.size, dtype=torch.float64)
     weights.scatter_(1, index % stream.size, 1.0)
     return weights / weights.sum(-1, keepdim=True)
-
-
-def _warn_no_gradient(examples: list[int], count: int) -> None:
-    which = "the score" if len(examples) == count else f"the score of example {examples}"
-    warnings.warn(
-        f"{which} has no gradient at any attention call (a zero head, or a score that does not "
-        "depend on attention): its attributions are zero",
-        UserWarning,
-        stacklevel=2,
-    )

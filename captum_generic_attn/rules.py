@@ -29,7 +29,7 @@ def positive_evidence(attention: Tensor, gradient: Tensor, out: Tensor | None = 
         >>> positive_evidence(torch.tensor([[0.5, 0.5]]), torch.tensor([[2.0, -1.0]]))
         tensor([[1., 0.]])
     """
-    return torch.mul(attention, gradient, out=out).clamp_(min=0)
+    return torch.mul(attention, gradient, out=out).relu_()
 
 
 def average_heads(attention: Tensor, gradient: Tensor) -> Tensor:

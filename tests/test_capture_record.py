@@ -1,22 +1,32 @@
-"""Records: probabilities and gradients of the fused kernel, and their grouping into heads."""
+"""Records: what a call read, its probabilities and gradient whole, its maps sorted into heads.
+
+How blocks tile a call stands in `test_capture_blocks.py`.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
+from torch.utils.checkpoint import checkpoint
 
+from captum_generic_attn.capture.blocks import Blocks
 from captum_generic_attn.capture.record import (
     AttentionRecord,
     Explicit,
     Fused,
     Operands,
     OverwrittenError,
+    Saved,
+    Tap,
+    sums_kept_by,
 )
+from captum_generic_attn.capture.undispatched import undispatched
 
 B, H, NQ, NK, D = 2, 4, 3, 5, 6
 
@@ -39,11 +49,23 @@ def fused(
 ) -> Fused:
     """A call of the kernel with query, key, value and perhaps a mask."""
     given = [t for t in tensors if t is not None]
-    return Fused(Operands.of(*given, copies=False), causal, scale, grouped)
+    return Fused(Operands.of(*given), causal, scale, grouped)
 
 
 def explicit(tensor: Tensor, *order: int, single_query: bool = False) -> Explicit:
-    return Explicit(Operands.of(tensor, copies=False), order, single_query)
+    return Explicit(Operands.of(tensor), order, single_query)
+
+
+def blocks_of(source: Fused | Explicit, gradient: Tensor, pick: Tensor | None = None) -> Blocks:
+    return source.blocks(source.operands.read(), gradient, pick)
+
+
+def evidence_of(blocks: Blocks) -> Tensor:
+    """The blocks put together: `[maps, Nq, Nk]`, NaN where none was."""
+    whole = blocks.like.new_full((blocks.count, blocks.queries, blocks.keys), math.nan)
+    for maps, rows, columns, evidence in blocks:
+        whole[maps, rows, columns] = evidence
+    return whole
 
 
 def softmax_in_loops(query: Tensor, key: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -88,19 +110,29 @@ MASKS = {
 
 
 def check(source: Fused, mask: Tensor, kernel: Tensor) -> None:
-    """P by loops, P V the kernel's output, and ∂y/∂P by autograd through P V."""
-    query, key, value = source.operands.tensors[:3]
+    """P by loops, P V the kernel's output, ∂y/∂P by autograd through P V, and eq. 5 of the two."""
+    query, key, value = source.operands.read()[:3]
     scale = 1 / math.sqrt(D) if source.scale is None else source.scale
-    probabilities = source.probabilities()
+    weights = draw(*kernel.shape, seed=7)
+    weights[0, 1, 2:] = 0  # the score does not read all queries of this head
+    (at_output,) = torch.autograd.grad((kernel * weights).sum().sin(), kernel)
+    blocks = blocks_of(source, at_output)
+    assert (blocks.count, blocks.queries, blocks.keys) == (B * H, *query.shape[2:3], key.shape[2])
+
+    probabilities = blocks.probabilities().unflatten(0, (B, H))
     torch.testing.assert_close(probabilities, softmax_in_loops(query, key, mask, scale))
     heads = value.repeat_interleave(H // value.shape[1], 1)
     torch.testing.assert_close(probabilities @ heads, kernel)
 
-    weights = draw(*kernel.shape, seed=7)
-    (at_output,) = torch.autograd.grad((kernel * weights).sum().sin(), kernel)
     leaf = probabilities.clone().requires_grad_()
     (expected,) = torch.autograd.grad(((leaf @ heads) * weights).sum().sin(), leaf)
-    torch.testing.assert_close(source.gradient(at_output), expected)
+    torch.testing.assert_close(blocks.gradient().unflatten(0, (B, H)), expected)
+    live = blocks.live_rows().unflatten(0, (B, H))
+    assert torch.equal(live, (expected != 0).any(-1))
+    assert live.all(-1).tolist() == [[True, query.shape[2] <= 2, True, True], [True] * 4]
+    torch.testing.assert_close(
+        evidence_of(blocks).unflatten(0, (B, H)), (probabilities * expected).clamp(min=0)
+    )
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -131,48 +163,103 @@ def test_fused_with_grouped_queries(groups: int) -> None:
 
 def test_rows_that_may_look_nowhere_are_zero() -> None:
     query, key, value = operands()
-    ours = fused(query, key, value, NOTHING_LEFT).probabilities()
-    sums = ours.sum(-1)
+    blocks = blocks_of(fused(query, key, value, NOTHING_LEFT), draw(B, H, NQ, D + 1))
+    sums = blocks.probabilities().unflatten(0, (B, H)).sum(-1)
     expected = torch.ones(B, H, NQ, dtype=torch.float64)
     expected[1, :, 2] = 0
     torch.testing.assert_close(sums, expected)
-    assert not ours.isnan().any()
+    evidence = evidence_of(blocks).unflatten(0, (B, H))
+    assert not evidence.isnan().any()
+    assert evidence[1, :, 2].eq(0).all()
+    assert evidence[1, :, :2].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_single(dtype: torch.dtype) -> None:
     query, key, value = (t.detach().to(dtype) for t in operands())
-    source = fused(query, key, value)
-    whole = fused(query.float(), key.float(), value.float())
-    assert source.probabilities().dtype == torch.float32
-    assert torch.equal(source.probabilities(), whole.probabilities())
     gradient = draw(B, H, NQ, D + 1).to(dtype)
-    assert source.gradient(gradient).dtype == torch.float32
-    assert torch.equal(source.gradient(gradient), whole.gradient(gradient.float()))
+    ours = blocks_of(fused(query, key, value), gradient)
+    whole = blocks_of(fused(query.float(), key.float(), value.float()), gradient.float())
+    for mine, its in (
+        (ours.probabilities(), whole.probabilities()),
+        (ours.gradient(), whole.gradient()),
+        (evidence_of(ours), evidence_of(whole)),
+    ):
+        assert mine.dtype == torch.float32
+        assert torch.equal(mine, its)
 
 
 def test_explicit_probabilities_in_any_order_of_axes() -> None:
     maps = draw(B, H, NQ, NK).softmax(-1)
     stored = maps.permute(2, 0, 3, 1).requires_grad_()  # [Nq, B, Nk, H]
-    source = explicit(stored, 1, 3, 0, 2)
-    assert torch.equal(source.probabilities(), maps)
-    assert not source.probabilities().requires_grad
     gradient = draw(*stored.shape, seed=8)
-    assert torch.equal(source.gradient(gradient), gradient.permute(1, 3, 0, 2))
+    gradient[1, 0, :, 2] = 0  # one query of one head
+    blocks = blocks_of(explicit(stored, 1, 3, 0, 2), gradient)
+    in_order = gradient.permute(1, 3, 0, 2)
+    assert torch.equal(blocks.probabilities(), maps.flatten(0, 1))
+    assert not blocks.probabilities().requires_grad
+    assert torch.equal(blocks.gradient(), in_order.flatten(0, 1))
+    assert torch.equal(evidence_of(blocks), (maps * in_order).clamp(min=0).flatten(0, 1))
+    assert blocks.live_rows().logical_not().nonzero().tolist() == [[2, 1]]
 
 
 def test_explicit_probabilities_of_a_single_query() -> None:
-    maps = draw(B, H, NK).softmax(-1)
-    source = explicit(maps, 0, 1, 2, single_query=True)
-    assert torch.equal(source.probabilities(), maps[:, :, None])
-    assert source.gradient(maps).shape == (B, H, 1, NK)
+    maps, gradient = draw(B, H, NK).softmax(-1), draw(B, H, NK, seed=8)
+    blocks = blocks_of(explicit(maps, 0, 1, 2, single_query=True), gradient)
+    assert (blocks.count, blocks.queries, blocks.keys) == (B * H, 1, NK)
+    assert torch.equal(blocks.probabilities(), maps.view(B * H, 1, NK))
+    assert torch.equal(blocks.gradient(), gradient.view(B * H, 1, NK))
+    assert torch.equal(evidence_of(blocks), (maps * gradient).clamp(min=0).view(B * H, 1, NK))
 
 
 def test_explicit_half_precision_is_given_in_single() -> None:
-    maps = draw(B, H, NQ, NK).softmax(-1).half()
-    source = explicit(maps, 0, 1, 2, 3)
-    assert torch.equal(source.probabilities(), maps.float())
-    assert source.gradient(maps).dtype == torch.float32
+    maps, gradient = draw(B, H, NQ, NK).softmax(-1).half(), draw(B, H, NQ, NK, seed=8).half()
+    blocks = blocks_of(explicit(maps, 0, 1, 2, 3), gradient)
+    assert torch.equal(blocks.probabilities(), maps.float().flatten(0, 1))
+    assert torch.equal(blocks.gradient(), gradient.float().flatten(0, 1))
+    evidence = (maps.float() * gradient.float()).clamp(min=0)  # not the product in half
+    assert torch.equal(evidence_of(blocks), evidence.flatten(0, 1))
+
+
+# --- the logarithm of each query's sum
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_logarithm_that_the_kernel_kept(causal: bool) -> None:
+    query, key, _ = operands(4, 4)
+    kernel = F.scaled_dot_product_attention(query, key, key, is_causal=causal)
+    sums = sums_kept_by(kernel)
+    assert sums is not None, kernel.grad_fn
+    assert not sums.requires_grad
+    logits = (query @ key.mT / math.sqrt(D)).detach()
+    if causal:
+        logits.masked_fill_(torch.ones(4, 4, dtype=torch.bool).triu(1), -math.inf)
+    torch.testing.assert_close(sums, logits.logsumexp(-1))
+
+
+def test_where_no_logarithm_is_kept() -> None:
+    query, key, value = operands()
+    other_kernel = F.scaled_dot_product_attention(query, key, value)  # values are wider
+    assert sums_kept_by(other_kernel) is None
+    query, key = query.detach(), key.detach()
+    assert sums_kept_by(F.scaled_dot_product_attention(query, key, key)) is None
+
+
+def test_no_logarithm_is_read_under_hooks_of_saved_tensors() -> None:
+    """Where a model checkpoints its activations, reading it would run the model again."""
+    query, key, _ = operands()
+    unpacked: list[Tensor] = []
+
+    def unpack(tensor: Tensor) -> Tensor:
+        unpacked.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, unpack):
+        kernel = F.scaled_dot_product_attention(query, key, key)
+        assert kernel.grad_fn._saved_logsumexp is not None
+        unpacked.clear()
+        assert sums_kept_by(kernel) is None
+    assert not unpacked
 
 
 # --- operands that the model overwrites
@@ -180,70 +267,230 @@ def test_explicit_half_precision_is_given_in_single() -> None:
 
 def test_operands_are_detached_and_not_copied() -> None:
     query, key, value = operands()
-    kept = Operands.of(query, key, value, copies=False)
-    for place, tensor in enumerate((query, key, value)):
-        assert not kept[place].requires_grad
-        assert kept[place].data_ptr() == tensor.data_ptr()
+    kept = Operands.of(query, key, value).read()
+    for mine, tensor in zip(kept, (query, key, value), strict=True):
+        assert not mine.requires_grad
+        assert mine.data_ptr() == tensor.data_ptr()
+        assert torch.equal(mine, tensor)
 
 
-def test_an_operand_that_was_overwritten_is_not_read() -> None:
-    query, key, value = (t.detach() for t in operands())
-    kept = Operands.of(query, key, value, copies=False)
-    key[0] = 0
-    assert torch.equal(kept[0], query)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_operand_that_was_overwritten_is_not_read(place: int) -> None:
+    tensors = [t.detach() for t in operands()]
+    source = fused(*tensors)
+    source.operands.read()
+    tensors[place].view(-1)[:1] = 0  # through a view
     with pytest.raises(OverwrittenError, match="modified by an inplace operation"):
-        kept[1]
-    source = Fused(kept, causal=False, scale=None, grouped=False)
-    with pytest.raises(OverwrittenError):
-        source.probabilities()
-    gradient = draw(B, H, NQ, D + 1)
-    assert torch.equal(source.gradient(gradient), gradient @ value.mT)
+        source.operands.read()
 
 
 def test_copies_keep_what_the_model_overwrites() -> None:
     query, key, value = (t.detach() for t in operands())
-    expected = fused(query, key, value).probabilities()
-    kept = Operands.of(query, key, value, copies=True)
+    gradient = draw(B, H, NQ, D + 1)
+    expected = blocks_of(fused(query, key, value), gradient)
+    probabilities, change = expected.probabilities(), expected.gradient()
+    source = Fused(Operands.of(query, key, value, copies=True), False, None, False)
     key.zero_()
+    value.zero_()
     query.view(-1)[:7] = 1.0
-    source = Fused(kept, causal=False, scale=None, grouped=False)
-    assert torch.equal(source.probabilities(), expected)
+    assert torch.equal(blocks_of(source, gradient).probabilities(), probabilities)
+    assert torch.equal(blocks_of(source, gradient).gradient(), change)
+
+
+# --- operands that autograd keeps
+
+
+def test_saved_tensors_are_the_very_tensors() -> None:
+    leaf, frozen = draw(2, 3).requires_grad_(), draw(3)
+    made = leaf * 2
+    saved = Saved(made, leaf, frozen)
+    for _ in range(2):  # two backward passes
+        read = saved.read()
+        for mine, tensor in zip(read, (made, leaf, frozen), strict=True):
+            assert mine.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+            assert torch.equal(mine, tensor)
+            assert not mine.requires_grad
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_saved_tensor_that_was_overwritten_is_not_read(which: int) -> None:
+    made, mask = draw(2, 3).requires_grad_() * 2, draw(3)
+    saved = Saved(made, mask)
+    saved.read()
+    with torch.no_grad():
+        (made, mask)[which].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        saved.read()
+
+
+def test_saved_tensors_without_a_gradient_are_read() -> None:
+    tensors = draw(2, 3), draw(3)
+    read = Saved(*tensors).read()
+    assert [t.data_ptr() for t in read] == [t.data_ptr() for t in tensors]
+
+
+def test_tensors_without_a_gradient_that_were_overwritten_are_not_read() -> None:
+    """Queries of a tower of constants: `autograd` has no graph there, but a call was recorded."""
+    tensors = draw(2, 3), draw(3)
+    saved = Saved(*tensors)
+    tensors[0].zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        saved.read()
+
+
+def test_saved_tensors_are_recomputed_with_their_graph() -> None:
+    """Under checkpointing nothing is kept: the piece of the model runs again to read them."""
+    runs: list[Saved] = []
+
+    def piece(x: Tensor) -> Tensor:
+        doubled = x * 2
+        runs.append(Saved(doubled))
+        return doubled.sin()
+
+    x = draw(4).requires_grad_()
+    out = checkpoint(piece, x, use_reentrant=False)
+    assert len(runs) == 1
+    (read,) = runs[0].read()
+    assert len(runs) == 2
+    assert torch.equal(read, x.detach() * 2)
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    torch.testing.assert_close(gradient, 2 * (2 * x.detach()).cos())
+
+
+# --- taps
+
+
+def test_a_tap_hands_out_operands_and_gradient() -> None:
+    x, other = draw(3).requires_grad_(), draw(2)
+    middle = x * 2
+    heard: list[tuple[Sequence[Tensor], Tensor]] = []
+
+    def listen(operands: Sequence[Tensor], gradient: Tensor) -> None:
+        assert not torch.is_grad_enabled()
+        heard.append((operands, gradient))
+
+    tap = Tap(middle, Operands.of(middle, other))
+    tap.listener = listen
+    assert not heard
+    (gradient,) = torch.autograd.grad((middle**3).sum(), x, create_graph=True)
+    ((operands, at_middle),) = heard
+    assert [t.data_ptr() for t in operands] == [middle.data_ptr(), other.data_ptr()]
+    torch.testing.assert_close(at_middle, 3 * middle.detach() ** 2)
+    assert not at_middle.requires_grad
+    torch.testing.assert_close(gradient, 6 * middle**2)  # the listener changed nothing
+
+
+def test_a_tap_that_nobody_listens_to_reads_nothing() -> None:
+    x, other = draw(3).requires_grad_(), draw(2)
+    middle = x * 2
+    tap = Tap(middle, Operands.of(other))
+    heard: list[Tensor] = []
+    other.zero_()  # reading it would be an error
+    score = middle.sum()
+    torch.autograd.grad(score, x, retain_graph=True)
+    tap.listener = lambda _, gradient: heard.append(gradient)
+    with pytest.raises(OverwrittenError):
+        torch.autograd.grad(score, x, retain_graph=True)
+    tap.listener = None
+    torch.autograd.grad(score, x)
+    assert not heard
+
+
+def test_what_a_listener_computes_is_not_the_models() -> None:
+    """A mode of the backward pass does not see it."""
+    seen: list[object] = []
+
+    class Seeing(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    middle = draw(3).requires_grad_() * 2
+    middle.register_hook(torch.neg)
+    tap = Tap(middle, Operands.of(middle))
+    tap.listener = lambda operands, gradient: torch.add(operands[0], gradient)
+    gradients = undispatched(torch.autograd.grad)
+    with Seeing():
+        gradients(middle.sum(), [get_gradient_edge(middle)])
+    assert torch.neg in seen
+    assert torch.add not in seen
 
 
 # --- records
 
 
-def record_of(maps: Tensor, pick: list[list[int]]) -> AttentionRecord:
+def record_of(maps: Tensor, pick: list[list[int]], *, plain: bool = False) -> AttentionRecord:
     groups = len(pick)
     tensor = maps.requires_grad_()
+    source = explicit(tensor, *range(maps.ndim))
     return AttentionRecord(
-        3, "blocks.0.attn", "Attention", explicit(tensor, *range(maps.ndim)),
-        get_gradient_edge(tensor), torch.zeros(groups, NQ).long(), torch.zeros(groups, NK).long(),
-        torch.arange(groups), torch.tensor(pick), frozenset(), frozenset([2]),
+        3, "blocks.0.attn", "Attention", source, get_gradient_edge(tensor),
+        Tap(tensor, source.operands), torch.zeros(groups, NQ).long(),
+        torch.zeros(groups, NK).long(), torch.arange(groups), torch.tensor(pick), plain, False,
+        frozenset(), frozenset([2]),
     )  # fmt: skip
 
 
+# name -> (leading axes, the places of the heads of each group, whether these are all, in order)
 PICKS = {
-    "[B, H]": ((B, H), [[0, 1, 2, 3], [4, 5, 6, 7]]),
-    "[H, B]": ((H, B), [[0, 2, 4, 6], [1, 3, 5, 7]]),
-    "[B * H]": ((B * H,), [[0, 1, 2, 3], [4, 5, 6, 7]]),
-    "[B * windows, H]": ((B * 2, 2), [[0, 1], [2, 3], [4, 5], [6, 7]]),
+    "[B, H]": ((B, H), [[0, 1, 2, 3], [4, 5, 6, 7]], True),
+    "[H, B]": ((H, B), [[0, 2, 4, 6], [1, 3, 5, 7]], False),
+    "[B * H]": ((B * H,), [[0, 1, 2, 3], [4, 5, 6, 7]], True),
+    "[B * windows, H]": ((B * 2, 2), [[0, 1], [2, 3], [4, 5], [6, 7]], True),
+    "[B * windows, H], out of order": ((B * 2, 2), [[4, 5], [0, 1], [6, 7], [2, 3]], False),
+    "some of the maps": ((B, H), [[6, 1], [0, 5]], False),
 }
+
+
+def check_grouping(blocks: Blocks, expected: Sequence[Tensor], pick: list[list[int]]) -> None:
+    """P, its gradient and eq. 5 of each group's heads, from maps in the order of the call."""
+    probabilities, gradient = (t.reshape(-1, NQ, NK) for t in expected)
+    flat = [place for places in pick for place in places]
+    assert blocks.count == len(flat)
+    evidence, live = evidence_of(blocks), blocks.live_rows()
+    for i, place in enumerate(flat):
+        torch.testing.assert_close(blocks.probabilities()[i], probabilities[place])
+        torch.testing.assert_close(blocks.gradient()[i], gradient[place])
+        positive = (probabilities[place] * gradient[place]).clamp(min=0)
+        torch.testing.assert_close(evidence[i], positive)
+        assert torch.equal(live[i], (gradient[place] != 0).any(-1))
 
 
 @pytest.mark.parametrize("layout", PICKS)
 def test_maps_are_grouped_by_example_and_head(layout: str) -> None:
-    lead, pick = PICKS[layout]
+    lead, pick, in_order = PICKS[layout]
     maps = draw(*lead, NQ, NK).softmax(-1)
-    record = record_of(maps, pick)
     gradient = draw(*maps.shape, seed=9)
-    assert record.heads == len(pick[0])
-    for ours, whole in ((record.probabilities(), maps), (record.gradient(gradient), gradient)):
-        assert ours.shape == (len(pick), len(pick[0]), NQ, NK)
-        flat = whole.reshape(-1, NQ, NK)
-        for group, places in enumerate(pick):
-            for head, place in enumerate(places):
-                assert torch.equal(ours[group, head], flat[place])
+    gradient.view(-1, NQ, NK)[5, 1] = 0
+    for plain in {in_order, False}:
+        record = record_of(maps.detach(), pick, plain=plain)
+        assert record.heads == len(pick[0])
+        blocks = record.blocks(record.source.operands.read(), gradient)
+        check_grouping(blocks, (maps, gradient), pick)
+
+
+@pytest.mark.parametrize(
+    ("layout", "grouped"),
+    [
+        *((layout, False) for layout in PICKS),
+        *((layout, True) for layout in PICKS if ", " in layout),
+    ],
+)
+def test_maps_of_a_fused_call_are_grouped(layout: str, grouped: bool) -> None:
+    """The mask has other leading axes, keys and values have fewer heads: each map has its own."""
+    lead, pick, _ = PICKS[layout]
+    fewer = (*lead[:-1], lead[-1] // 2) if grouped else lead
+    query, key = draw(*lead, NQ, D, seed=1), draw(*fewer, NK, D, seed=2)
+    value = draw(*fewer, NK, D, seed=3)
+    mask = draw(lead[-1], 1, NK, seed=4)
+    gradient = draw(*lead, NQ, D, seed=5)
+    gradient.view(-1, NQ, D)[5, 1] = 0
+    sums = draw(*lead, NQ, seed=6)  # not used in so small a block
+    source = Fused(Operands.of(query, key, value, mask), False, None, grouped, sums)
+    blocks = blocks_of(source, gradient, torch.tensor(pick).flatten())
+    keys, values = (t.repeat_interleave(2, -3) if grouped else t for t in (key, value))
+    probabilities = (query @ keys.mT / math.sqrt(D) + mask).softmax(-1)
+    check_grouping(blocks, (probabilities, gradient @ values.mT), pick)
 
 
 def test_a_record_is_frozen() -> None:

@@ -126,11 +126,9 @@ class Blocks(ABC):
         """How many maps, queries and keys a block covers."""
         if self.like.device.type == "cpu":
             budget, parts = _ROWS * _COLUMNS, torch.get_num_threads()
+            columns = self.keys if whole_rows or self.keys <= _WHOLE else _COLUMNS
         else:
-            budget, parts = _DEVICE_ELEMENTS, 1
-        columns = self.keys if whole_rows or self.keys <= _WHOLE else _COLUMNS
-        if parts == 1:
-            columns = self.keys
+            budget, parts, columns = _DEVICE_ELEMENTS, 1, self.keys
         rows = min(self.queries, max(16, budget // columns))
         return min(self.count, parts * max(1, budget // (rows * columns))), rows, columns
 
@@ -191,8 +189,8 @@ class FusedBlocks(Blocks):
     The kernel keeps its probabilities to itself; they are computed anew: by softmax where all keys
     of a query fit in a block, else as `P = exp(q kᵀ scale + mask - lse)` with the logarithm `lse`
     of each query's sum, which the kernel keeps for its own backward pass (by softmax again if it
-    kept none). Their gradient is `∂y/∂P = ∂y/∂O · Vᵀ`. `positions` `[maps, queries]` are the places of
-    the queries where they are not all, in order.
+    kept none). Their gradient is `∂y/∂P = ∂y/∂O · Vᵀ`. `positions` `[maps, queries]` are the places
+    of the queries where they are not all, in order.
     """
 
     query: Maps
@@ -246,7 +244,8 @@ class FusedBlocks(Blocks):
         memory = self.like.new_empty(2, count * height * width)
         for maps in _slices(self.count, count):
             query, keys, scale = self._factors(maps, tiled=tiled)
-            gradient, values = self.output_gradient[maps].to(dtype), self.value[maps].to(dtype).mT
+            gradient = self.output_gradient[maps].to(dtype).contiguous()
+            values = self.value[maps].to(dtype).mT
             n = len(query)
             for columns in _slices(self.keys, width):
                 for rows in _slices(self.queries, height):

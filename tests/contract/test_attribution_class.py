@@ -39,12 +39,19 @@ def test_signature_of_attribute():
         "target",
         "additional_forward_args",
         "return_input_shape",
+        "internal_batch_size",
+        "show_progress",
     ]
+    for own in ("internal_batch_size", "show_progress"):
+        assert parameters[own].kind is inspect.Parameter.KEYWORD_ONLY
     assert parameters["inputs"].default is inspect.Parameter.empty
     assert parameters["target"].default is None
     assert parameters["additional_forward_args"].default is None
     assert parameters["return_input_shape"].default is True
-    assert all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters.values())
+    shared = [
+        p for name, p in parameters.items() if name not in ("internal_batch_size", "show_progress")
+    ]
+    assert all(p.kind is p.POSITIONAL_OR_KEYWORD for p in shared)
 
 
 def test_signature_of_the_constructor():
