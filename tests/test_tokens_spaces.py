@@ -46,7 +46,7 @@ def test_input_of_one_value_per_example() -> None:
     plane = spaces.of_input("score", torch.Size([3]))
     assert plane.tolist() == [0, 1, 2]
     assert spaces.locate(plane)[1].tolist() == [0, 1, 2]
-    assert spaces[0].coordinates.shape == (1, 0)
+    assert spaces[0].at(torch.zeros(1).long()).shape == (1, 0)
 
 
 def test_a_parameter_s_vectors_are_tokens_of_all_examples() -> None:

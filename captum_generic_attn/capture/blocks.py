@@ -23,6 +23,8 @@ _ROWS, _COLUMNS = 256, 512
 """Queries and keys of a block on a CPU: two of them in float32 fill half the cache of a core."""
 _WHOLE = 640
 """Up to so many keys are one block: a rest of less than a quarter costs less inside than apart."""
+_LARGEST_LSE = 1e4
+"""Up to here float32 keeps three digits of a probability when it is subtracted from a logit."""
 _DEVICE_ELEMENTS = 1 << 24
 """Elements of a block elsewhere: enough to keep an accelerator busy, 64 MB in float32."""
 
@@ -60,6 +62,9 @@ class Maps:
             pick: `[maps]` places among them, flattened; `None`: all, in order.
             groups: how many neighbouring heads share one (grouped keys and values).
         """
+        for axis in range(tensor.ndim - 2):
+            if tensor.stride(axis) == 0:  # what the model repeated is not copied
+                tensor = tensor.narrow(axis, 0, 1)
         own = tensor.shape[:-2]
         flat = tensor.reshape(-1, *tensor.shape[-2:])
         if pick is None and own == lead:
@@ -73,14 +78,15 @@ class Maps:
     def __getitem__(self, maps: slice) -> Tensor:
         if self.index is None:
             return self.tensor[maps]
-        if len(self.tensor) == 1:
-            return self.tensor
-        return self.tensor[self.index[maps]]
+        index = self.index[maps]
+        if len(self.tensor) == 1:  # shared by all: nothing to copy
+            return self.tensor.expand(len(index), -1, -1)
+        return self.tensor[index]
 
     def rows(self, index: Tensor) -> Maps:
         """Only the rows `index` `[maps, n]` of each map."""
         index = index.to(self.tensor.device).unsqueeze(-1)
-        whole = self[slice(None)].expand(len(index), -1, -1)
+        whole = self[slice(None)]
         return Maps(whole.gather(1, index.expand(-1, -1, whole.shape[-1])))
 
 
@@ -239,7 +245,7 @@ class FusedBlocks(Blocks):
 
     def __iter__(self) -> Iterator[Block]:
         dtype = self.like.dtype
-        tiled = self.lse is not None and self.keys > _WHOLE
+        tiled = self.keys > _WHOLE and self._lse_is_fine()
         count, height, width = self._sizes(whole_rows=not tiled)
         memory = self.like.new_empty(2, count * height * width)
         for maps in _slices(self.count, count):
@@ -259,6 +265,14 @@ class FusedBlocks(Blocks):
                     torch.bmm(gradient[:, rows], values[:, :, columns], out=change)
                     evidence = positive_evidence(attention, change, out=change)
                     yield Block(maps, rows, columns, evidence)
+
+    def _lse_is_fine(self) -> bool:
+        """Whether logits less `lse` keep enough digits; not where a mask added a huge number."""
+        if self.lse is None:
+            return False
+        if self.lse.tensor.device.type == "cpu":
+            return bool(self.lse.tensor.abs().amax() < _LARGEST_LSE)
+        return self.mask is None or self.mask.tensor.dtype == torch.bool
 
     def _factors(self, maps: slice, *, tiled: bool) -> tuple[Tensor, Tensor, float]:
         """Queries `[n, queries, d]` and keys `[n, d, keys]`, and what makes their product logits.

@@ -17,6 +17,7 @@ from torch.autograd.graph import GradientEdge
 
 from captum_generic_attn.capture.blocks import Blocks, ExplicitBlocks, FusedBlocks, Maps
 from captum_generic_attn.tokens import NOBODY, Meeting
+from captum_generic_attn.tokens.ids import compact
 
 _KEEPING_NODES = {
     "ScaledDotProductFlashAttentionForCpuBackward0",
@@ -77,12 +78,13 @@ class Saved:
 
     def __init__(self, *tensors: Tensor) -> None:
         self._node = _Keep.apply(*tensors).grad_fn
-        self._tensors = () if self._node is not None else tensors
+        self._plain = Operands.of(*tensors) if self._node is None else None
 
     def read(self) -> tuple[Tensor, ...]:
         """The tensors."""
-        saved = self._tensors if self._node is None else self._node.saved_tensors
-        return tuple(tensor.detach() for tensor in saved)
+        if self._plain is not None:
+            return self._plain.read()
+        return tuple(tensor.detach() for tensor in self._node.saved_tensors)
 
 
 def sums_kept_by(result: Tensor) -> Tensor | None:
@@ -164,7 +166,7 @@ class Fused:
             Maps.of(gradient, lead, pick),
             1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale,
             self.causal,
-            Maps.of(mask[0], lead, pick) if mask else None,
+            Maps.of(compact(mask[0]), lead, pick) if mask else None,
             None if sums is None else Maps.of(sums.unsqueeze(-1), lead, pick),
         )  # fmt: skip
 
