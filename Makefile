@@ -18,9 +18,6 @@ endif
 # Small models on two cores: threads of one operation would only fight over what the workers use.
 export OMP_NUM_THREADS ?= 1
 
-# Speed is measured on all cores.
-ALL_CORES := env -u OMP_NUM_THREADS
-
 # pip leaves modules uncompiled; importing them once compiles what is used, and must keep it.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -75,11 +72,11 @@ captum-0.8: $(READY) ## the contract tests against Captum 0.8.0, laid over the i
 	PYTHONPATH=.captum-0.8 $(PYTEST) -m "$(SELECTED)" tests/contract
 
 bench: $(READY) ## time and memory side by side, 45 minutes; writes the README's table and docs/speed.png
-	$(ALL_CORES) $(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/speed_report.py
 
 bench-quick: $(READY) ## the short ones of `make bench`, printed only
-	$(ALL_CORES) $(BIN)/python benchmarks/speed.py --quick
+	$(BIN)/python benchmarks/speed.py --quick
 
 garments: $(READY) ## train the demo model and measure it, from Debian's data or DATA=folder
 	$(BIN)/python benchmarks/garments/train_vit.py $(if $(DATA),--data $(DATA))

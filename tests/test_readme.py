@@ -45,7 +45,7 @@ def joint_models():
 
 
 def test_python_runs_and_gives_the_shapes_that_it_says():
-    first, second, joint = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    first, second, joint, batch = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
     names = {}
     exec(compile(first, "README.md", "exec"), names)  # noqa: S102
     exec(compile(second, "README.md", "exec"), names)  # noqa: S102
@@ -58,6 +58,9 @@ def test_python_runs_and_gives_the_shapes_that_it_says():
     exec(compile(joint, "README.md", "exec"), names)  # noqa: S102
     assert names["text"].shape == (1, 4)
     assert names["regions"].shape == (1, 5, 12)
+    names["images"] = names["image"].repeat(3, 1, 1, 1)
+    exec(compile(batch, "README.md", "exec"), names)  # noqa: S102
+    assert names["heatmaps"].shape == (3, 3, 64, 64)
     assert names["boxes"].shape == (1, 5, 4)
     assert names["image_map"].shape == (2, 3, 16, 16)
     assert names["text_map"].shape == (2, 4)
