@@ -318,6 +318,36 @@ def test_keys_and_values_that_broadcast(key_lead: tuple[int, ...]) -> None:
         check(call.with_sums().blocks(), call.twin())
 
 
+@pytest.mark.parametrize("repeated", ["heads", "queries", "keys", "all"])
+@pytest.mark.parametrize("kept", [False, True])
+def test_masks_that_the_model_repeated(repeated: str, kept: bool) -> None:
+    shape = {
+        "heads": (2, 1, 9, 11),
+        "queries": (2, 3, 1, 11),
+        "keys": (2, 3, 9, 1),
+        "all": (1,) * 4,
+    }
+    mask = draw(*shape[repeated]).expand(2, 3, 9, 11)
+    call = call_of(2, 3, queries=9, keys=11, mask=mask)
+    call = call.with_sums() if kept else call
+    rows = torch.tensor([[8, 1]]).expand(6, -1)
+    with limits(threads=2):
+        check(call.blocks(), call.twin())
+        check(call.blocks().select(rows), call.twin().at(rows))
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_gradient_that_is_one_number_everywhere(kept: bool) -> None:
+    """As a sum over the output leaves it: a single number, expanded."""
+    call = call_of(2, 3, queries=9, keys=11)
+    call = replace(call, gradient=torch.full((), 0.5, dtype=torch.float64).expand(2, 3, 9, 4))
+    call = call.with_sums() if kept else call
+    rows = torch.tensor([[8, 1]]).expand(6, -1)
+    with limits(threads=2):
+        check(call.blocks(), call.twin())
+        check(call.blocks().select(rows), call.twin().at(rows))
+
+
 @pytest.mark.parametrize(("queries", "keys"), [(40, 40), (7, 40), (40, 7), (1, 40), (17, 16)])
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("threads", [1, 2])
@@ -404,6 +434,12 @@ def test_few_keys_are_one_block(keys: int, widths: list[int]) -> None:
     with limits(rows=4, columns=5, whole=6, threads=2):
         blocks = call_of(1, queries=3, keys=keys).with_sums().blocks()
         assert [b.columns.stop - b.columns.start for b in blocks] == widths
+
+
+def test_a_logarithm_is_of_no_use_where_all_keys_fit_in_a_block() -> None:
+    call = call_of(2, queries=20, keys=6, mask=torch.rand(20, 6) > 0.4)
+    with limits(whole=6):
+        check(replace(call, sums=torch.zeros(2, 20)).blocks(), call.twin())
 
 
 def test_small_maps_share_a_block() -> None:
@@ -521,6 +557,7 @@ def test_a_row_masked_by_the_least_number_looks_everywhere(kept: bool) -> None:
 def test_explicit_probabilities(dtype: torch.dtype, pick: list[int] | None, threads: int) -> None:
     maps, gradient = draw(2, 3, 20, 13).softmax(-1).to(dtype), draw(2, 3, 20, 13, seed=1).to(dtype)
     gradient[:, 1, 4:9] = 0
+    gradient[:, 2, 10, 1:] = 0  # a query of which one key counts is alive
     index = None if pick is None else torch.tensor(pick)
     source = Explicit(Operands.of(maps), (0, 1, 2, 3), single_query=False)
     blocks = source.blocks(source.operands.read(), gradient, index)

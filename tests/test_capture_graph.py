@@ -124,6 +124,9 @@ def test_one_of_several_results() -> None:
     assert check(second.sum(), [first, second, third]) == ([1], [1])
     assert check((second + third).sum(), [first, second, third]) == ([1, 2], [1, 2])
     assert check(second, [first, second]) == ([1], [1])
+    later = second.sin()  # leads to that node, but not to its first result
+    assert check((first + later).sum(), [first, later]) == ([0, 1], [0, 1])
+    assert check((first + later).sum(), [second, later, first]) == ([0, 1, 2], [0, 2])
 
 
 def test_a_score_without_a_graph_reaches_nothing() -> None:

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils.checkpoint import checkpoint
 
+from captum_generic_attn import GenericAttention
 from captum_generic_attn.capture.blocks import Blocks
 from captum_generic_attn.capture.record import (
     AttentionRecord,
@@ -336,6 +337,45 @@ def test_tensors_without_a_gradient_that_were_overwritten_are_not_read() -> None
     tensors[0].zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         saved.read()
+
+
+class Overwriting(nn.Module):
+    """Words attend to features, which attended to each other where nothing needs a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, 8)
+        self.qkv = nn.Linear(8, 24)
+        self.head = nn.Linear(8, 3)
+        self.double()
+        self.overwrites = False
+
+    def forward(self, input_ids: Tensor, features: Tensor) -> Tensor:
+        query, key, value = self.qkv(features)[:, None].chunk(3, -1)
+        query = 4 * query
+        features = features + F.scaled_dot_product_attention(query, key, value)[:, 0]
+        if self.overwrites:
+            query.zero_()
+        x = self.words(input_ids)
+        _, key, value = self.qkv(features)[:, None].chunk(3, -1)
+        return self.head(x + F.scaled_dot_product_attention(x[:, None], key, value)[:, 0])[:, 0]
+
+
+def test_a_model_that_overwrites_tensors_without_a_gradient() -> None:
+    """It is run again with copies, as one is that overwrites what autograd needs."""
+    model, words = Overwriting(), torch.tensor([[3, 1, 4], [1, 5, 9]])
+    pairs = [("features", "features"), ("input_ids", "features")]
+
+    def matrices() -> list[Tensor]:
+        found = GenericAttention(model).relevance(
+            words, 1, additional_forward_args=(draw(2, 5, 8),)
+        )
+        return [found.matrix(*pair) for pair in pairs]
+
+    expected = matrices()
+    assert all(matrix.any() for matrix in expected)
+    model.overwrites = True
+    torch.testing.assert_close(matrices(), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_saved_tensors_are_recomputed_with_their_graph() -> None:

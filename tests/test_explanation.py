@@ -9,10 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_models import sentences, tiny_text
 from torch import Tensor, nn
 
-from captum_generic_attn.additions import Additions, Switches
-from captum_generic_attn.explanation import _final_calls, _mapped, selected
+from captum_generic_attn import GenericAttention, UnsupportedAttentionError
+from captum_generic_attn.additions import Additions
+from captum_generic_attn.calls import Layout, Switches
+from captum_generic_attn.capture.record import Explicit, Operands
+from captum_generic_attn.explanation import _check_padding, _final_calls, _mapped, selected
 from captum_generic_attn.rows import explained_rows
 from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
 from captum_generic_attn.tokens.streams import TokenStreams
@@ -106,12 +110,6 @@ def record_of(tokens: Tensor, examples: list[int], keys: Tensor | None = None):
     )  # fmt: skip
 
 
-def mapped(record, maps: Tensor, capture):
-    positions = capture.streams.positions
-    queries, keys = positions(record.query_tokens), positions(record.key_tokens)
-    return _mapped(record, maps, capture, queries, keys)
-
-
 def dense_in_loops(record, capture, maps: Tensor, examples: int, size: int) -> Tensor:
     result = torch.zeros(examples, size, size, dtype=maps.dtype)
     rows = capture.streams.positions(record.query_tokens)
@@ -140,8 +138,8 @@ def test_maps_over_all_tokens(layout: str) -> None:
     maps = torch.rand(shape, dtype=torch.float64)
     maps[record.query_tokens == PADDING] = 0  # padding that looks at tokens hands nothing on
     record.meeting = capture.meeting
-    additions = Additions(capture.streams, 2, maps.new_empty(0), Switches())
-    additions.add(mapped(record, maps, capture))
+    additions = Additions(Layout(capture.streams, 2, maps.new_empty(0)), Switches())
+    additions.add(_mapped(record, capture), maps)
     ours = additions.learnt("x", frozenset([0]), "x")
     assert ours is not None
     torch.testing.assert_close(ours, dense_in_loops(record, capture, maps, 2, 4))
@@ -149,16 +147,18 @@ def test_maps_over_all_tokens(layout: str) -> None:
 
 def test_padding_that_hands_relevance_on_is_refused() -> None:
     spaces = TokenSpaces()
-    ids = spaces.of_input("x", torch.Size([1, 2]))
+    ids = spaces.of_input("x", torch.Size([2, 2]))
     padded = torch.nn.functional.pad(ids, (0, 1), value=PADDING)
-    capture = stream_of(ids, spaces=spaces)
-    record = record_of(padded, [0])
-    record.meeting = capture.meeting
-    with pytest.raises(ValueError, match=r"attention .*: padding stays among the tokens"):
-        mapped(record, torch.rand(1, 3, 3), capture)
+    record = record_of(padded, [0, 1])
+    live = torch.tensor([[True, True, False], [False, True, False]])
+    _check_padding([(record_of(ids, [0, 1]), live[:, :2]), (record, live)])
+    live[1, 2] = True
+    message = r"^attention \(Attention\): padding stays among the tokens and hands relevance on"
+    with pytest.raises(UnsupportedAttentionError, match=message):
+        _check_padding([(record, live)])
 
 
-def testexplained_rows_are_those_with_a_gradient_in_any_head() -> None:
+def test_explained_rows_are_those_with_a_gradient_in_any_head() -> None:
     spaces = TokenSpaces()
     ids = spaces.of_input("x", torch.Size([2, 4]))
     record = record_of(ids.view(4, 2), [0, 0, 1, 1])
@@ -166,7 +166,10 @@ def testexplained_rows_are_those_with_a_gradient_in_any_head() -> None:
     gradient = torch.zeros(4, 3, 2, 2)
     gradient[1, 2, 0, 1] = -1e-30  # window 1 of example 0, its first row
     gradient[2, 0, 1, 0] = 5.0
-    ours = explained_rows(record, gradient, capture, 2)
+    maps = torch.ones_like(gradient)
+    source = Explicit(Operands.of(maps), (0, 1, 2, 3), single_query=False)
+    live = source.blocks((maps,), gradient, None).live_rows().view(4, 3, 2).any(1)
+    ours = explained_rows(record, live, capture, 2)
     assert ours.tolist() == [[False, False, True, False], [False, True, False, False]]
 
 
@@ -175,7 +178,27 @@ def test_a_score_that_is_read_at_padding_is_refused() -> None:
     ids = spaces.of_input("x", torch.Size([1, 2]))
     padded = torch.nn.functional.pad(ids, (0, 1), value=PADDING)
     capture = stream_of(ids, spaces=spaces)
-    gradient = torch.zeros(1, 1, 3, 3)
-    gradient[..., 2, 0] = 1
+    live = torch.tensor([[True, False, False]])
+    assert explained_rows(record_of(padded, [0]), live, capture, 1).tolist() == [[True, False]]
+    live[0, 2] = True
     with pytest.raises(ValueError, match="position of attention that holds padding"):
-        explained_rows(record_of(padded, [0]), gradient, capture, 1)
+        explained_rows(record_of(padded, [0]), live, capture, 1)
+
+
+# --- a score of another precision than attention
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(("model", "score"), [("double", "float"), ("float", "double")])
+def test_a_score_of_another_precision(model: str, score: str, eager: bool) -> None:
+    """A head that works in float64, or hands its scores on in float32."""
+    text = tiny_text(eager=eager)
+    expected = GenericAttention(text).attribute(sentences(), 1)
+    whole = GenericAttention(text).relevance(sentences(), 1).matrix("input_ids", "input_ids")
+    getattr(text, model)()
+    method = GenericAttention(lambda input_ids: getattr(text(input_ids), score)())
+    ours = method.attribute(sentences(), 1)
+    assert ours.dtype == getattr(torch, score)
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-6)
+    matrix = method.relevance(sentences(), 1).matrix("input_ids", "input_ids")
+    torch.testing.assert_close(matrix.double(), whole, rtol=1e-4, atol=1e-6)

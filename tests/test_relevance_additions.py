@@ -210,9 +210,7 @@ def test_merged_tokens_that_ask_across_share_what_they_were_merged_from() -> Non
     none, first = frozenset[int](), frozenset([0])
     calls = [
         MappedCall(0, "a", one, merged, (Source("a", merged),), False, none, none),
-        MappedCall(
-            1, "a", one, merged, (Source("b", torch.tensor([[0, 1]])),), True, first, none
-        ),
+        MappedCall(1, "a", one, merged, (Source("b", torch.tensor([[0, 1]])),), True, first, none),
     ]
     layout = Layout(streams.values(), 1, LIKE)
     switches = Switches(crossings=crossings(calls))

@@ -88,6 +88,8 @@ class Transfer:
         """Give the results of an operation their shadows."""
         if family is Family.NOTHING:
             return
+        if family is Family.SAME and args and out is args[0] and not in_place:
+            return  # a dropout that drops nothing
         if family in _OF_THE_FIRST and args and isinstance(args[0], Tensor):
             inputs = [args[0]]
         else:

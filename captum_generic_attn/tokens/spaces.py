@@ -278,7 +278,24 @@ class TokenSpaces:
             return self.born(most.view(*parents.shape[:-1], 1), centres, again=elements)
         return self.born(parents, centres)
 
+    def _centres_of_lines(self, rows: Tensor) -> Tensor | None:
+        """Centres `[n, d]` of rows that are each a straight line of evenly spaced elements."""
+        if rows.shape[1] < 2:
+            return None
+        first, step = rows[:, :1], rows[0, 1] - rows[0, 0]
+        if not torch.equal(rows, first + step * torch.arange(rows.shape[1], dtype=rows.dtype)):
+            return None
+        ends = self.coordinates(rows[:, [0, 1, -1]])
+        if ends is None:
+            return None
+        start, second, last = ends.unbind(1)
+        # No line runs over an edge of the input: where it ends is as far as its steps reach.
+        straight = torch.equal(last, start + (rows.shape[1] - 1) * (second - start))
+        return (start + last) / 2 if straight else None
+
     def _centres_of_rows(self, parents: Tensor, rows: Tensor, local: Tensor) -> Tensor | None:
+        if (centres := self._centres_of_lines(parents)) is not None:
+            return centres
         same = self.locate(rows)[2] if bool((local >= 0).all()) else local[0, :, None]
         # Rows that hold the same elements of their examples have the same centre.
         _, first, member = unique_rows(same)

@@ -230,9 +230,12 @@ class TokenStreams:
     ) -> TokenStream:  # fmt: skip
         roots = len(order)
         order = order + [(i, n) for i in merged for n in range(self._spaces[i].size)]
-        places = {i: torch.full((self._spaces[i].size,), -1) for i, _ in order}
-        for place, (space, number) in enumerate(order):
-            places[space][number] = place
+        spaces, numbers = torch.tensor(order).unbind(1)
+        places = {}
+        for i in dict.fromkeys(space for space, _ in order):
+            places[i] = torch.full((self._spaces[i].size,), -1)
+            own = (spaces == i).nonzero().flatten()
+            places[i][numbers[own]] = own
         parts: dict[str, slice] = {}
         start = 0
         for space, run in groupby(o[0] for o in order):
