@@ -214,7 +214,8 @@ class _Explaining:
         if self._keep_calls:
             evidence = positive_evidence(blocks.probabilities(), blocks.gradient())
             self._per_head[record.index] = evidence.view(*record.pick.shape, *evidence.shape[1:])
-        self._sum.arrive(record.index, BlockMap(blocks, record.heads, record.share))
+        attention_map = BlockMap(blocks, record.heads, record.share, self._layout.like.dtype)
+        self._sum.arrive(record.index, attention_map)
 
     def _explain_rows(self, record: AttentionRecord, live: Tensor) -> None:
         """Note which rows of a call the score reads, and explain them when its stream has all."""

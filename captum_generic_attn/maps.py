@@ -59,22 +59,24 @@ class BlockMap(AttentionMap):
     """Ā that is computed block by block whenever it is asked for.
 
     `heads` neighbouring maps of `blocks` are one group; `share` is the part of the layer's mean
-    that they are (1 unless a model calls its heads one by one).
+    that they are (1 unless a model calls its heads one by one). `dtype` is the precision of what
+    comes out; it is computed in that of the blocks.
     """
 
     blocks: Blocks
     heads: int
     share: float = 1.0
+    dtype: torch.dtype | None = None
 
     def dense(self) -> Tensor:  # noqa: D102
         blocks = self.blocks
         total = blocks.like.new_zeros(blocks.count // self.heads, blocks.queries, blocks.keys)
         for block in blocks:
             total[:, block.rows, block.columns].index_add_(0, self._groups(block), block.evidence)
-        return total.mul_(self.share / self.heads)
+        return self._scaled(total)
 
     def of_rows(self, rows: Tensor) -> Tensor:  # noqa: D102
-        blocks, rows = self._asking(rows)
+        blocks, rows = self._asking(rows.to(self.blocks.like.dtype))
         total = rows.new_zeros(blocks.count, rows.shape[1], blocks.keys)
         for maps, block_rows, columns, evidence in blocks:
             total[maps, :, columns] += rows[maps, :, block_rows] @ evidence
@@ -82,7 +84,7 @@ class BlockMap(AttentionMap):
 
     def of_columns(self, columns: Tensor) -> Tensor:  # noqa: D102
         blocks = self.blocks
-        columns = columns.repeat_interleave(self.heads, 0)
+        columns = columns.to(blocks.like.dtype).repeat_interleave(self.heads, 0)
         total = columns.new_zeros(blocks.count, blocks.queries, columns.shape[-1])
         for maps, rows, block_columns, evidence in blocks:
             total[maps, rows] += evidence @ columns[maps, block_columns]
@@ -117,4 +119,8 @@ class BlockMap(AttentionMap):
     def _mean(self, total: Tensor) -> Tensor:
         """The mean over the heads of each group."""
         grouped = total.view(-1, self.heads, *total.shape[1:])
-        return grouped.sum(1).mul_(self.share / self.heads)
+        return self._scaled(grouped.sum(1))
+
+    def _scaled(self, total: Tensor) -> Tensor:
+        total.mul_(self.share / self.heads)
+        return total if self.dtype is None else total.to(self.dtype)

@@ -16,7 +16,7 @@ from captum_generic_attn.capture.constants import Constants
 from captum_generic_attn.capture.contraction import Contraction
 from captum_generic_attn.capture.operations import argument
 from captum_generic_attn.capture.planes import relabel, varies
-from captum_generic_attn.capture.record import Explicit, Fused, Operands, Saved, sums_kept_by
+from captum_generic_attn.capture.record import Explicit, Fused, sums_kept_by
 from captum_generic_attn.capture.recorder import CHANNELS, Recorder
 from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
@@ -279,7 +279,7 @@ class Attention:
         shadows = [self._transfer.tokens_of(t, "attention") for t in (query, key)]
         result: Tensor = self._run(func, args, kwargs)
         leave_graph(result)
-        kept = Saved(*call.tensors) if torch.is_grad_enabled() else Operands.of(*call.tensors)
+        kept = self._recorder.saved(*call.tensors)
         self._recorder.dropout_seen |= call.dropout > 0
         memory = self._transfer.spaces.memory
         planes = []

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from captum_generic_attn.capture.operations import Family
 
 
@@ -30,6 +33,8 @@ class Constants:
         kwargs: Mapping[str, Any], *, writes: bool,
     ) -> Any:  # fmt: skip
         """Run an operation; one that `writes` does so to its first argument itself."""
+        if family is Family.EMBEDDING and torch.is_grad_enabled():
+            return func(*map(_began, args), **{key: _began(kwargs[key]) for key in kwargs})
         if family is Family.NOTHING:  # asks the parameter itself, or tells it something
             return func(*args, **kwargs)
         if writes:
@@ -51,3 +56,14 @@ class Constants:
                 constants = list(values)
             constants[place] = constant
         return values if constants is None else constants
+
+
+def _began(value: Any) -> Any:
+    """The weight of an embedding as where a graph begins.
+
+    Integers lead no gradient to what was made of them, and a result that is a leaf itself could not
+    be written to by the model.
+    """
+    if isinstance(value, Tensor) and value.is_leaf and value.is_floating_point():
+        return value.detach().requires_grad_()
+    return value

@@ -98,8 +98,6 @@ class FrozenMode(TorchFunctionMode):
             leave_graph(out)
             if torch.is_grad_enabled():
                 Saved(*operands.tensors)
-        elif identity.family is Family.EMBEDDING:
-            leave_graph(out)
         return out
 
     def _compute(
@@ -140,8 +138,6 @@ class CaptureMode(FrozenMode):
         if family is Family.SOFTMAX:
             self._attention.softmax(args, kwargs, out)
         else:
-            if family is Family.EMBEDDING:
-                leave_graph(out)
             if family is Family.PRODUCT:
                 self._check_many_factors(args, kwargs, name)
                 family = Family.TOKENWISE

@@ -45,7 +45,8 @@ _LISTS: dict[Family, str] = {
         equal all any nonzero data_ptr get_device element_size shape dtype device layout
         requires_grad grad grad_fn is_leaf len hash repr format bernoulli
         is_contiguous storage_offset is_cuda names untyped_storage is_nested is_sparse
-        is_inference is_meta is_mps is_quantized""",
+        is_inference is_meta is_mps is_quantized register_hook retain_grad
+        register_post_accumulate_grad_hook""",
     Family.SAME: """
         contiguous clone detach to type type_as float int long short half
         bfloat16 double cpu cuda data real

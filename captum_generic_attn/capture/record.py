@@ -76,9 +76,10 @@ class Saved:
     where the model overwrote them.
     """  # fmt: skip
 
-    def __init__(self, *tensors: Tensor) -> None:
+    def __init__(self, *tensors: Tensor, copies: bool = False) -> None:
+        """Keep tensors; `copies` for those that no gradient leads to, as in `Operands.of`."""
         self._node = _Keep.apply(*tensors).grad_fn
-        self._plain = Operands.of(*tensors) if self._node is None else None
+        self._plain = Operands.of(*tensors, copies=copies) if self._node is None else None
 
     def read(self) -> tuple[Tensor, ...]:
         """The tensors."""

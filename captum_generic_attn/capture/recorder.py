@@ -13,7 +13,14 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from captum_generic_attn.capture.heads import Groups, Unreadable, group_heads
-from captum_generic_attn.capture.record import AttentionRecord, Explicit, Fused, Operands, Tap
+from captum_generic_attn.capture.record import (
+    AttentionRecord,
+    Explicit,
+    Fused,
+    Operands,
+    Saved,
+    Tap,
+)
 from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.transfer import Transfer
@@ -81,6 +88,12 @@ class Recorder:
     def operands(self, *tensors: Tensor) -> Operands:
         """The tensors of a call, to be read after the forward pass."""
         return Operands.of(*tensors, copies=self._copies)
+
+    def saved(self, *tensors: Tensor) -> Operands | Saved:
+        """The same, kept by autograd where it records."""
+        if not torch.is_grad_enabled():
+            return self.operands(*tensors)
+        return Saved(*tensors, copies=self._copies)
 
     def refuse(self, seen: str, advice: str) -> None:
         """Note that the running module made a call that cannot be explained."""
