@@ -525,12 +525,12 @@ def test_maps_of_a_fused_call_are_grouped(layout: str, grouped: bool) -> None:
     mask = draw(lead[-1], 1, NK, seed=4)
     gradient = draw(*lead, NQ, D, seed=5)
     gradient.view(-1, NQ, D)[5, 1] = 0
-    sums = draw(*lead, NQ, seed=6)  # not used in so small a block
-    source = Fused(Operands.of(query, key, value, mask), False, None, grouped, sums)
-    blocks = blocks_of(source, gradient, torch.tensor(pick).flatten())
     keys, values = (t.repeat_interleave(2, -3) if grouped else t for t in (key, value))
-    probabilities = (query @ keys.mT / math.sqrt(D) + mask).softmax(-1)
-    check_grouping(blocks, (probabilities, gradient @ values.mT), pick)
+    logits = query @ keys.mT / math.sqrt(D) + mask
+    for sums in (logits.logsumexp(-1), None):
+        source = Fused(Operands.of(query, key, value, mask), False, None, grouped, sums)
+        blocks = blocks_of(source, gradient, torch.tensor(pick).flatten())
+        check_grouping(blocks, (logits.softmax(-1), gradient @ values.mT), pick)
 
 
 def test_a_record_is_frozen() -> None:

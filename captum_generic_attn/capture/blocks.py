@@ -135,8 +135,14 @@ class Blocks(ABC):
             columns = self.keys if whole_rows or self.keys <= _WHOLE else _COLUMNS
         else:
             budget, parts, columns = _DEVICE_ELEMENTS, 1, self.keys
-        rows = min(self.queries, max(16, budget // columns))
+        columns = _even(self.keys, columns)
+        rows = _even(self.queries, max(16, budget // columns))
         return min(self.count, parts * max(1, budget // (rows * columns))), rows, columns
+
+
+def _even(total: int, most: int) -> int:
+    """The size of the fewest parts of at most `most`, all alike but for the last."""
+    return -(-total // -(-total // most))
 
 
 def _slices(total: int, step: int) -> Iterator[slice]:
@@ -193,9 +199,9 @@ class FusedBlocks(Blocks):
     """What a fused kernel read, and the gradient of its output.
 
     The kernel keeps its probabilities to itself; they are computed anew: by softmax where all keys
-    of a query fit in a block, else as `P = exp(q kᵀ scale + mask - lse)` with the logarithm `lse`
-    of each query's sum, which the kernel keeps for its own backward pass (by softmax again if it
-    kept none). Their gradient is `∂y/∂P = ∂y/∂O · Vᵀ`. `positions` `[maps, queries]` are the places
+    of a query fit in a block and none is masked, else as `P = exp(q kᵀ scale + mask - lse)` with
+    the logarithm `lse` of each query's sum, which the kernel keeps for its own backward pass (by
+    softmax again if it kept none). Their gradient is `∂y/∂P = ∂y/∂O · Vᵀ`. `positions` `[maps, queries]` are the places
     of the queries where they are not all, in order.
     """
 
@@ -235,8 +241,10 @@ class FusedBlocks(Blocks):
 
     def probabilities(self) -> Tensor:  # noqa: D102
         every, rows, columns = slice(None), slice(0, self.queries), slice(0, self.keys)
-        query, keys, scale = self._factors(every, tiled=False)
-        return self._attention(query @ keys * scale, every, rows, columns, tiled=False)
+        query, keys, scale = self._factors(every, by_lse=False)
+        logits = query @ keys * scale
+        self._hide(logits, every, rows, columns)
+        return self._softmax(logits)
 
     def gradient(self) -> Tensor:  # noqa: D102
         dtype = self.like.dtype
@@ -245,11 +253,12 @@ class FusedBlocks(Blocks):
 
     def __iter__(self) -> Iterator[Block]:
         dtype = self.like.dtype
-        tiled = self.keys > _WHOLE and self._lse_is_fine()
-        count, height, width = self._sizes(whole_rows=not tiled)
-        memory = self.like.new_empty(2, count * height * width)
+        # With a mask too: a softmax would have to look for rows that it leaves nothing.
+        by_lse = (self.keys > _WHOLE or self.mask is not None) and self._lse_is_fine()
+        count, height, width = self._sizes(whole_rows=not by_lse)
+        memory = self.like.new_empty(2 if by_lse else 3, count * height * width)
         for maps in _slices(self.count, count):
-            query, keys, scale = self._factors(maps, tiled=tiled)
+            query, keys, scale = self._factors(maps, by_lse=by_lse)
             gradient = self.output_gradient[maps].to(dtype).contiguous()
             values = self.value[maps].to(dtype).mT
             n = len(query)
@@ -258,10 +267,11 @@ class FusedBlocks(Blocks):
                     if self._beyond(rows, columns):
                         continue
                     shape = n, rows.stop - rows.start, columns.stop - columns.start
-                    logits, change = (m[: math.prod(shape)].view(shape) for m in memory)
+                    logits, change, *other = (m[: math.prod(shape)].view(shape) for m in memory)
                     part = query[:, rows], keys[:, :, columns]
                     torch.baddbmm(logits, *part, beta=0, alpha=scale, out=logits)
-                    attention = self._attention(logits, maps, rows, columns, tiled=tiled)
+                    self._hide(logits, maps, rows, columns)
+                    attention = logits.exp_() if by_lse else self._softmax(logits, *other)
                     torch.bmm(gradient[:, rows], values[:, :, columns], out=change)
                     evidence = positive_evidence(attention, change, out=change)
                     yield Block(maps, rows, columns, evidence)
@@ -274,36 +284,36 @@ class FusedBlocks(Blocks):
             return bool(self.lse.tensor.abs().amax() < _LARGEST_LSE)
         return self.mask is None or self.mask.tensor.dtype == torch.bool
 
-    def _factors(self, maps: slice, *, tiled: bool) -> tuple[Tensor, Tensor, float]:
+    def _factors(self, maps: slice, *, by_lse: bool) -> tuple[Tensor, Tensor, float]:
         """Queries `[n, queries, d]` and keys `[n, d, keys]`, and what makes their product logits.
 
-        In tiles the logarithm rides along as one more feature, which saves a pass over the logits.
+        With `by_lse` the logarithm rides along as one more feature: no pass over the logits for it.
         """
         dtype = self.like.dtype
         query, key = self.query[maps].to(dtype), self.key[maps].to(dtype)
-        if not tiled or self.lse is None:
+        if not by_lse or self.lse is None:
             return query, key.mT, self.scale
         query = torch.cat([query * self.scale, -self.lse[maps].to(dtype)], -1)
         key = torch.cat([key, key.new_ones(*key.shape[:-1], 1)], -1)
         return query, key.mT, 1.0
 
-    def _attention(
-        self, logits: Tensor, maps: slice, rows: slice, columns: slice, *, tiled: bool
-    ) -> Tensor:
-        """P of a block from its logits, in place; rows that the mask leaves nothing are zero."""
+    def _hide(self, logits: Tensor, maps: slice, rows: slice, columns: slice) -> None:
+        """Add the mask to the logits of a block."""
         if self.causal and (hidden := self._hidden(maps, rows, columns)) is not None:
             logits.masked_fill_(hidden, -math.inf)
-        if self.mask is not None:
-            mask = self.mask[maps]
-            mask = mask[:, rows] if mask.shape[1] > 1 else mask
-            mask = mask[:, :, columns] if mask.shape[2] > 1 else mask
-            if mask.dtype == torch.bool:
-                logits.masked_fill_(~mask, -math.inf)
-            else:
-                logits.add_(mask)
-        if tiled:
-            return logits.exp_()
-        attention = logits.softmax(-1)
+        if self.mask is None:
+            return
+        mask = self.mask[maps]
+        mask = mask[:, rows] if mask.shape[1] > 1 else mask
+        mask = mask[:, :, columns] if mask.shape[2] > 1 else mask
+        if mask.dtype == torch.bool:
+            logits.masked_fill_(~mask, -math.inf)
+        else:
+            logits.add_(mask)
+
+    def _softmax(self, logits: Tensor, out: Tensor | None = None) -> Tensor:
+        """P from whole rows of logits; rows that the mask leaves nothing are zero."""
+        attention = torch.softmax(logits, -1, out=out)
         if self.mask is None:
             return attention
         return attention.masked_fill_((logits == -math.inf).all(-1, keepdim=True), 0.0)

@@ -88,16 +88,22 @@ class Transfer:
         """Give the results of an operation their shadows."""
         if family is Family.NOTHING:
             return
-        if family is Family.SAME and args and out is args[0] and not in_place:
-            return  # a dropout that drops nothing
         if family in _OF_THE_FIRST and args and isinstance(args[0], Tensor):
+            if out is args[0] and not in_place:
+                return  # a dropout that drops nothing
             inputs = [args[0]]
+            if not self.knows(args[0]):
+                return
+            onward = _ONWARD.get(family)
+            if onward and isinstance(out, Tensor) and not in_place and out.dtype != torch.bool:
+                self.shadows[out] = onward(self, args[0], out, name)
+                return
         else:
             inputs = tensors_in(args)
             if kwargs:
                 inputs += tensors_in(kwargs)
-        if not any(map(self.knows, inputs)):
-            return
+            if not any(map(self.knows, inputs)):
+                return
         given = set() if in_place else set(map(id, inputs))
         results = [
             t for t in tensors_in(args[0] if name == "setitem" else out)
@@ -119,10 +125,13 @@ class Transfer:
         self._written[result if base is None else base] = True
 
     def _same(self, op: Operation) -> None:
-        shadow = self.of(op.inputs[0])
         for result in op.results:
-            same = result.shape == op.inputs[0].shape
-            self.shadows[result] = shadow if same else shadow.without_tokens(op.name)
+            self.shadows[result] = self.same(op.inputs[0], result, op.name)
+
+    def same(self, tensor: Tensor, result: Tensor, name: str) -> Shadow:
+        """The shadow of what is the same tensor to the capture, a copy or a norm of it."""
+        shadow = self.of(tensor)
+        return shadow if result.shape == tensor.shape else shadow.without_tokens(name)
 
     def _shape(self, op: Operation) -> None:
         shadow = self.of(op.inputs[0])
@@ -370,6 +379,10 @@ class Transfer:
                 if kept and all(p.numel() == result.numel() for p in planes)
                 else shadow.without_tokens(op.name)
             )
+
+
+_ONWARD = {Family.SAME: Transfer.same, Family.LINEAR: Transfer.mixed}
+"""What one tensor makes another of: most of a model's operations, so they take the short way."""
 
 
 def _same_tokens(plane: Tensor, shape: torch.Size) -> Tensor | None:
