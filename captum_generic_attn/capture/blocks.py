@@ -201,8 +201,8 @@ class FusedBlocks(Blocks):
     The kernel keeps its probabilities to itself; they are computed anew: by softmax where all keys
     of a query fit in a block and none is masked, else as `P = exp(q kᵀ scale + mask - lse)` with
     the logarithm `lse` of each query's sum, which the kernel keeps for its own backward pass (by
-    softmax again if it kept none). Their gradient is `∂y/∂P = ∂y/∂O · Vᵀ`. `positions` `[maps, queries]` are the places
-    of the queries where they are not all, in order.
+    softmax again if it kept none). Their gradient is `∂y/∂P = ∂y/∂O · Vᵀ`. `positions` `[maps,
+    queries]` are the places of the queries where they are not all, in order.
     """
 
     query: Maps
