@@ -4,7 +4,8 @@ A residual stream is a sum, and each rule has the form `R += addition`. So each 
 additions that it makes, and the relevance of a state is where its tokens started plus the additions
 of the calls that the state depends on: parallel branches read the same old state by themselves.
 
-`explanation` fills `Additions` and reads the answer.
+`explanation` lets `WholeSum` collect the maps of the calls and read the answer off `Additions`;
+where only rows are asked for, `pullback` takes its place.
 """
 
 from __future__ import annotations

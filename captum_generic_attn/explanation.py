@@ -156,6 +156,7 @@ class _Explaining:
         self._found: dict[str, Tensor] = {}
         self._rows: dict[str, Tensor] = {}
         self._per_head: dict[int, Tensor] = {}
+        self._arrived: set[int] = set()
         used = [r for r in capture.records if r.index not in self._unused]
         self._calls = [_mapped(r, capture) for r in used]
         self._reached = reached
@@ -187,6 +188,9 @@ class _Explaining:
             for record in records:
                 record.tap.listener = None
         _check_padding(padded)
+        for name, explained in self._found.items():
+            if name not in self._rows:  # an operation of the model kept the gradient of some call
+                self._read_rows(name, equal_weights(explained, self._score))
         examples = len(self._score)
         dark = without_gradient(self._rows, examples) if self._automatic else []
         if not self._rows:
@@ -202,6 +206,7 @@ class _Explaining:
         operands: Sequence[Tensor], gradient: Tensor,
     ) -> None:  # fmt: skip
         """Take the gradient of a call, as the backward pass comes to it."""
+        self._arrived.add(record.index)
         blocks = record.blocks(operands, gradient)
         if record in self._read or record.padded:
             live = blocks.live_rows().view(*record.pick.shape, -1).any(1)
@@ -231,7 +236,9 @@ class _Explaining:
         self._sum.read(name, weights, self._finals[name])
 
     def _call(self, record: AttentionRecord) -> Call:
-        reason, per_head = self._unused.get(record.index, ""), self._per_head.get(record.index)
+        missed = "" if record.index in self._arrived else "does not reach the score"
+        reason = self._unused.get(record.index, missed)
+        per_head = self._per_head.get(record.index)
         positions = self._capture.streams.positions
         return Call(
             record.index, record.module, record.query_stream, record.key_stream, record.heads,

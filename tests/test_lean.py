@@ -239,3 +239,73 @@ def test_parameters_are_neither_written_to_nor_given_gradients() -> None:
     assert {name: (p._version, p.requires_grad) for name, p in model.named_parameters()} == before
     assert [p.grad is None for p in model.parameters()][1:] == [True] * (len(before) - 1)
     assert bool((first.grad == 3.0).all())
+
+
+class Withheld(torch.autograd.Function):
+    """The identity, which keeps its gradient to itself."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return None
+
+
+class Branches(nn.Module):
+    """Two blocks side by side on the same patches; nothing comes back through the second."""
+
+    def __init__(self, *, withheld: bool) -> None:
+        super().__init__()
+        self.vit = tiny_vit()
+        self.withheld = withheld
+
+    def forward(self, x: Tensor) -> Tensor:
+        vit = self.vit
+        x = vit._pos_embed(vit.patch_embed(x))
+        one, other = (block(x) for block in vit.blocks)
+        detached = other.detach()
+        other = detached + (Withheld.apply(other) if self.withheld else detached)
+        return vit.forward_head(vit.norm(one + other))
+
+
+@pytest.mark.parametrize("withheld", [True, False])
+def test_a_call_whose_gradient_does_not_come_counts_for_nothing(withheld: bool) -> None:
+    """With a gradient that an operation keeps back, as without one: the first call alone."""
+    inputs = pictures()
+    expected = GenericAttention(Branches(withheld=False)).attribute(inputs, target=1)
+    method = GenericAttention(Branches(withheld=withheld))
+    torch.testing.assert_close(method.attribute(inputs, target=1), expected)
+    assert bool(expected.any())
+    first, second = method.relevance(inputs, target=1).calls
+    assert (first.used, second.used) == (True, False)
+    assert second.reason == "does not reach the score"
+
+
+class SharedQuery(nn.Module):
+    """An attention pool: one query, a parameter, that the kernel broadcasts over the batch."""
+
+    def __init__(self, *, expanded: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.query = nn.Parameter(torch.randn(1, 2, 1, 4, dtype=torch.float64))
+        self.keys = nn.Linear(8, 8, dtype=torch.float64)
+        self.head = nn.Linear(8, 3, dtype=torch.float64)
+        self.expanded = expanded
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        keys = self.keys(tokens).unflatten(-1, (2, 4)).transpose(1, 2)
+        query = self.query.expand(len(tokens), -1, -1, -1) if self.expanded else self.query
+        pooled = nn.functional.scaled_dot_product_attention(query, keys, keys.sin())
+        return self.head(pooled.flatten(1))
+
+
+def test_a_query_that_the_kernel_broadcasts() -> None:
+    tokens = torch.randn(3, 5, 8, dtype=torch.float64)
+    ours, expected = (
+        GenericAttention(SharedQuery(expanded=expanded)).attribute(tokens, target=1)
+        for expanded in (False, True)
+    )
+    assert bool((expected > 0).any())
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-14)

@@ -2,8 +2,9 @@
 
 `forward` runs the model under `mode`, a function mode that carries a shadow (`shadow`) beside each
 tensor by the transfers of `transfer` (with `births` and `joins`), looked up by the families of
-`operations`; `scope` knows which module is running; `attention` recognises attention calls and
-`recorder` keeps them as records (`record`).
+`operations`, on `constants` in place of parameters; `scope` knows which module is running;
+`attention` recognises attention calls and `recorder` keeps them as records (`record`). What of them
+a score reaches tells `graph`; their attention and its gradient come in `blocks`.
 """
 
 from captum_generic_attn.capture.forward import (

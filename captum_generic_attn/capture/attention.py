@@ -295,8 +295,9 @@ class Attention:
                 memory(Tensor.select, shadow.planes[0], -1, 0) if shadow.planes
                 else self._transfer.spaces.unknown(tensor.shape[:-1], reason)
             )  # fmt: skip
-        queries, keys = planes
-        keys = memory(_of_heads, keys, queries.shape, call.grouped)
+        lead = result.shape[:-2]
+        queries = memory(_of_heads, planes[0], lead, grouped=False)
+        keys = memory(_of_heads, planes[1], lead, grouped=call.grouped)
         source = Fused(kept, call.causal, call.scale, call.grouped, sums_kept_by(result))
         plane = memory(_of_features, queries, result.shape)
         taken = shadows[1].ancestors | self._transfer.of(value).ancestors
@@ -305,11 +306,11 @@ class Attention:
         return result
 
 
-def _of_heads(keys: Tensor, queries: torch.Size, grouped: bool) -> Tensor:
-    """The plane `[..., Nk]` of keys for each of the heads of queries `[..., Nq]`."""
+def _of_heads(tokens: Tensor, lead: torch.Size, *, grouped: bool) -> Tensor:
+    """The plane `[..., N]` of queries or keys for each map of a call, `[*lead, N]`."""
     if grouped:
-        keys = keys.repeat_interleave(queries[-2] // keys.shape[-2], -2)
-    return keys.expand(*queries[:-1], keys.shape[-1])
+        tokens = tokens.repeat_interleave(lead[-1] // tokens.shape[-2], -2)
+    return tokens if tokens.shape[:-1] == lead else tokens.expand(*lead, tokens.shape[-1])
 
 
 def _of_features(tokens: Tensor, shape: torch.Size) -> Tensor:

@@ -236,7 +236,7 @@ class FusedBlocks(Blocks):
             output_gradient=self.output_gradient.rows(rows),
             lse=None if self.lse is None else self.lse.rows(rows),
             mask=self.mask.rows(rows) if self.mask and self.mask.tensor.shape[1] > 1 else self.mask,
-            positions=rows.to(self.query.tensor.device),
+            positions=rows if self.positions is None else self.positions.gather(1, rows),
         )
 
     def probabilities(self) -> Tensor:  # noqa: D102

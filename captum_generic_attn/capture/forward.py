@@ -75,7 +75,7 @@ class Capture:
         """
         gradients = undispatched(torch.autograd.grad)  # type: ignore[arg-type]
         with FrozenMode(self.parameters):
-            gradients(score, edges, retain_graph=retain_graph)
+            gradients(score, edges, retain_graph=retain_graph, allow_unused=True)
 
 
 def capture_forward(

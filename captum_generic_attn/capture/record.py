@@ -155,7 +155,7 @@ class Fused:
                 order.
         """
         query, key, value, *mask = operands
-        lead = query.shape[:-2]
+        lead = gradient.shape[:-2]  # the query's, unless it is shared
         groups = lead[-1] // key.shape[-3] if self.grouped else 1
         sums = self.sums
         count = math.prod(lead) if pick is None else len(pick)
