@@ -132,7 +132,8 @@ def test_peak_is_what_a_call_holds_at_once(benchmark):
 
     call()
     torch.ones(64, 1 << 20)  # an older, higher peak does not count
-    assert benchmark.speed.peak_increase(call) == pytest.approx(64 * 2**20, rel=0.02)
+    # Neither 192 nor 256 MiB; other tests of this process leave a few to be given back.
+    assert benchmark.speed.peak_increase(call) == pytest.approx(64 * 2**20, rel=0.15)
 
 
 def test_memory_guard_says_what_is_missing(benchmark):

@@ -229,6 +229,7 @@ class FusedBlocks(Blocks):
         return (self.output_gradient[slice(None)] != 0).any(-1)
 
     def select(self, rows: Tensor) -> Blocks:  # noqa: D102
+        places = rows.to(self.query.tensor.device)
         return replace(
             self,
             queries=rows.shape[1],
@@ -236,7 +237,7 @@ class FusedBlocks(Blocks):
             output_gradient=self.output_gradient.rows(rows),
             lse=None if self.lse is None else self.lse.rows(rows),
             mask=self.mask.rows(rows) if self.mask and self.mask.tensor.shape[1] > 1 else self.mask,
-            positions=rows if self.positions is None else self.positions.gather(1, rows),
+            positions=places if self.positions is None else self.positions.gather(1, places),
         )
 
     def probabilities(self) -> Tensor:  # noqa: D102

@@ -188,8 +188,8 @@ class Tap:
         self._operands = operands
         tensor.register_hook(self._receive)  # type: ignore[no-untyped-call]
 
-    def _receive(self, gradient: Tensor) -> None:
-        if self.listener is not None:
+    def _receive(self, gradient: Tensor | None) -> None:
+        if self.listener is not None and gradient is not None:
             operands = self._operands.read()
             with torch.no_grad(), torch._C.DisableTorchFunction():  # noqa: SLF001
                 self.listener(operands, gradient.detach())
