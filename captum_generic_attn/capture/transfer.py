@@ -23,8 +23,8 @@ from captum_generic_attn.tokens.ids import compact_together, hashable
 from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
 
 _METHODS = {family: f"_{family.name.lower()}" for family in Family}
-_OF_THE_FIRST = {Family.SAME, Family.SHAPE, Family.LINEAR, Family.MIX}
-"""What becomes of the first argument depends on no other tensor's tokens."""
+_OF_THE_FIRST = {Family.SAME, Family.SHAPE, Family.LINEAR}
+"""Where the first argument has tokens, those of the others do not matter."""
 
 
 class Transfer:
@@ -88,15 +88,14 @@ class Transfer:
         """Give the results of an operation their shadows."""
         if family is Family.NOTHING:
             return
-        if family in _OF_THE_FIRST and args and isinstance(args[0], Tensor):
-            if out is args[0] and not in_place:
+        first = args[0] if args else None
+        if family in _OF_THE_FIRST and isinstance(first, Tensor) and self.knows(first):
+            if out is first and not in_place:
                 return  # a dropout that drops nothing
-            inputs = [args[0]]
-            if not self.knows(args[0]):
-                return
+            inputs = [first]
             onward = _ONWARD.get(family)
             if onward and isinstance(out, Tensor) and not in_place and out.dtype != torch.bool:
-                self.shadows[out] = onward(self, args[0], out, name)
+                self.shadows[out] = onward(self, first, out, name)
                 return
         else:
             inputs = tensors_in(args)
