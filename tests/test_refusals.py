@@ -371,3 +371,16 @@ def test_a_real_model_with_nothing_but_channels_has_nothing_left() -> None:
         message = refusal(model, pictures, strict=False)
     assert message.startswith("no attention was found")
     assert "(CrossCovarianceAttn): attention between channels, not between tokens" in message
+
+
+def test_tokens_that_are_added_into_a_constant_are_lost_by_name() -> None:
+    """As the experts of JetMoE: the first argument has no tokens, but another one has."""
+
+    class Scattered(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            blank = torch.zeros(x.shape, dtype=x.dtype)
+            x = blank.index_add(1, torch.arange(x.shape[1]), x)
+            return nn.functional.scaled_dot_product_attention(x, x, x)[:, 0]
+
+    with pytest.raises(UnsupportedAttentionError, match="could not be followed through index_add"):
+        GenericAttention(Scattered()).attribute(torch.rand(2, 4, 8), target=1)
