@@ -6,6 +6,7 @@ No test looks at how long something takes: time is a clock that the calls themse
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,17 +124,28 @@ def test_ratios_have_median_least_and_most_of_the_rounds_of_both(benchmark):
 # -- memory ---------------------------------------------------------------------------------------
 
 
-@linux
-def test_peak_is_what_a_call_holds_at_once(benchmark):
-    def call():
-        for _ in range(3):
-            torch.ones(16, 1 << 20)  # 64 MiB, and given back
-        return torch.ones(1 << 20)
+HOLDING = """
+import torch
+import speed
 
-    call()
-    torch.ones(64, 1 << 20)  # an older, higher peak does not count
-    # Neither 192 nor 256 MiB; other tests of this process leave a few to be given back.
-    assert benchmark.speed.peak_increase(call) == pytest.approx(64 * 2**20, rel=0.15)
+def call():
+    for _ in range(3):
+        torch.ones(16, 1 << 20)  # 64 MiB, and given back
+    return torch.ones(1 << 20)
+
+call()
+torch.ones(64, 1 << 20)  # an older, higher peak does not count
+print(speed.peak_increase(call))
+"""
+
+
+@linux
+def test_peak_is_what_a_call_holds_at_once():
+    """In a process of its own, as it is measured: others give memory back meanwhile."""
+    said = subprocess.run(
+        [sys.executable, "-c", HOLDING], cwd=BENCHMARKS, capture_output=True, text=True, check=True
+    )
+    assert int(said.stdout) == pytest.approx(64 * 2**20, rel=0.05)
 
 
 def test_memory_guard_says_what_is_missing(benchmark):
