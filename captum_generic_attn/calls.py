@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.tokens import TokenStream
+from captum_generic_attn.tokens.ids import Memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +80,7 @@ class Layout:
         self.streams: Mapping[str, TokenStream] = {stream.name: stream for stream in streams}
         self.examples = examples
         self.like = like
-        self._ordered: dict[tuple[int, int, str], tuple[Tensor, Tensor, bool]] = {}
+        self._memory = Memory()
         self._starts: dict[str, Tensor] = {}
 
     def start(self, stream: str) -> Tensor:
@@ -90,16 +91,16 @@ class Layout:
 
     def in_order(self, examples: Tensor, positions: Tensor, stream: str) -> bool:
         """Whether the groups of a call are the examples, each with all tokens in their order."""
-        key = id(examples), id(positions), stream
-        if key not in self._ordered:
-            size = self.streams[stream].size
-            answer = (
+        size = self.streams[stream].size
+        return self._memory.of(
+            (examples, positions),
+            size,
+            lambda: (
                 positions.shape == (self.examples, size)
                 and torch.equal(examples, torch.arange(self.examples))
                 and bool((positions == torch.arange(size)).all())
-            )
-            self._ordered[key] = examples, positions, answer  # alive, so that ids stay theirs
-        return self._ordered[key][2]
+            ),
+        )
 
     def gather(self, rows: Tensor, examples: Tensor, positions: Tensor, stream: str) -> Tensor:
         """Values `[B, k, size]` of a stream at positions `[G, n]`: `[G, k, n]`, 0 for padding."""

@@ -25,12 +25,12 @@ from captum_generic_attn.capture import (
     UnsupportedAttentionError,
     reached_by,
 )
+from captum_generic_attn.capture.blocks import computing_dtype
 from captum_generic_attn.maps import BlockMap
 from captum_generic_attn.pullback import Pullback, pulls_back
 from captum_generic_attn.relevance import Call, Relevance, Stream
 from captum_generic_attn.rows import (
     RowsOption,
-    dtype_for,
     equal_weights,
     explained_rows,
     given_rows,
@@ -141,7 +141,7 @@ class _Explaining:
             r for r in capture.records if r.index in final and r.index in capture.ancestors
         ]
         readers = list(dict.fromkeys(r.query_stream for r in self._read))
-        like = torch.empty(0, dtype=dtype_for(score), device=score.device)
+        like = torch.empty(0, dtype=computing_dtype(score), device=score.device)
         self._layout = Layout(capture.streams, len(score), like)
         self._given = given_rows(capture, readers, options.rows, len(score), like)
         self._automatic = options.rows is None

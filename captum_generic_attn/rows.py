@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.capture import AttentionRecord, Capture
+from captum_generic_attn.capture.blocks import computing_dtype
 from captum_generic_attn.tokens import TokenStream
 
 Rows = int | Sequence[int] | Tensor | None
@@ -47,14 +48,9 @@ def explained_rows(
     return rows[:, :-1] > 0
 
 
-def dtype_for(score: Tensor) -> torch.dtype:
-    """The precision of relevance: float64 for a float64 score, else float32."""
-    return torch.float64 if score.dtype == torch.float64 else torch.float32
-
-
 def equal_weights(explained: Tensor, score: Tensor) -> Tensor:
     """`[B, N]` weights, equal over the explained rows of an example and summing to 1."""
-    weights = explained.to(dtype_for(score))
+    weights = explained.to(computing_dtype(score))
     return weights / weights.sum(-1, keepdim=True).clamp(min=1)
 
 

@@ -29,18 +29,16 @@ class Memory:
     def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`function(*args, **kwargs)`, a pure function; arguments are tensors or can be hashed."""
         key = function, *map(_named, args), *kwargs.items()
-        known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = args, function(*args, **kwargs)
-        answer: T = known[1]
-        return answer
+        return self._recalled(key, args, lambda: function(*args, **kwargs))
 
     def of(self, planes: tuple[Tensor, ...], question: Hashable, answer: Callable[[], T]) -> T:
         """The answer to a question about planes; who gives it is not kept."""
-        key = question, *map(id, planes)
+        return self._recalled((question, *map(id, planes)), planes, answer)
+
+    def _recalled(self, key: Hashable, kept: object, answer: Callable[[], T]) -> T:
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = planes, answer()
+            known = self._known[key] = kept, answer()
         found: T = known[1]
         return found
 

@@ -24,6 +24,11 @@ class Merge:
     tokens: Tensor
     parents: Tensor
 
+    def shares(self, like: Tensor, first: int = 0) -> Tensor:
+        """`[E, n, m]`, of each parent from position `first` on, in equal parts."""
+        known = self.parents >= 0
+        return (self.parents >= first).to(like) / known.sum(-1, keepdim=True).clamp(min=1).to(like)
+
 
 @dataclass(frozen=True, eq=False)
 class TokenStream:
@@ -55,8 +60,7 @@ class TokenStream:
             known = parents >= 0
             if not bool((alive[parents.clamp(min=0)] & known).any()):
                 continue
-            count = (merge.parents >= 0).sum(-1, keepdim=True).clamp(min=1)
-            share = known.to(rows) / count.to(rows)
+            share = merge.shares(rows, first)
             tokens, parents = (merge.tokens - first).to(rows.device), parents.to(rows.device)
             examples = torch.arange(len(rows), device=rows.device)[:, None]
             for k in range(parents.shape[-1]):
@@ -79,8 +83,7 @@ class TokenStream:
         rows = rows.mT.clone()
         examples = torch.arange(len(rows), device=rows.device)[:, None]
         for merge in reversed(self.merges):
-            known = merge.parents >= 0
-            share = known.to(rows) / known.sum(-1, keepdim=True).clamp(min=1).to(rows)
+            share = merge.shares(rows)
             given = rows[:, merge.tokens.to(rows.device)]
             parents = merge.parents.clamp(min=0).to(rows.device)
             for k in range(parents.shape[-1]):
