@@ -70,6 +70,8 @@ def take_turns(
         while len(timed) < min(LEAST, most) or (len(timed) < most and clock() - start < budget):
             at = len(timed)
             part = [name for name in calls if at < few.get(name, most)]
+            if not part:
+                break
             turn = at % len(part)
             seconds: Round = {}
             for name in part[turn:] + part[:turn]:

@@ -88,12 +88,13 @@ def row(found: Found) -> str:
     for over, under in OF_MEMORY.values():
         ratio = memory_ratio(found, over, under)
         cells.append("–" if ratio is None else number(ratio))
+    cells.append(f"{found['memory']['ours'] / 1e6:.0f}" if found["memory"] else "–")
     return f"| {' | '.join(cells)} |"
 
 
 def table(report: dict[str, Any]) -> str:
     """The README's table, and what it was measured on."""
-    heads = ["workload", "N", "batch", *OF_TIME, *OF_MEMORY]
+    heads = ["workload", "N", "batch", *OF_TIME, *OF_MEMORY, "memory: ours, MB"]
     machine = report["machine"]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     lines += [row(found) for found in report["workloads"].values() if found["in_table"]]

@@ -127,11 +127,11 @@ def bert(*, small: bool = False) -> Task:
     return Task(Logits(model), ids, 1, (mask,), model.get_input_embeddings())
 
 
-def language_model(*, small: bool = False) -> Task:
+def language_model(tokens: int, *, small: bool = False) -> Task:
     """A causal language model, twelve heads of queries on four of keys; the next token's logit."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    layers, tokens = (3, 32) if small else (12, 2048)
+    layers, tokens = (3, 32) if small else (12, tokens)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=1000,
@@ -140,7 +140,7 @@ def language_model(*, small: bool = False) -> Task:
         num_hidden_layers=layers,
         num_attention_heads=12,
         num_key_value_heads=4,
-        max_position_embeddings=2048,
+        max_position_embeddings=8192,
         use_cache=False,
         attn_implementation="sdpa",
     )
@@ -240,9 +240,19 @@ WORKLOADS = (
         name="language_model_2048",
         title="causal, grouped queries",
         tokens=2048,
-        build=language_model,
+        build=partial(language_model, 2048),
         contenders=("ours", "limit"),
         seconds=16,
+    ),
+    Workload(
+        name="language_model_8192",
+        title="causal, grouped queries",
+        tokens=8192,
+        build=partial(language_model, 8192),
+        contenders=("ours", "limit"),
+        seconds=120,
+        rounds={"ours": 1, "limit": 1},
+        gigabytes={"ours": 7, "limit": 7},
     ),
     Workload(
         name="detector_850",

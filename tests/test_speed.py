@@ -88,6 +88,13 @@ def test_expensive_contenders_take_few_turns(benchmark):
     assert [sorted(of) for of in rounds] == [["a", "b", "c"], ["a", "b", "c"], ["a", "c"]]
 
 
+def test_rounds_end_with_the_last_turn(benchmark):
+    stage = Stage("ab")
+    rounds = benchmark.speed.take_turns(stage.calls, 1e9, rounds={"a": 1, "b": 1})
+    assert "".join(stage.log) == "ab"
+    assert len(rounds) == 1
+
+
 def test_short_calls_are_timed_together(benchmark):
     stage = Stage("ab")
     rounds = benchmark.speed.take_turns(stage.calls, 0, repeat=4, clock=stage.clock)
@@ -304,7 +311,7 @@ def test_command_writes_what_it_measures(command, capsys):
     expected = "1 rounds; ours / limit 1.50 (once); memory ours / limit 1.50"
     assert progress[0] == f"fast (0 s): {expected}", "the quick one first"
     assert progress[1] == f"slow (0 s): {expected}"
-    assert "| model slow | 5 | 1 | – | 1.50 (once) | – | – | 1.50 | – |" in progress
+    assert "| model slow | 5 | 1 | – | 1.50 (once) | – | – | 1.50 | – | 0 |" in progress
 
 
 @linux
@@ -438,13 +445,13 @@ MADE_UP = {
 
 TABLE = """\
 | workload | N | batch | ours / Saliency | ours / limit | recipe / ours | IG(50) / ours \
-| memory: ours / limit | memory: recipe / ours |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| memory: ours / limit | memory: recipe / ours | memory: ours, MB |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 | ViT-S | 197 | 1 | 1.02 (0.99–1.05) | 1.02 (1.00–1.04) | 1.54 (1.50–1.60) | 38.1 (37.9–38.4) \
-| 0.98 | 2.60 |
-| ViT-S | 4097 | 1 | – | 1.21 (1.20–1.22) | 4.31 (once) | – | – | 15.2 |
-| ViT-S, eight targets: 0.60 (0.55–0.65) of eight calls | 197 | 1 | – | – | – | – | – | – |
-| ViT-Ti | 197 | 1 | – | 1.30 (1.20–1.40) | – | – | – | – |
+| 0.98 | 2.60 | 50 |
+| ViT-S | 4097 | 1 | – | 1.21 (1.20–1.22) | 4.31 (once) | – | – | 15.2 | 1100 |
+| ViT-S, eight targets: 0.60 (0.55–0.65) of eight calls | 197 | 1 | – | – | – | – | – | – | – |
+| ViT-Ti | 197 | 1 | – | 1.30 (1.20–1.40) | – | – | – | – | – |
 
 Median (least–most) of the ratios within rounds; 2 threads, 4 cores of abacus, float32, PyTorch 9.\
 """

@@ -44,18 +44,14 @@ class FusedOperands(NamedTuple):
     grouped: bool
 
 
-def fused_operands(args: Args, kwargs: Kwargs) -> FusedOperands:
-    """Sort the arguments of a call of `scaled_dot_product_attention`."""
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    mask = given.get("attn_mask")
-    return FusedOperands(
-        (given["query"], given["key"], given["value"], *([] if mask is None else [mask])),
-        given.get("dropout_p", 0.0),
-        bool(given.get("is_causal")),
-        given.get("scale"),
-        bool(given.get("enable_gqa")),
-    )
+def fused_operands(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+    enable_gqa: bool = False,
+) -> FusedOperands:  # fmt: skip
+    """The arguments of a call of `scaled_dot_product_attention`, sorted."""
+    tensors = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
+    return FusedOperands(tensors, dropout_p, is_causal, scale, enable_gqa)
 
 
 class Attention:
@@ -274,36 +270,49 @@ class Attention:
 
     def fused(self, func: Callable[..., Any], args: Args, kwargs: Kwargs) -> Tensor:
         """Run `scaled_dot_product_attention` and record it."""
-        call = fused_operands(args, kwargs)
+        call = fused_operands(*args, **kwargs)
         query, key, value, *_ = call.tensors
-        shadows = [self._transfer.tokens_of(t, "attention") for t in (query, key)]
+        asking = self._transfer.tokens_of(query, "attention")
+        asked = self._transfer.tokens_of(key, "attention")
         result: Tensor = self._run(func, args, kwargs)
         leave_graph(result)
-        kept = self._recorder.saved(*call.tensors)
         self._recorder.dropout_seen |= call.dropout > 0
-        memory = self._transfer.spaces.memory
-        planes = []
-        for tensor, shadow in zip((query, key), shadows, strict=True):
-            if shadow.planes and varies(shadow.planes[0], -1):
-                self._recorder.refuse(*CHANNELS)
-                self._transfer.shadows[result] = Shadow(
-                    Role.TOKENS, (), shadows[0].ancestors | shadows[1].ancestors, data=True
-                )
-                return result
-            reason = shadow.lost or "a tensor that no input feeds"
-            planes.append(
-                memory(Tensor.select, shadow.planes[0], -1, 0) if shadow.planes
-                else self._transfer.spaces.unknown(tensor.shape[:-1], reason)
-            )  # fmt: skip
-        lead = result.shape[:-2]
-        queries = memory(_of_heads, planes[0], lead, grouped=False)
-        keys = memory(_of_heads, planes[1], lead, grouped=call.grouped)
+        tokens = self._transfer.spaces.memory(
+            _tokens_of_call, self._plane(query, asking), self._plane(key, asked), result.shape,
+            grouped=call.grouped,
+        )  # fmt: skip
+        if tokens is None:
+            self._recorder.refuse(*CHANNELS)
+            self._transfer.shadows[result] = Shadow(
+                Role.TOKENS, (), asking.ancestors | asked.ancestors, data=True
+            )
+            return result
+        queries, keys, plane = tokens
+        kept = self._recorder.saved(*call.tensors)
         source = Fused(kept, call.causal, call.scale, call.grouped, sums_kept_by(result))
-        plane = memory(_of_features, queries, result.shape)
-        taken = shadows[1].ancestors | self._transfer.of(value).ancestors
-        factors = (shadows[0].ancestors, taken)
+        factors = asking.ancestors, asked.ancestors | self._transfer.of(value).ancestors
         self._recorder.record(source, result, result, plane, queries, keys, factors, None)
         return result
+
+    def _plane(self, tensor: Tensor, shadow: Shadow) -> Tensor:
+        if shadow.planes:
+            return shadow.planes[0]
+        reason = shadow.lost or "a tensor that no input feeds"
+        return self._transfer.spaces.unknown(tensor.shape[:-1], reason).unsqueeze(-1)
+
+
+def _tokens_of_call(
+    query: Tensor, key: Tensor, shape: torch.Size, *, grouped: bool
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Queries and keys for each map of a fused call, `[*lead, N]`, and the plane of its result.
+
+    `None` if the axis that the kernel takes for features holds tokens.
+    """
+    if varies(query, -1) or varies(key, -1):
+        return None
+    queries = _of_heads(query[..., 0], shape[:-2], grouped=False)
+    keys = _of_heads(key[..., 0], shape[:-2], grouped=grouped)
+    return queries, keys, queries.unsqueeze(-1).expand(shape)
 
 
 def _of_heads(tokens: Tensor, lead: torch.Size, *, grouped: bool) -> Tensor:
@@ -311,8 +320,3 @@ def _of_heads(tokens: Tensor, lead: torch.Size, *, grouped: bool) -> Tensor:
     if grouped:
         tokens = tokens.repeat_interleave(lead[-1] // tokens.shape[-2], -2)
     return tokens if tokens.shape[:-1] == lead else tokens.expand(*lead, tokens.shape[-1])
-
-
-def _of_features(tokens: Tensor, shape: torch.Size) -> Tensor:
-    """The plane of a tensor whose last axis are features of these tokens."""
-    return tokens.unsqueeze(-1).expand(shape)

@@ -94,7 +94,7 @@ class FrozenMode(TorchFunctionMode):
         """Run an operation, and let it leave the graph that it left in the forward pass."""
         out = self._compute(identity, func, args, kwargs)
         if identity.family is Family.ATTENTION:
-            operands = fused_operands(args, kwargs)
+            operands = fused_operands(*args, **kwargs)
             leave_graph(out)
             if torch.is_grad_enabled():
                 Saved(*operands.tensors)

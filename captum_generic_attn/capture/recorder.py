@@ -139,10 +139,6 @@ class Recorder:
         except Unreadable as problem:
             self.refuse(problem.seen, problem.advice)
             return
-        spaces = self._transfer.spaces
-        spaces.read(groups.query_tokens)
-        spaces.read(groups.key_tokens)
-        spaces.ask(groups.query_tokens)
         index = self._next_index()
         self.records.append(
             AttentionRecord(
@@ -158,6 +154,8 @@ class Recorder:
     def _groups(self, queries: Tensor, keys: Tensor) -> Groups | None:
         """The call's tokens, sorted into examples and heads; `None` if all examples share them.
 
+        Notes that they were read and asked, which once is enough.
+
         Raises:
             Unreadable: if the call cannot be explained.
         """
@@ -165,8 +163,12 @@ class Recorder:
         self._check_lost(keys)
         if self._shared(queries) and self._shared(keys):
             return None
-        groups = group_heads(queries, keys, self._transfer.spaces, self._examples)
+        spaces = self._transfer.spaces
+        groups = group_heads(queries, keys, spaces, self._examples)
         self._check_present(groups.query_tokens, groups.key_tokens)
+        spaces.read(groups.query_tokens)
+        spaces.read(groups.key_tokens)
+        spaces.ask(groups.query_tokens)
         return groups
 
     def _check_lost(self, rows: Tensor) -> None:

@@ -35,6 +35,8 @@ def modules_of(forward_func: object) -> dict[str, nn.Module]:
     for name, value in _reachable(forward_func, depth=0):
         if not any(value is known for known in found.values()):
             found[name] = value
+    if len(found) == 1:
+        return {"": next(iter(found.values()))}
     inner = {id(m) for root in found.values() for m in root.modules() if m is not root}
     found = {name: module for name, module in found.items() if id(module) not in inner}
     return {"": next(iter(found.values()))} if len(found) == 1 else found
@@ -89,7 +91,7 @@ def _is_block(module: nn.Module) -> bool:
 
 def qualified(prefix: str, name: str) -> str:
     """`prefix.name`, either of which may be empty."""
-    return ".".join(part for part in (prefix, name) if part)
+    return f"{prefix}.{name}" if prefix and name else prefix or name
 
 
 class Scope:

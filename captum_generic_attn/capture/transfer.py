@@ -88,6 +88,11 @@ class Transfer:
         """Give the results of an operation their shadows."""
         if family is Family.NOTHING:
             return
+        if family is Family.TOKENWISE and not (in_place or kwargs) and isinstance(out, Tensor):
+            shadow = self._along(args, out)
+            if shadow is not None:
+                self.shadows[out] = shadow
+                return
         first = args[0] if args else None
         if family in _OF_THE_FIRST and isinstance(first, Tensor) and self.knows(first):
             if out is first and not in_place:
@@ -114,6 +119,29 @@ class Transfer:
         if in_place:
             for result in results:
                 self._note_write(result, name)
+
+    def _along(self, args: Sequence[Any], result: Tensor) -> Shadow | None:
+        """The shadow of a mixture of the same tokens throughout, as along a residual stream."""
+        if self._written:
+            return None
+        common: Shadow | None = None
+        for value in args:
+            if isinstance(value, Tensor):
+                shadow = self.shadows.get(value)
+                if shadow is None or shadow.role is not Role.TOKENS or len(shadow.planes) != 1:
+                    return None
+                if value.shape != result.shape or value.dtype != result.dtype:
+                    return None
+                if common is None:
+                    common = shadow
+                elif shadow.planes[0] is not common.planes[0]:
+                    return None
+                elif shadow is not common:
+                    ancestors = common.ancestors | shadow.ancestors
+                    common = common._replace(ancestors=ancestors, data=common.data or shadow.data)
+            elif isinstance(value, (list, tuple)):
+                return None
+        return common
 
     def _note_write(self, result: Tensor, name: str) -> None:
         """What is written into a view stands in the tensor that it is a view of."""
@@ -202,8 +230,6 @@ class Transfer:
         ]  # fmt: skip
         if not found:
             return NO_SHADOW
-        if alike := self._alike(found, result):
-            return alike
         ancestors = frozenset[int]().union(*(s.ancestors for _, s in found))
         data = any(s.data for _, s in found)
         best, main = max(found, key=lambda f: _precedence(f[0], f[1], result.shape))
@@ -242,24 +268,6 @@ class Transfer:
         role = Role.TOKENS if main.role is Role.PARAMETER else main.role
         return main._replace(role=role, planes=planes, ancestors=ancestors, data=data)
 
-    def _alike(self, found: list[tuple[Tensor, Shadow]], result: Tensor) -> Shadow | None:
-        """The shadow of a mixture of the same tokens throughout, as along a residual stream."""
-        first = found[0][1]
-        if first.role is not Role.TOKENS or len(first.planes) != 1:
-            return None
-        plane = first.planes[0]
-        for tensor, shadow in found:
-            if shadow.role is not Role.TOKENS or not shadow.planes or (
-                shadow.planes[0] is not plane or tensor.shape != result.shape
-            ):  # fmt: skip
-                return None
-        if len(found) == 1:
-            return first
-        return first._replace(
-            ancestors=first.ancestors.union(*(s.ancestors for _, s in found)),
-            data=any(s.data for _, s in found),
-        )
-
     def added(self, kept: Tensor, absorbed: Tensor) -> Tensor | None:
         """The plane of two planes of tokens whose features are added or joined."""
         if same_plane(kept, absorbed):
@@ -295,13 +303,13 @@ class Transfer:
     def mixed(self, tensor: Tensor, result: Tensor, name: str) -> Shadow:
         """The shadow after a weight mixed the last axis of a tensor."""
         shadow = self.tokens_of(tensor, name)
-        if not shadow.planes or tensor.shape[:-1] != result.shape[:-1]:
-            return shadow.without_tokens(name)
-        memory, shape = self.spaces.memory, result.shape
-        if shadow.role is Role.TOKENS and shadow.softmax is None:
-            plane = memory(_same_tokens, shadow.planes[0], shape)
+        shape = result.shape
+        if shadow.role is Role.TOKENS and shadow.planes and shadow.softmax is None:
+            plane = self.spaces.memory(_same_tokens, shadow.planes[0], shape)
             if plane is not None:
                 return shadow._replace(planes=(plane,))
+        if not shadow.planes or tensor.shape[:-1] != shape[:-1]:
+            return shadow.without_tokens(name)
         if shadow.role <= Role.TOKENS:
             shadow = shadow._replace(role=Role.TOKENS, softmax=None)
         if any(varies(plane, -1) for plane in shadow.planes):
@@ -386,7 +394,9 @@ _ONWARD = {Family.SAME: Transfer.same, Family.LINEAR: Transfer.mixed}
 
 def _same_tokens(plane: Tensor, shape: torch.Size) -> Tensor | None:
     """The plane after a weight mixed the features of tokens; `None` if it mixed tokens."""
-    return None if varies(plane, -1) else first_along(plane, -1).expand(shape)
+    if plane.shape[:-1] != shape[:-1] or varies(plane, -1):
+        return None
+    return first_along(plane, -1).expand(shape)
 
 
 def _is_value(tensor: Tensor) -> bool:

@@ -28,23 +28,22 @@ class Memory:
 
     def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`function(*args, **kwargs)`, a pure function; arguments are tensors or can be hashed."""
-        key = function, *map(_named, args), *kwargs.items()
-        return self._recalled(key, args, lambda: function(*args, **kwargs))
-
-    def of(self, planes: tuple[Tensor, ...], question: Hashable, answer: Callable[[], T]) -> T:
-        """The answer to a question about planes; who gives it is not kept."""
-        return self._recalled((question, *map(id, planes)), planes, answer)
-
-    def _recalled(self, key: Hashable, kept: object, answer: Callable[[], T]) -> T:
+        named = [id(value) if isinstance(value, Tensor) else value for value in args]
+        key = function, *named, *kwargs.items()
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = kept, answer()
+            known = self._known[key] = args, function(*args, **kwargs)
         found: T = known[1]
         return found
 
-
-def _named(argument: object) -> Hashable:
-    return id(argument) if isinstance(argument, Tensor) else argument
+    def of(self, planes: tuple[Tensor, ...], question: Hashable, answer: Callable[[], T]) -> T:
+        """The answer to a question about planes; who gives it is not kept."""
+        key = question, *map(id, planes)
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = planes, answer()
+        found: T = known[1]
+        return found
 
 
 def hashable(value: object) -> Hashable:
