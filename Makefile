@@ -74,6 +74,7 @@ captum-0.8: $(READY) ## the contract tests against Captum 0.8.0, laid over the i
 bench: $(READY) ## time and memory side by side, 45 minutes; writes the README's table and docs/speed.png
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/speed_report.py
+	$(BIN)/python benchmarks/stages.py
 
 bench-quick: $(READY) ## the short ones of `make bench`, printed only
 	$(BIN)/python benchmarks/speed.py --quick

@@ -18,7 +18,7 @@ from tiny_models import pictures, sentences, tiny_text, tiny_vit
 from captum_generic_attn import GenericAttention
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-MODULES = ("speed", "contenders", "workloads", "speed_report")
+MODULES = ("speed", "contenders", "workloads", "speed_report", "stages")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured on Linux")
 
 
@@ -30,11 +30,13 @@ def benchmark():
         import contenders
         import speed
         import speed_report
+        import stages
         import workloads
 
         yield SimpleNamespace(
-            speed=speed, contenders=contenders, workloads=workloads, report=speed_report
-        )
+            speed=speed, contenders=contenders, workloads=workloads, report=speed_report,
+            stages=stages,
+        )  # fmt: skip
         for name in MODULES:
             sys.modules.pop(name)
 
@@ -126,6 +128,30 @@ def test_ratios_have_median_least_and_most_of_the_rounds_of_both(benchmark):
         "recipe / ours": {"median": 2.0, "least": 1.5, "most": 2.5, "rounds": 2},
     }
     assert benchmark.speed.medians(rounds) == {"ours": 4.5, "limit": 4.5, "recipe": 7.0}
+
+
+# -- stages ---------------------------------------------------------------------------------------
+
+
+def test_stages_make_up_the_whole(benchmark):
+    task = benchmark.workloads.Task(tiny_vit(), pictures(1), 3)
+    found = benchmark.stages.stages_of(task, rounds=1)
+    ours = ("forward, captured", "backward without ours", "attention anew, rows", "the rest")
+    limits = ("forward, plain", "backward of the limit")
+    assert sum(found[stage] for stage in ours) == pytest.approx(found["ours"])
+    assert sum(found[stage] for stage in limits) == pytest.approx(found["limit"])
+    assert all(found[stage] > 0 for stage in (*ours, *limits))
+
+
+def test_stopwatch_counts_every_call_and_lets_go(benchmark):
+    owner = SimpleNamespace(work=lambda x: 2 * x)
+    work, watch = owner.work, benchmark.stages.Stopwatch()
+    with watch.watching(owner, "work", "stage"):
+        assert [owner.work(1), owner.work(2)] == [2, 4]
+        once = watch.seconds["stage"]
+        owner.work(3)
+    assert watch.seconds["stage"] > once > 0
+    assert owner.work is work
 
 
 # -- memory ---------------------------------------------------------------------------------------
