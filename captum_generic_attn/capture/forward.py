@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from captum_generic_attn.capture.mode import CaptureMode, FrozenMode
 from captum_generic_attn.capture.operations import Family, family_of
@@ -49,7 +49,12 @@ class UnsupportedAttentionError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Capture:
-    """One forward pass: its output, its attention calls and its tokens."""
+    """One forward pass: its output, its attention calls and its tokens.
+
+    `roots` are where the graph begins for each input, `None` for those that are not differentiable;
+    `embedded`, if they were asked for, what integers became vectors: the plane of the integers and
+    where the graph begins for the vectors.
+    """
 
     output: Tensor
     records: Sequence[AttentionRecord]
@@ -62,20 +67,29 @@ class Capture:
     dropout_seen: bool
     modules: dict[str, nn.Module]
     parameters: Mapping[int, str]
+    roots: Sequence[GradientEdge | None]
+    embedded: Sequence[tuple[Tensor, GradientEdge]]
+    written_out: bool
 
     def backward(
         self, score: Tensor, edges: Sequence[GradientEdge], *, retain_graph: bool = False
-    ) -> None:
+    ) -> tuple[Tensor | None, ...]:
         """Run the backward pass down to some edges; the records' taps hand gradients out.
 
         Args:
             score: a number.
             edges: where it stops.
             retain_graph: whether another backward pass follows.
+
+        Returns:
+            The gradient at each edge; `None` where the score does not depend on it.
         """
         gradients = undispatched(torch.autograd.grad)  # type: ignore[arg-type]
-        with FrozenMode(self.parameters):
-            gradients(score, edges, retain_graph=retain_graph, allow_unused=True)
+        with FrozenMode(self.parameters, written_out=self.written_out):
+            found: tuple[Tensor | None, ...] = gradients(
+                score, edges, retain_graph=retain_graph, allow_unused=True
+            )
+        return found
 
 
 def capture_forward(
@@ -85,6 +99,7 @@ def capture_forward(
     choose: Callable[[Any], Tensor],
     *,
     copies: bool = False,
+    beneath: Callable[[Transfer], contextlib.AbstractContextManager[object]] | None = None,
 ) -> Capture:
     """Run `forward_func(*inputs, *additional)` and record its attention.
 
@@ -94,6 +109,8 @@ def capture_forward(
         additional: further arguments; their tensors make tokens too, but are not explained.
         choose: picks the tensor to explain from what `forward_func` returns.
         copies: keep copies of what attention calls read, for a model that overwrites it.
+        beneath: makes a function mode that runs the operations in place of PyTorch, each by itself:
+            attention is written out then.
 
     Raises:
         UnsupportedAttentionError: if attention hides in a scripted module.
@@ -121,8 +138,15 @@ def capture_forward(
             _traced(value, name, transfer, aliases, len(inputs[0]), explained=i < len(inputs))
             for i, (value, name) in enumerate(zip((*inputs, *additional), names, strict=True))
         ]
+        roots = [
+            get_gradient_edge(a) if isinstance(a, Tensor) and a.requires_grad else None
+            for a in arguments[: len(inputs)]
+        ]
+        under = contextlib.nullcontext() if beneath is None else beneath(transfer)
+        mode = CaptureMode(transfer, recorder, scope, written_out=beneath is not None)
+        transfer.notes_embeddings = beneath is not None
         try:
-            with _eager(), scope.keeping_state(), scope, CaptureMode(transfer, recorder, scope):
+            with _eager(), scope.keeping_state(), scope, under, mode:
                 output = choose(forward_func(*arguments))
         except Exception as error:
             if kernel := _foreign_kernel(error, scope):
@@ -144,6 +168,9 @@ def capture_forward(
         recorder.dropout_seen,
         scope.modules,
         scope.parameters,
+        roots,
+        transfer.embedded,
+        beneath is not None,
     )
 
 

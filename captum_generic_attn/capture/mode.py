@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from captum_generic_attn.capture import contraction
+from captum_generic_attn.capture import contraction, written_out
 from captum_generic_attn.capture.attention import Attention, fused_operands, leave_graph
 from captum_generic_attn.capture.constants import Constants
 from captum_generic_attn.capture.operations import Family, canonical, family_of, tensors_in
@@ -45,9 +45,11 @@ class FrozenMode(TorchFunctionMode):
     backward pass, and must leave the same graph there: so the backward pass has this mode too.
     """
 
-    def __init__(self, parameters: Container[int]) -> None:
+    def __init__(self, parameters: Container[int], *, written_out: bool = False) -> None:
+        """Take `parameters` as constants; with `written_out`, no attention is fused."""
         super().__init__()
         self._parameters = parameters
+        self._written_out = written_out
         self._constants = Constants(parameters)
         self._opened: set[object] = set()
         self._without_grad = False
@@ -70,6 +72,9 @@ class FrozenMode(TorchFunctionMode):
                     return undispatched(func)(*args, **kwargs)  # type: ignore[arg-type]
             finally:
                 self._opened.discard(func)
+        if self._written_out and identity.family is Family.ATTENTION:
+            with self:
+                return written_out.attention(*args, **kwargs)
         if identity.name == "_set_grad_enabled":
             # a frozen tower runs under no_grad; its attention still needs its gradient
             if args and args[0] is False and torch.is_grad_enabled():
@@ -115,8 +120,10 @@ class FrozenMode(TorchFunctionMode):
 class CaptureMode(FrozenMode):
     """Interprets the forward pass of one thread while it is active."""
 
-    def __init__(self, transfer: Transfer, recorder: Recorder, scope: Scope) -> None:
-        super().__init__(scope.parameters)
+    def __init__(
+        self, transfer: Transfer, recorder: Recorder, scope: Scope, *, written_out: bool = False
+    ) -> None:
+        super().__init__(scope.parameters, written_out=written_out)
         self._transfer = transfer
         self._attention = Attention(transfer, recorder, scope, self._constants)
         self._recorder = recorder

@@ -93,6 +93,11 @@ _REFLECTED = {"radd", "rsub", "rmul", "rdiv", "rtruediv", "rpow", "iadd", "isub"
 _REFLECTED |= {"itruediv", "ipow", "rfloordiv", "ifloordiv", "rmod", "imod"}
 
 
+def names_of(*families: Family) -> list[str]:
+    """The names in the lists of some families."""
+    return [name for family in families for name in _LISTS[family].split()]
+
+
 def canonical(function: object) -> tuple[str, bool]:
     """The plain name of an operation, and whether it works in place.
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_generic_attn.capture import births, joins
@@ -37,6 +38,8 @@ class Transfer:
         self._written: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._stacked: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.joined_heads: list[tuple[int, ...]] = []
+        self.notes_embeddings = False
+        self.embedded: list[tuple[Tensor, GradientEdge]] = []
 
     # -- looking shadows up --------------------------------------------------------------------
 
@@ -338,6 +341,8 @@ class Transfer:
         label = self._parameters.get(id(weight), op.name)
         shadow = self.of(index)
         result = op.results[0]
+        if self.notes_embeddings and shadow.planes and result.requires_grad:
+            self.embedded.append((shadow.planes[0], get_gradient_edge(result)))
         self.shadows[result] = births.of_integers(
             self.spaces, shadow, label, index, result, op.name
         )

@@ -1,0 +1,189 @@
+"""One pass of a model under relevance rules: the relevance of its inputs and of its attention.
+
+Called by the attribution classes, beside the capture of the plain forward pass or in its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_generic_attn.capture import Capture, capture_forward
+from captum_generic_attn.capture.record import AttentionRecord
+from captum_generic_attn.capture.shadow import Role
+from captum_generic_attn.capture.transfer import Transfer
+from captum_generic_attn.lrp.mode import RelevanceMode
+from captum_generic_attn.lrp.rule_sets import RuleSet
+from captum_generic_attn.lrp.rules import Examples
+from captum_generic_attn.tokens.ids import compact
+
+
+class _Tokens:
+    """What the shadows of a capture say of a tensor."""
+
+    def __init__(self, transfer: Transfer, batch: int) -> None:
+        self._shadows = transfer.shadows
+        self._spaces = transfer.spaces
+        self._batch = batch
+
+    def is_data(self, tensor: Tensor) -> bool:
+        return self._shadows[tensor].data
+
+    def is_input(self, tensor: Tensor) -> bool:
+        return self._shadows[tensor].role is Role.RAW
+
+    def is_computed(self, tensor: Tensor) -> bool:
+        return self._shadows[tensor].role >= Role.TOKENS
+
+    def examples_of(self, tensor: Tensor) -> Examples:
+        if self._batch == 1:
+            return Examples()
+        planes = self._shadows[tensor].planes
+        if planes and planes[0].shape == tensor.shape:
+            memory = self._spaces.memory
+            found = memory.of((planes[0],), "examples", lambda: self._read(planes[0]))
+            if found is not None:
+                return found
+        if tensor.ndim and len(tensor) % self._batch == 0:
+            repeated = torch.arange(self._batch).repeat_interleave(len(tensor) // self._batch)
+            return Examples(-tensor.ndim, repeated)
+        return Examples(known=False)
+
+    def _read(self, plane: Tensor) -> Examples | None:
+        """The axis along which examples differ, and whose each place is, read off the tokens."""
+        small = compact(plane)
+        example = self._spaces.locate(small)[1]
+        for axis in range(small.ndim):
+            others = [a for a in range(small.ndim) if a != axis]
+            owner = example.amax(others) if others else example
+            if int(owner.min()) >= 0 and len(set(owner.tolist())) == self._batch:
+                return Examples(axis - plane.ndim, owner)
+        for axis in range(plane.ndim - 1):  # parameters: the same ones for each example
+            others = [a for a in range(plane.ndim) if a != axis]
+            line, places = plane.amax(others), torch.arange(self._batch)
+            if len(line) % self._batch:
+                continue
+            turns, parts = line.view(-1, self._batch), line.view(self._batch, -1)
+            if bool((turns == turns[:, :1]).all()):
+                return Examples(axis - plane.ndim, places.repeat(len(turns)))
+            if bool((parts == parts[:1]).all()):
+                return Examples(axis - plane.ndim, places.repeat_interleave(parts.shape[1]))
+        return None
+
+    def is_logits(self, tensor: Tensor) -> bool:
+        return self._shadows[tensor].role is Role.LOGITS
+
+    def is_probabilities(self, tensor: Tensor) -> bool:
+        return self._shadows[tensor].role is Role.PROBABILITIES
+
+
+@dataclass(frozen=True, eq=False)
+class Propagated:
+    """Relevance of each input, in its shape, and of the probabilities of each call by its index.
+
+    Probabilities are `[G * H, Nq, Nk]`, as a record orders them. Integers have the sum of what
+    their vectors got.
+    """
+
+    inputs: tuple[Tensor, ...]
+    calls: Mapping[int, Tensor]
+
+
+class Propagation:
+    """A forward pass under relevance rules, and backward passes of its scores."""
+
+    def __init__(
+        self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...], choose: Callable[[Any], Tensor], rules: RuleSet, *,
+        copies: bool = False,
+    ) -> None:  # fmt: skip
+        self._inputs = inputs
+        self._rules = rules
+        self._mode: RelevanceMode | None = None
+        self.capture: Capture = capture_forward(
+            forward_func, inputs, additional, choose, copies=copies, beneath=self._beneath
+        )
+
+    def _beneath(self, transfer: Transfer) -> RelevanceMode:
+        self._mode = RelevanceMode(self._rules, _Tokens(transfer, len(self._inputs[0])))
+        return self._mode
+
+    def of(
+        self, score: Tensor, *, retain_graph: bool, records: Sequence[AttentionRecord] = ()
+    ) -> Propagated:
+        """Propagate the relevance of a score of each example.
+
+        Args:
+            score: `[B]`, part of the graph of `capture`.
+            retain_graph: whether another score follows.
+            records: the calls whose probabilities' relevance is asked for.
+        """
+        capture = self.capture
+        calls: dict[int, Tensor] = {}
+        start = (score if self._rules.start == "one" else score * score.detach()).sum()
+        roots = [edge for edge in capture.roots if edge is not None]
+        edges = [*roots, *(edge for _, edge in capture.embedded)]
+        edges += [record.edge for record in records]
+        try:
+            for record in records:
+                record.tap.listener = _Keeper(record, calls)
+            assert self._mode is not None  # noqa: S101
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(self._mode)
+                found = (
+                    capture.backward(start, edges, retain_graph=retain_graph)
+                    if edges and start.requires_grad
+                    else (None,) * len(edges)
+                )
+        finally:
+            for record in records:
+                record.tap.listener = None
+        of_roots = iter(found)
+        relevance = [
+            torch.zeros_like(tensor) if edge is None else _or_zero(next(of_roots), tensor)
+            for edge, tensor in zip(capture.roots, self._inputs, strict=True)
+        ]
+        of_vectors = found[len(roots) : len(roots) + len(capture.embedded)]
+        for place, tensor in enumerate(self._inputs):
+            if capture.roots[place] is None:
+                relevance[place] = self._of_integers(place, tensor, score, of_vectors)
+        return Propagated(tuple(relevance), calls)
+
+    def _of_integers(
+        self, place: int, tensor: Tensor, score: Tensor, of_vectors: Sequence[Tensor | None]
+    ) -> Tensor:
+        """What the vectors of an input's integers got, summed over their features."""
+        capture = self.capture
+        # A tensor that is passed twice is one origin: both get what its tokens got.
+        first = next(i for i in range(place + 1) if self._inputs[i] is tensor)
+        name = capture.input_names[first]
+        total = score.new_zeros(tensor.numel())
+        for space in capture.spaces:
+            if space.kind != "element" or space.name != name or space.shape is None:
+                continue
+            for (plane, _), vectors in zip(capture.embedded, of_vectors, strict=True):
+                inside = (plane >= space.base) & (plane < space.stop)
+                if vectors is not None and bool(inside.any()):
+                    index = (plane[inside].long() - space.base).to(total.device)
+                    total.index_add_(0, index, vectors.sum(-1)[inside.to(vectors.device)].to(total))
+        return total.view(tensor.shape)
+
+
+class _Keeper:
+    """Keeps the relevance of a call's probabilities."""
+
+    def __init__(self, record: AttentionRecord, calls: dict[int, Tensor]) -> None:
+        self._record = record
+        self._calls = calls
+
+    def __call__(self, operands: Sequence[Tensor], relevance: Tensor) -> None:
+        self._calls[self._record.index] = self._record.blocks(operands, relevance).gradient()
+
+
+def _or_zero(relevance: Tensor | None, tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor) if relevance is None else relevance
