@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_generic_attn.calls import Layout, MappedCall, Source, Switches
+from captum_generic_attn.calls import Layout, MappedCall, Source, Sum, Switches
 from captum_generic_attn.maps import AttentionMap
 from captum_generic_attn.rules import (
     cross_attention_update,
@@ -66,10 +66,13 @@ class Additions:
         for source in call.sources:
             for to in self._known(call, source):
                 if call.crosses and to == source.stream:
-                    update = self._crossing(call, attention_map, source)
+                    update = self.crossing(call, attention_map, source)
                 else:
                     update = self._carried(call, attention_map, source, to)
                 added[to] = added[to] + update if to in added else update
+        if self._switches.row_normalize:
+            sums = self._row_sums(call, attention_map)
+            added = {to: self._scaled(call, rows, sums, to) for to, rows in added.items()}
         stream = self._streams[call.stream]
         first = self._first(call)
         self._added[call.index] = {
@@ -103,8 +106,27 @@ class Additions:
         weights = attention_map * (keys >= 0).unsqueeze(-2)
         return self._rows(call, self_attention_update(weights, functools.reduce(torch.add, read)))
 
-    def _crossing(self, call: MappedCall, attention_map: Tensor, source: Source) -> Tensor:
-        """Eq. 10 for the tokens of the keys' stream."""
+    def _row_sums(self, call: MappedCall, attention_map: Tensor) -> Tensor:
+        """`[B, size - first, 1]` sums of the rows of a call's map."""
+        if self._layout.in_order(call.examples, call.queries, call.stream):
+            return attention_map.sum(-1, keepdim=True)
+        return self._rows(call, attention_map.sum(-1, keepdim=True))
+
+    def _scaled(self, call: MappedCall, update: Tensor, sums: Tensor, to: str) -> Tensor:
+        """Rollout's addition: `(R + Ā R) / (1 + s) − R`, with `s` the sums of the rows of Ā."""
+        before = self.relevance(call.stream, call.query_ancestors, to)
+        if before is None:
+            return update / (1 + sums)
+        return (update - sums * before[:, self._first(call) :]) / (1 + sums)
+
+    def crossing(self, call: MappedCall, attention_map: Tensor, source: Source) -> Tensor:
+        """Eq. 10 for the tokens of the keys' stream: `[B, size, roots of the keys' stream]`.
+
+        Args:
+            call: the call; those that it depends on have been added.
+            attention_map: its map, `[G, Nq, Nk]`.
+            source: which of its keys' streams.
+        """
         key_stream, query_stream = self._streams[source.stream], self._streams[call.stream]
         dense = self._dense(call, attention_map, source)
         columns = self._layout.columns_or_all(source.columns, key_stream)
@@ -268,7 +290,7 @@ class Additions:
         return dense[:, :-1, :-1]
 
 
-class WholeSum:
+class WholeSum(Sum):
     """Relevance of all rows: the maps of the calls are collected, then added from the first on."""
 
     def __init__(self, calls: Sequence[MappedCall], layout: Layout, switches: Switches) -> None:
@@ -278,16 +300,13 @@ class WholeSum:
         self._rows: dict[str, tuple[Tensor, frozenset[int]]] = {}
         self._additions = Additions(layout, switches)
 
-    def read(self, stream: str, weights: Tensor, ancestors: frozenset[int]) -> None:
-        """Ask for `weights` `[B, size]` of the rows of a stream, in the state after `ancestors`."""
+    def read(self, stream: str, weights: Tensor, ancestors: frozenset[int]) -> None:  # noqa: D102
         self._rows[stream] = weights, ancestors
 
-    def arrive(self, index: int, attention_map: AttentionMap) -> None:
-        """Take the map of a call, as the backward pass comes to it."""
+    def arrive(self, index: int, attention_map: AttentionMap) -> None:  # noqa: D102
         self._maps[index] = attention_map.kept()
 
-    def finish(self) -> dict[str, Tensor]:
-        """`[B, roots]` values of the tokens of each stream, when the backward pass is over."""
+    def finish(self) -> dict[str, Tensor]:  # noqa: D102
         for call in self._calls:
             if call.index in self._maps:
                 self._additions.add(call, self._maps.pop(call.index).dense())
@@ -300,8 +319,7 @@ class WholeSum:
                     values[to] = values[to] + part if to in values else part
         return values
 
-    def matrices(self, states: Mapping[str, frozenset[int]]) -> dict[tuple[str, str], Tensor]:
-        """R between all pairs of streams that met, `[B, size, roots]`, in these states."""
+    def matrices(self, states: Mapping[str, frozenset[int]]) -> dict[tuple[str, str], Tensor]:  # noqa: D102
         found = {}
         for query in self._layout.streams:
             for key in self._layout.streams:

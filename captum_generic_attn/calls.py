@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from captum_generic_attn.maps import AttentionMap
 from captum_generic_attn.tokens import TokenStream
 from captum_generic_attn.tokens.ids import Memory
 
@@ -50,12 +52,17 @@ class MappedCall:
 
 @dataclass(frozen=True)
 class Switches:
-    """The paper's switches, and the pairs of streams (queries, keys) that attend across."""
+    """The paper's switches, and the pairs of streams (queries, keys) that attend across.
+
+    `row_normalize` is rollout's: after each call the rows of its queries are scaled to the sum that
+    they had before it.
+    """
 
     normalize: bool = True
     self_in_cross: bool = True
     aggregate: bool = True
     crossings: frozenset[tuple[str, str]] = frozenset()
+    row_normalize: bool = False
 
     def mutual(self, one: str, other: str) -> bool:
         """Whether two streams attend to each other."""
@@ -67,6 +74,30 @@ class Switches:
         while more := {key for query, key in self.crossings if query in known} - known:
             known |= more
         return frozenset(known)
+
+
+class Sum(ABC):
+    """What takes the maps of calls as the backward pass brings them, and makes values of them."""
+
+    @abstractmethod
+    def read(self, stream: str, weights: Tensor, ancestors: frozenset[int]) -> None:
+        """Ask for `weights` `[B, size]` of the rows of a stream, in the state after `ancestors`."""
+
+    @abstractmethod
+    def arrive(self, index: int, attention_map: AttentionMap) -> None:
+        """Take the map of a call, as the backward pass comes to it."""
+
+    @abstractmethod
+    def finish(self) -> dict[str, Tensor]:
+        """`[B, roots]` values of the tokens of each stream, when the backward pass is over."""
+
+    def matrices(self, states: Mapping[str, frozenset[int]]) -> dict[tuple[str, str], Tensor]:
+        """Between the pairs of streams that met, `[B, size, roots]`, in these states.
+
+        Raises:
+            NotImplementedError: where rows alone are computed.
+        """
+        raise NotImplementedError(f"{type(self).__name__} computes rows alone")
 
 
 class Layout:

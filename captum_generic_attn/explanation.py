@@ -15,8 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from captum_generic_attn.additions import WholeSum
-from captum_generic_attn.calls import Layout, MappedCall, Source, Switches
+from captum_generic_attn.calls import Layout, MappedCall, Source
 from captum_generic_attn.capture import (
     AttentionRecord,
     Capture,
@@ -26,17 +25,16 @@ from captum_generic_attn.capture import (
     reached_by,
 )
 from captum_generic_attn.capture.blocks import computing_dtype
-from captum_generic_attn.maps import BlockMap
-from captum_generic_attn.pullback import Pullback, pulls_back
+from captum_generic_attn.method import Method, SeenCall
 from captum_generic_attn.relevance import Call, Relevance, Stream
 from captum_generic_attn.rows import (
     RowsOption,
+    all_rows,
     equal_weights,
     explained_rows,
     given_rows,
     without_gradient,
 )
-from captum_generic_attn.rules import positive_evidence
 from captum_generic_attn.tokens import Meeting, TokenStream
 
 Layers = str | nn.Module | Sequence[str | nn.Module] | None
@@ -44,14 +42,12 @@ Layers = str | nn.Module | Sequence[str | nn.Module] | None
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chose in the constructor of `GenericAttention`."""
+    """What the user chose in the constructor of an attribution method."""
 
     layers: Layers
     start_layer: int
     rows: RowsOption
-    normalize: bool
-    self_in_cross: bool
-    aggregate: bool
+    method: Method
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +100,7 @@ def selected(capture: Capture, layers: Layers) -> set[str]:
 
 def explain(
     capture: Capture, score: Tensor, options: Options, *, retain_graph: bool, matrices: bool,
-    keep_calls: bool,
+    keep_calls: bool, propagated: Mapping[int, Tensor] = MappingProxyType({}),
 ) -> Explanation:  # fmt: skip
     """Explain one score of each example.
 
@@ -115,23 +111,27 @@ def explain(
         retain_graph: whether another score of the same forward pass follows.
         matrices: whether to return a `Relevance` too.
         keep_calls: whether that keeps the maps of each call.
+        propagated: relevance of the probabilities of each call by LRP, if the method needs it.
 
     Raises:
         ValueError: if an option does not fit the model, or relevance is not finite.
     """
-    return _Explaining(capture, score, options, matrices=matrices, keep_calls=keep_calls).run(
-        retain_graph=retain_graph
-    )
+    return _Explaining(
+        capture, score, options, propagated, matrices=matrices, keep_calls=keep_calls
+    ).run(retain_graph=retain_graph)
 
 
 class _Explaining:
     """The backward pass of one score: rows are chosen and maps are used as gradients come."""
 
     def __init__(
-        self, capture: Capture, score: Tensor, options: Options, *, matrices: bool, keep_calls: bool
-    ) -> None:
+        self, capture: Capture, score: Tensor, options: Options, propagated: Mapping[int, Tensor],
+        *, matrices: bool, keep_calls: bool,
+    ) -> None:  # fmt: skip
         self._capture = capture
         self._score = score
+        self._method = options.method
+        self._propagated = propagated
         self._keep_calls = keep_calls
         self._matrices = matrices
         reached = reached_by(score, capture.records)
@@ -143,7 +143,11 @@ class _Explaining:
         readers = list(dict.fromkeys(r.query_stream for r in self._read))
         like = torch.empty(0, dtype=computing_dtype(score), device=score.device)
         self._layout = Layout(capture.streams, len(score), like)
-        self._given = given_rows(capture, readers, options.rows, len(score), like)
+        if self._method.reads == "all":
+            asking = {r.query_stream for r in capture.records if r.index not in self._unused}
+            self._given = all_rows(capture, asking, len(score), like)
+        else:
+            self._given = given_rows(capture, readers, options.rows, len(score), like)
         self._automatic = options.rows is None
         self._finals = {
             stream.name: capture.ancestors if stream.name in readers
@@ -155,21 +159,15 @@ class _Explaining:
             self._to_come[record.query_stream] += 1
         self._found: dict[str, Tensor] = {}
         self._rows: dict[str, Tensor] = {}
-        self._per_head: dict[int, Tensor] = {}
+        self._seen: dict[int, SeenCall] = {}
         self._arrived: set[int] = set()
         used = [r for r in capture.records if r.index not in self._unused]
         self._calls = [_mapped(r, capture) for r in used]
         self._reached = reached
-        switches = Switches(
-            options.normalize, options.self_in_cross, options.aggregate, _crossings(capture)
-        )
-        pulled = not matrices and pulls_back(self._calls, switches)
-        self._sum: Pullback | WholeSum
-        if pulled:
-            every = dict.fromkeys([*readers, *self._given])
-            self._sum = Pullback(self._calls, every, self._layout, switches)
-        else:
-            self._sum = WholeSum(self._calls, self._layout, switches)
+        self._sum = self._method.sum_of(
+            self._calls, list(dict.fromkeys([*readers, *self._given])), self._layout,
+            _crossings(capture), matrices=matrices,
+        )  # fmt: skip
         for name, weights in self._given.items():
             self._read_rows(name, weights)
 
@@ -216,11 +214,13 @@ class _Explaining:
                 self._explain_rows(record, live)
         if record.index in self._unused:
             return
+        relevance = self._propagated.get(record.index)
+        seen = SeenCall(
+            record, blocks, self._layout, self._rows, self._capture.streams.positions, relevance
+        )
         if self._keep_calls:
-            evidence = positive_evidence(blocks.probabilities(), blocks.gradient())
-            self._per_head[record.index] = evidence.view(*record.pick.shape, *evidence.shape[1:])
-        attention_map = BlockMap(blocks, record.heads, record.share, self._layout.like.dtype)
-        self._sum.arrive(record.index, attention_map)
+            self._seen[record.index] = seen
+        self._sum.arrive(record.index, self._method.map_of(seen))
 
     def _explain_rows(self, record: AttentionRecord, live: Tensor) -> None:
         """Note which rows of a call the score reads, and explain them when its stream has all."""
@@ -238,16 +238,16 @@ class _Explaining:
     def _call(self, record: AttentionRecord) -> Call:
         missed = "" if record.index in self._arrived else "does not reach the score"
         reason = self._unused.get(record.index, missed)
-        per_head = self._per_head.get(record.index)
+        seen = self._seen.get(record.index)
         positions = self._capture.streams.positions
         return Call(
             record.index, record.module, record.query_stream, record.key_stream, record.heads,
             not reason, reason, positions(record.query_tokens), positions(record.key_tokens),
-            None if per_head is None else per_head.mean(1), per_head,
+            None if seen is None else self._method.map_of(seen).dense(),
+            None if seen is None else self._method.heads_of(seen),
         )  # fmt: skip
 
     def _relevance(self, calls: list[Call]) -> Relevance:
-        assert isinstance(self._sum, WholeSum)  # noqa: S101 - matrices are asked for
         refused = map(_refused, self._capture.refusals)
         return Relevance(
             MappingProxyType({s.name: _stream(s) for s in self._capture.streams}),
@@ -272,6 +272,7 @@ def _unused(capture: Capture, reached: Reached, options: Options) -> dict[int, s
     modules = selected(capture, options.layers)
     unused: dict[int, str] = {}
     pairs: dict[tuple[str, str], list[int]] = {}
+    across: set[tuple[str, str]] = set()
     layers: dict[int, list[int]] = {}
     for record in capture.records:
         if record.module not in modules:
@@ -280,6 +281,8 @@ def _unused(capture: Capture, reached: Reached, options: Options) -> dict[int, s
             unused[record.index] = "does not reach the score"
         else:
             pair = record.query_stream, record.key_stream
+            if record.meeting.crosses:
+                across.add(pair)
             if record.layer not in layers:
                 pairs.setdefault(pair, []).append(record.layer)
             layers.setdefault(record.layer, []).append(record.index)
@@ -287,9 +290,14 @@ def _unused(capture: Capture, reached: Reached, options: Options) -> dict[int, s
     if not all(-len(indices) <= start < len(indices) for indices in pairs.values()):
         counts = ", ".join(f"{len(i)} from {k} to {q}" for (q, k), i in pairs.items())
         raise ValueError(f"start_layer={start} is out of range; attention calls: {counts}")
-    for indices in pairs.values():
+    last = options.method.last
+    for pair, indices in pairs.items():
         for layer in indices[: start % len(indices)]:
             unused.update(dict.fromkeys(layers[layer], "before start_layer"))
+        if last == "every" or (last == "crossing" and pair in across):
+            for layer in indices[:-1]:
+                for call in layers[layer]:
+                    unused.setdefault(call, "not the last of its pair of streams")
     return unused
 
 

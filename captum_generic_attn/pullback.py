@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.additions import Additions, without_own
-from captum_generic_attn.calls import Layout, MappedCall, Source, Switches
+from captum_generic_attn.calls import Layout, MappedCall, Source, Sum, Switches
 from captum_generic_attn.maps import AttentionMap
 from captum_generic_attn.rules import divisor
 
@@ -71,7 +71,7 @@ class _Wanted:
         return torch.stack(parts).sum(0) if parts else None
 
 
-class Pullback:
+class Pullback(Sum):
     """Values of all tokens for the explained rows of the streams that the score reads."""
 
     def __init__(
@@ -100,8 +100,7 @@ class Pullback:
             i for i in ancestors if i in self._calls and self._calls[i].stream == stream
         )
 
-    def read(self, stream: str, weights: Tensor, ancestors: frozenset[int]) -> None:
-        """Ask for `weights` `[B, size]` of the rows of a stream, in the state after `ancestors`."""
+    def read(self, stream: str, weights: Tensor, ancestors: frozenset[int]) -> None:  # noqa: D102
         self._rows[stream] = weights
         # Without aggregation a state is what its last call left, and nothing is subtracted.
         start = not self._switches.aggregate and bool(self._own(stream, ancestors))
@@ -110,15 +109,13 @@ class Pullback:
         self._unread.discard(stream)
         self._advance()
 
-    def arrive(self, index: int, attention_map: AttentionMap) -> None:
-        """Take the map of a call, as the backward pass comes to it."""
+    def arrive(self, index: int, attention_map: AttentionMap) -> None:  # noqa: D102
         self._maps[index] = attention_map
         self._advance()
         if index in self._maps:
             self._maps[index] = attention_map.kept()
 
-    def finish(self) -> dict[str, Tensor]:
-        """`[B, roots]` values of the tokens of each stream, when the backward pass is over."""
+    def finish(self) -> dict[str, Tensor]:  # noqa: D102
         if self._waits:
             self._prepare_crossing()
         for index in sorted(self._maps, reverse=True):

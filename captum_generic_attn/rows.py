@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -80,6 +80,17 @@ def given_rows(
         name: _row_weights(streams[name], choice, examples).to(like)
         for name, choice in given.items()
         if choice is not None
+    }
+
+
+def all_rows(
+    capture: Capture, names: Collection[str], examples: int, like: Tensor
+) -> dict[str, Tensor]:
+    """`[B, N]` equal weights of all rows of some streams."""
+    return {
+        stream.name: like.new_full((examples, stream.size), 1 / stream.size)
+        for stream in capture.streams
+        if stream.name in names
     }
 
 

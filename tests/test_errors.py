@@ -296,7 +296,7 @@ def test_unknown_interpolation(interpolation):
     assert caught.match(repr(interpolation))
 
 
-@pytest.mark.parametrize("name", ["rule", "lrp", "layer"])
+@pytest.mark.parametrize("name", ["rules", "layer"])
 def test_options_that_do_not_exist(name):
     with pytest.raises(TypeError, match=name):
         GenericAttention(tiny_vit(), **{name: None})

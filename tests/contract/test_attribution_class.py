@@ -66,6 +66,8 @@ def test_signature_of_the_constructor():
         "normalize": True,
         "self_in_cross": True,
         "aggregate": True,
+        "rule": None,
+        "lrp": False,
         "output": None,
         "interpolation": "bilinear",
         "strict": True,

@@ -1,0 +1,163 @@
+"""How the baselines combine the maps of calls: products of self-attention, last calls alone.
+
+Self-attention multiplies up as in rollout, or the last call stands for itself; attention between
+streams is that of its last call, between what both sides had gathered, or bare. `method` hands the
+maps over, as it does to the sums of `additions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from captum_generic_attn.additions import Additions, read_out
+from captum_generic_attn.calls import Layout, MappedCall, Sum, Switches
+from captum_generic_attn.maps import AttentionMap
+
+OwnEntry = Literal["zero", "row_min"]
+
+
+class Composition(Sum):
+    """Values and matrices from products of self-attention, and one call of each crossing pair.
+
+    Args:
+        calls: the calls that count; of each crossing pair of streams one.
+        layout: the streams.
+        between: whether what crosses stands between the products of both sides, `Tᵀ A I`.
+        row_normalize: whether rows of `I + A` are scaled to sum to 1.
+        identity: whether a stream's matrix has the identity, as products have, or is the map alone.
+        own_entry: what the token of the only explained row gets: 0, or the least of its row.
+    """
+
+    def __init__(
+        self, calls: Sequence[MappedCall], layout: Layout, *, between: bool = False,
+        row_normalize: bool = False, identity: bool = True, own_entry: OwnEntry = "zero",
+    ) -> None:  # fmt: skip
+        switches = Switches(normalize=False, self_in_cross=between, row_normalize=row_normalize)
+        self._calls = calls
+        self._layout = layout
+        self._identity = identity
+        self._own_entry = own_entry
+        self._additions = Additions(layout, switches)
+        self._crossing: dict[tuple[str, str], Tensor] = {}
+        self._maps: dict[int, AttentionMap] = {}
+        self._rows: dict[str, tuple[Tensor, frozenset[int]]] = {}
+
+    def read(self, stream: str, weights: Tensor, ancestors: frozenset[int]) -> None:  # noqa: D102
+        self._rows[stream] = weights, ancestors
+
+    def arrive(self, index: int, attention_map: AttentionMap) -> None:  # noqa: D102
+        self._maps[index] = attention_map.kept()
+
+    def finish(self) -> dict[str, Tensor]:  # noqa: D102
+        for call in self._calls:
+            if call.index not in self._maps:
+                continue
+            matrix = self._maps.pop(call.index).dense()
+            if not call.crosses:
+                self._additions.add(call, matrix)
+                continue
+            for source in call.sources:
+                pair = call.stream, source.stream
+                found = self._additions.crossing(call, matrix, source)
+                # Heads that a model calls one by one are one layer, and so one call.
+                known = self._crossing.get(pair)
+                self._crossing[pair] = found if known is None else known + found
+        values: dict[str, Tensor] = {}
+        for name, (weights, ancestors) in self._rows.items():
+            for to, stream in self._layout.streams.items():
+                if to == name:
+                    gain = self._additions.gain(name, ancestors, name)
+                    part = read_out(gain, weights, stream.roots, own=True)
+                    if self._own_entry == "row_min":
+                        part = self._with_least(part, weights, name, ancestors)
+                elif (name, to) in self._crossing:
+                    part = read_out(self._crossing[name, to], weights, stream.roots, own=False)
+                else:
+                    continue
+                values[to] = values[to] + part if to in values else part
+        return values
+
+    def _with_least(
+        self, values: Tensor, weights: Tensor, name: str, ancestors: frozenset[int]
+    ) -> Tensor:
+        """The least of its row for the token of an example's only explained row."""
+        relevance = self._additions.relevance(name, ancestors, name)
+        assert relevance is not None  # noqa: S101
+        least = (weights.unsqueeze(1) @ relevance).amin(-1)
+        own = (weights != 0) & ((weights != 0).sum(-1, keepdim=True) == 1)
+        return torch.where(own[:, : values.shape[1]], least, values)
+
+    def matrices(self, states: Mapping[str, frozenset[int]]) -> dict[tuple[str, str], Tensor]:  # noqa: D102
+        examples = self._layout.examples
+        found = dict(self._crossing)
+        for name, stream in self._layout.streams.items():
+            of = self._additions.relevance if self._identity else self._additions.gain
+            matrix = of(name, states[name], name)
+            if matrix is None:
+                matrix = self._layout.like.new_zeros(examples, stream.size, stream.roots)
+            found[name, name] = matrix.expand(examples, -1, -1)
+        return found
+
+
+class Total(Sum):
+    """The sum of all maps, each averaged over the queries of its call."""
+
+    def __init__(self, calls: Sequence[MappedCall], layout: Layout) -> None:
+        self._calls = {call.index: call for call in calls}
+        self._layout = layout
+        self._maps: dict[int, AttentionMap] = {}
+        self._rows: set[str] = set()
+
+    def read(self, stream: str, weights: Tensor, ancestors: frozenset[int]) -> None:  # noqa: ARG002, D102
+        self._rows.add(stream)
+
+    def arrive(self, index: int, attention_map: AttentionMap) -> None:  # noqa: D102
+        self._maps[index] = attention_map.kept()
+
+    def finish(self) -> dict[str, Tensor]:  # noqa: D102
+        found = self._placed(each_query=False)
+        values: dict[str, Tensor] = {}
+        for (query, to), rows in found.items():
+            if query in self._rows:
+                part = rows.squeeze(1)
+                values[to] = values[to] + part if to in values else part
+        for name in self._rows:
+            stream = self._layout.streams[name]
+            zeros = self._layout.like.new_zeros(self._layout.examples, stream.roots)
+            values.setdefault(name, zeros)
+        return values
+
+    def matrices(self, states: Mapping[str, frozenset[int]]) -> dict[tuple[str, str], Tensor]:  # noqa: ARG002, D102
+        found = self._placed(each_query=True)
+        for name, stream in self._layout.streams.items():
+            zeros = self._layout.like.new_zeros(self._layout.examples, stream.size, stream.roots)
+            found.setdefault((name, name), zeros)
+        return found
+
+    def _placed(self, *, each_query: bool) -> dict[tuple[str, str], Tensor]:
+        """`[B, size or 1, roots]`: of each query, times the stream's size, or summed over them."""
+        layout = self._layout
+        found: dict[tuple[str, str], Tensor] = {}
+        for index, attention_map in self._maps.items():
+            call = self._calls[index]
+            size = layout.streams[call.stream].size
+            asking = layout.like.new_ones(*call.queries.shape) * (call.queries >= 0).to(layout.like)
+            count = layout.scatter(
+                asking.unsqueeze(1), call.examples, call.queries, call.stream
+            ).sum(-1, keepdim=True)  # [B, 1, 1]
+            weights = layout.like.new_ones(layout.examples, 1, size) / count.clamp(min=1)
+            if each_query:
+                weights = torch.eye(size).to(layout.like) * size / count.clamp(min=1)
+            queries = layout.gather(weights, call.examples, call.queries, call.stream)
+            product = attention_map.of_rows(queries)
+            for source in call.sources:
+                keys = layout.scatter(product, call.examples, source.keys, source.stream)
+                stream = layout.streams[source.stream]
+                part = stream.hand_back(keys)[:, :, : stream.roots]
+                pair = call.stream, source.stream
+                found[pair] = found[pair] + part if pair in found else part
+        return found

@@ -1,0 +1,128 @@
+"""Baselines that read gradients of attention: Grad-CAM on attention, and the gradient alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from captum_generic_attn.attribution import AttentionAttribution, AttentionOptions
+from captum_generic_attn.baselines.methods import GradCam, PositiveGradient
+from captum_generic_attn.explanation import Layers
+from captum_generic_attn.method import Method
+from captum_generic_attn.rows import RowsOption
+from captum_generic_attn.score import OutputChoice
+
+
+class AttentionGradCam(AttentionAttribution):
+    """Grad-CAM on attention: the last call's heads, weighted by the means of their gradients.
+
+    `relu(mean_h(w_h A_h))`, with `w_h` the mean of the gradient of head `h`'s probabilities.
+
+    Args:
+        forward_func: as in `GenericAttention`.
+        weights_from: `"explained_rows"`: `w_h` is the mean over the explained rows, without the
+            column of their own token, and scaling looks there; `"all"`: over the whole matrix.
+        scale: `"minmax"`: each example's values are scaled to reach from 0 to 1; `None`: not.
+        layers: as in `GenericAttention`; the last call is the last of these.
+        rows: as in `GenericAttention`.
+        output: as in `GenericAttention`.
+        interpolation: as in `GenericAttention`.
+        strict: as in `GenericAttention`.
+
+    Raises:
+        ValueError: if an option is none of those named, and as `GenericAttention`.
+        TypeError: as `GenericAttention`.
+
+    Source: Selvaraju et al. 2017, arXiv 1610.02391, as arXiv 2012.09838 applies it to attention.
+
+    Example:
+        >>> import torch, timm
+        >>> from captum_generic_attn import AttentionGradCam
+        >>> model = timm.create_model("test_vit", num_classes=5).eval()
+        >>> method = AttentionGradCam(model)
+        >>> tokens = method.attribute(
+        ...     torch.rand(1, 3, 160, 160), target=1, return_input_shape=False
+        ... )
+        >>> tokens.min().item(), tokens.max().item()
+        (0.0, 1.0)
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        weights_from: Literal["explained_rows", "all"] = "explained_rows",
+        scale: Literal["minmax"] | None = "minmax",
+        layers: Layers = None,
+        rows: RowsOption = None,
+        output: OutputChoice = None,
+        interpolation: str = "bilinear",
+        strict: bool = True,
+    ) -> None:
+        options = AttentionOptions(layers, 0, rows, output, interpolation, strict)
+        super().__init__(forward_func, options)
+        check_choice("weights_from", weights_from, ("explained_rows", "all"))
+        check_choice("scale", scale, ("minmax", None))
+        self.weights_from = weights_from
+        self.scale = scale
+
+    @property
+    def _method(self) -> Method:
+        return GradCam(self.weights_from, self.scale)
+
+
+class GradientAttention(AttentionAttribution):
+    """The positive gradient of attention: `relu(∇A)`, averaged over heads and queries, summed.
+
+    Each token gets what it would give as a key, whoever asks, so there are no explained rows. This
+    is LeGrad (arXiv 2404.03214) for the score of the last layer alone; LeGrad itself also reads
+    scores of the layers before.
+
+    Args:
+        forward_func: as in `GenericAttention`.
+        layers: as in `GenericAttention`.
+        start_layer: as in `GenericAttention`.
+        output: as in `GenericAttention`.
+        interpolation: as in `GenericAttention`.
+        strict: as in `GenericAttention`.
+
+    Raises:
+        ValueError: as `GenericAttention`.
+        TypeError: as `GenericAttention`.
+
+    Source: Bousselham et al. 2024, arXiv 2404.03214.
+
+    Example:
+        >>> import torch, timm
+        >>> from captum_generic_attn import GradientAttention
+        >>> model = timm.create_model("test_vit", num_classes=5).eval()
+        >>> GradientAttention(model).attribute(torch.rand(1, 3, 160, 160), target=1).min() >= 0
+        tensor(True)
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        layers: Layers = None,
+        start_layer: int = 0,
+        output: OutputChoice = None,
+        interpolation: str = "bilinear",
+        strict: bool = True,
+    ) -> None:
+        options = AttentionOptions(layers, start_layer, None, output, interpolation, strict)
+        super().__init__(forward_func, options)
+
+    @property
+    def _method(self) -> Method:
+        return PositiveGradient()
+
+
+def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """See that an option is one of those that there are.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is none of {allowed}")

@@ -1,0 +1,257 @@
+"""Baselines of layer-wise relevance propagation: to the inputs, or to attention alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from captum_generic_attn.attribution import AttentionAttribution, AttentionOptions
+from captum_generic_attn.base import Attributed, ModelAttribution, Request, retried
+from captum_generic_attn.baselines.gradients import check_choice
+from captum_generic_attn.baselines.methods import LrpAlone, LrpRolled, LrpWeighted
+from captum_generic_attn.explanation import Layers
+from captum_generic_attn.lrp import RuleSet, attention_rules, rule_set
+from captum_generic_attn.lrp.propagation import Propagation
+from captum_generic_attn.method import Method
+from captum_generic_attn.rows import RowsOption
+from captum_generic_attn.score import OutputChoice
+
+Rules = str | RuleSet
+
+
+class TransformerAttribution(AttentionAttribution):
+    """Transformer attribution: products of `I + E relu(∇A ⊙ C)`, `C` the relevance of attention.
+
+    Between streams the map of the last call in which they attend across stands for itself.
+
+    Args:
+        forward_func: as in `GenericAttention`.
+        row_normalize: whether the rows of each factor are scaled to sum to 1.
+        own_entry: what the token of the only explained row gets: `"zero"`, or `"row_min"`, the
+            least value of its row.
+        start_layer: leave out the first `start_layer` calls of each pair of streams.
+        rules: the LRP rules, `"ours"`, another name of `lrp.RULE_SETS`, or a `RuleSet`.
+        layers: as in `GenericAttention`.
+        rows: as in `GenericAttention`.
+        output: as in `GenericAttention`.
+        interpolation: as in `GenericAttention`.
+        strict: as in `GenericAttention`.
+
+    Raises:
+        UnsupportedOperationError: if an operation of the model has no relevance rule.
+        ValueError: if an option is none of those named, and as `GenericAttention`.
+        TypeError: as `GenericAttention`.
+
+    Source: Chefer, Gur, Wolf 2021, arXiv 2012.09838.
+
+    Example:
+        >>> import torch, timm
+        >>> from captum_generic_attn import TransformerAttribution
+        >>> model = timm.create_model("test_vit", num_classes=5).eval()
+        >>> TransformerAttribution(model).attribute(torch.rand(1, 3, 160, 160), target=1).shape
+        torch.Size([1, 3, 160, 160])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        row_normalize: bool = False,
+        own_entry: Literal["zero", "row_min"] = "zero",
+        start_layer: int = 0,
+        rules: Rules = "ours",
+        layers: Layers = None,
+        rows: RowsOption = None,
+        output: OutputChoice = None,
+        interpolation: str = "bilinear",
+        strict: bool = True,
+    ) -> None:
+        options = AttentionOptions(layers, start_layer, rows, output, interpolation, strict)
+        super().__init__(forward_func, options)
+        check_choice("own_entry", own_entry, ("zero", "row_min"))
+        attention_rules(rules)
+        self.row_normalize = row_normalize
+        self.own_entry = own_entry
+        self.rules = rules
+
+    @property
+    def _method(self) -> Method:
+        return LrpWeighted(attention_rules(self.rules), self.row_normalize, self.own_entry)
+
+
+class PartialLrp(AttentionAttribution):
+    """Partial LRP: the relevance of the last call's probabilities, averaged over heads.
+
+    Args:
+        forward_func: as in `GenericAttention`.
+        clamp: whether negative relevance counts as none.
+        scale: `"minmax"`: each example's whole matrix is scaled to reach from 0 to 1; `None`: not.
+        rules: the LRP rules, `"original"`, another name of `lrp.RULE_SETS`, or a `RuleSet`.
+        layers: as in `GenericAttention`; the last call is the last of these.
+        rows: as in `GenericAttention`.
+        output: as in `GenericAttention`.
+        interpolation: as in `GenericAttention`.
+        strict: as in `GenericAttention`.
+
+    Raises:
+        UnsupportedOperationError: if an operation of the model has no relevance rule.
+        ValueError: if an option is none of those named, and as `GenericAttention`.
+        TypeError: as `GenericAttention`.
+
+    Source: Voita et al. 2019, arXiv 1905.09418, as arXiv 2012.09838 applies it.
+
+    Example:
+        >>> import torch, timm
+        >>> from captum_generic_attn import PartialLrp
+        >>> model = timm.create_model("test_vit", num_classes=5).eval()
+        >>> PartialLrp(model).attribute(torch.rand(1, 3, 160, 160), target=1).min() >= 0
+        tensor(True)
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        clamp: bool = True,
+        scale: Literal["minmax"] | None = None,
+        rules: Rules = "original",
+        layers: Layers = None,
+        rows: RowsOption = None,
+        output: OutputChoice = None,
+        interpolation: str = "bilinear",
+        strict: bool = True,
+    ) -> None:
+        options = AttentionOptions(layers, 0, rows, output, interpolation, strict)
+        super().__init__(forward_func, options)
+        check_choice("scale", scale, ("minmax", None))
+        attention_rules(rules)
+        self.clamp = clamp
+        self.scale = scale
+        self.rules = rules
+
+    @property
+    def _method(self) -> Method:
+        return LrpAlone(attention_rules(self.rules), self.clamp, self.scale)
+
+
+class LrpRollout(AttentionAttribution):
+    """LRP rollout: products of `I + E relu(C)`, `C` the relevance of attention.
+
+    Args:
+        forward_func: as in `GenericAttention`.
+        start_layer: leave out the first `start_layer` calls of each pair of streams.
+        rules: the LRP rules, `"ours"`, another name of `lrp.RULE_SETS`, or a `RuleSet`.
+        layers: as in `GenericAttention`.
+        rows: as in `GenericAttention`.
+        output: as in `GenericAttention`.
+        interpolation: as in `GenericAttention`.
+        strict: as in `GenericAttention`.
+
+    Raises:
+        UnsupportedOperationError: if an operation of the model has no relevance rule.
+        ValueError: as `GenericAttention`.
+        TypeError: as `GenericAttention`.
+
+    Source: an ablation of arXiv 2012.09838. Between streams it is combined as `AttentionRollout`,
+    which the paper does not cover.
+
+    Example:
+        >>> import torch, timm
+        >>> from captum_generic_attn import LrpRollout
+        >>> model = timm.create_model("test_vit", num_classes=5).eval()
+        >>> LrpRollout(model).attribute(torch.rand(1, 3, 160, 160), target=1).min() >= 0
+        tensor(True)
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        start_layer: int = 0,
+        rules: Rules = "ours",
+        layers: Layers = None,
+        rows: RowsOption = None,
+        output: OutputChoice = None,
+        interpolation: str = "bilinear",
+        strict: bool = True,
+    ) -> None:
+        options = AttentionOptions(layers, start_layer, rows, output, interpolation, strict)
+        super().__init__(forward_func, options)
+        attention_rules(rules)
+        self.rules = rules
+
+    @property
+    def _method(self) -> Method:
+        return LrpRolled(attention_rules(self.rules))
+
+
+class Lrp(ModelAttribution):
+    """Layer-wise relevance propagation from a score to the elements of the inputs.
+
+    The model is used as it is: a function mode gives every operation of its forward pass a
+    relevance rule. Elements keep their sign: what speaks against the score is negative.
+
+    Args:
+        forward_func: a module, a bound method, a `functools.partial`, or a closure round modules.
+        rules: the rule set, by its name in `lrp.RULE_SETS` or as a `RuleSet`: `"original"`,
+            `"ours"`, `"detr"` (the authors' variants), `"epsilon"`, `"gamma"`, or `"frozen"`, which
+            conserves exactly where there are no biases.
+        output: as in `GenericAttention`.
+
+    Raises:
+        ValueError: if there is no such rule set.
+        TypeError: if `forward_func` cannot be called.
+
+    `attribute` returns relevance in the shape of the inputs: pixels, features, or for text one
+    value per token, the sum over its vector. With `return_input_shape=False`, the features of a
+    region are summed to `[B, R]` and the channels of a picture to `[B, H, W]`.
+
+    Source: Bach et al. 2015; rules as `captum_generic_attn.lrp.rules` says.
+
+    Example:
+        >>> import torch, timm
+        >>> from captum_generic_attn import Lrp
+        >>> model = timm.create_model("test_vit", num_classes=5).eval()
+        >>> Lrp(model, rules="frozen").attribute(torch.rand(1, 3, 160, 160), target=1).shape
+        torch.Size([1, 3, 160, 160])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        rules: Rules = "original",
+        output: OutputChoice = None,
+    ) -> None:
+        super().__init__(forward_func, output)
+        rule_set(rules)
+        self.rules = rules
+
+    def _attributed(self, request: Request, *, return_input_shape: bool) -> Iterator[Attributed]:
+        return retried(
+            lambda copies: self._relevances(request, copies=copies, whole=return_input_shape)
+        )
+
+    def _relevances(self, request: Request, *, copies: bool, whole: bool) -> Iterator[Attributed]:
+        propagation = Propagation(
+            self.forward_func, request.inputs, request.additional, self._choose,
+            rule_set(self.rules), copies=copies,
+        )  # fmt: skip
+        output = propagation.capture.output
+        self._check_output(output, request)
+        for i, target in enumerate(request.targets):
+            with torch.autocast(output.device.type, enabled=False):
+                score = self._score(output, request, target)
+                found = propagation.of(score, retain_graph=i + 1 < len(request.targets))
+            maps = [relevance.detach() for relevance in found.inputs]
+            yield Attributed(maps if whole else [_summed(relevance) for relevance in maps], [])
+
+
+def _summed(relevance: Tensor) -> Tensor:
+    """Summed over what is no place: channels of a picture, features of a region."""
+    if relevance.ndim == 4:
+        return relevance.sum(1)
+    return relevance.sum(-1) if relevance.ndim == 3 else relevance

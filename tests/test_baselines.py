@@ -1,0 +1,420 @@
+"""The baselines against slow twins, their options, and what all methods promise alike."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from functools import partial
+
+import pytest
+import torch
+from tiny_models import pictures, sentences, tiny_text, tiny_vit, two_towers
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from captum_generic_attn import (
+    AttentionGradCam,
+    AttentionRollout,
+    GenericAttention,
+    GradientAttention,
+    Lrp,
+    LrpRollout,
+    PartialLrp,
+    RawAttention,
+    TransformerAttribution,
+    UnsupportedOperationError,
+)
+from captum_generic_attn.baselines.maps import min_max
+
+SAME = 1e-12
+OVER_ATTENTION = [
+    GenericAttention,
+    RawAttention,
+    AttentionRollout,
+    AttentionGradCam,
+    GradientAttention,
+    TransformerAttribution,
+    PartialLrp,
+    LrpRollout,
+]
+ALL = [*OVER_ATTENTION, Lrp]
+
+
+def apart(ours: Tensor, theirs: Tensor) -> float:
+    assert ours.shape == theirs.shape
+    assert theirs.abs().max() > 0
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def kept_attention(model: nn.Module, ids: Tensor, target: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Probabilities of an eager text model and their gradients, `[B, H, N, N]` each."""
+    kept: list[Tensor] = []
+    for block in model.blocks:
+        block.kept = kept
+    try:
+        score = model(ids)[:, target].sum()
+    finally:
+        for block in model.blocks:
+            block.kept = None
+    return [a.detach() for a in kept], list(torch.autograd.grad(score, kept))
+
+
+@pytest.fixture
+def text():
+    model = tiny_text("classes", depth=3)
+    for block in model.blocks:
+        block.eager = True
+    ids = sentences()
+    return model, ids, *kept_attention(model, ids, 1)
+
+
+def explained_row(model, ids) -> int:
+    (weights,) = GenericAttention(model).relevance(ids, 1).rows.values()
+    assert (weights == weights[:1]).all()
+    assert (weights[0] > 0).sum() == 1, "the twins below are written for one explained row"
+    return int(weights[0].argmax())
+
+
+def without_own(row: Tensor, own: int) -> Tensor:
+    row = row.clone()
+    row[:, own] = 0
+    return row
+
+
+# -- twins -----------------------------------------------------------------------------------------
+
+
+def test_raw_attention(text) -> None:
+    model, ids, attention, _ = text
+    row = explained_row(model, ids)
+    expected = without_own(attention[-1].mean(1)[:, row], row)
+    assert apart(RawAttention(model).attribute(ids, 1), expected) <= SAME
+    matrix = RawAttention(model).relevance(ids, 1).matrix("input_ids", "input_ids")
+    assert apart(matrix, attention[-1].mean(1)) <= SAME
+    chosen = RawAttention(model, layers="blocks.0").attribute(ids, 1)
+    assert apart(chosen, without_own(attention[0].mean(1)[:, row], row)) <= SAME
+
+
+@pytest.mark.parametrize("start", [0, 1, -1])
+@pytest.mark.parametrize("normalized", [True, False])
+def test_rollout(text, normalized, start) -> None:
+    model, ids, attention, _ = text
+    row = explained_row(model, ids)
+    expected = torch.eye(ids.shape[1], dtype=torch.float64).repeat(len(ids), 1, 1)
+    for call in attention[start:]:
+        factor = torch.eye(ids.shape[1], dtype=torch.float64) + call.mean(1)
+        if normalized:
+            factor = factor / factor.sum(-1, keepdim=True)
+        expected = factor @ expected
+    method = AttentionRollout(model, row_normalize=normalized, start_layer=start)
+    matrix = method.relevance(ids, 1).matrix("input_ids", "input_ids")
+    assert apart(matrix, expected) <= SAME
+    assert apart(method.attribute(ids, 1), without_own(expected[:, row], row)) <= SAME
+
+
+@pytest.mark.parametrize("weights_from", ["explained_rows", "all"])
+@pytest.mark.parametrize("scale", ["minmax", None])
+def test_grad_cam(text, weights_from, scale) -> None:
+    model, ids, attention, gradients = text
+    row = explained_row(model, ids)
+    others = [i for i in range(ids.shape[1]) if i != row]
+    expected = torch.zeros_like(attention[-1][:, 0])
+    for example in range(len(ids)):
+        for head in range(attention[-1].shape[1]):
+            gradient = gradients[-1][example, head]
+            looked_at = gradient[row, others] if weights_from == "explained_rows" else gradient
+            expected[example] += looked_at.mean() * attention[-1][example, head]
+        expected[example] = (expected[example] / attention[-1].shape[1]).clamp(min=0)
+        if scale is not None:
+            looked_at = expected[example]
+            looked_at = looked_at[row, others] if weights_from == "explained_rows" else looked_at
+            least, most = looked_at.min(), looked_at.max()
+            if most > least:
+                expected[example] = (expected[example] - least) / (most - least)
+    method = AttentionGradCam(model, weights_from=weights_from, scale=scale)
+    assert apart(method.attribute(ids, 1), without_own(expected[:, row], row)) <= SAME
+    matrix = method.relevance(ids, 1).matrix("input_ids", "input_ids")
+    assert apart(matrix, expected) <= SAME
+
+
+def test_gradient_attention(text) -> None:
+    model, ids, _, gradients = text
+    expected = torch.zeros(ids.shape, dtype=torch.float64)
+    for gradient in gradients:
+        heads, queries = gradient.shape[1:3]
+        for head in range(heads):
+            for query in range(queries):
+                expected += gradient[:, head, query].clamp(min=0) / (heads * queries)
+    assert apart(GradientAttention(model).attribute(ids, 1), expected) <= SAME
+    relevance = GradientAttention(model).relevance(ids, 1)
+    matrix = relevance.matrix("input_ids", "input_ids")
+    rows = relevance.rows["input_ids"]
+    assert rows.sum(1).tolist() == pytest.approx([1.0] * len(ids))
+    assert apart((rows.unsqueeze(1) @ matrix).squeeze(1), expected) <= SAME
+
+
+@pytest.mark.parametrize("own_entry", ["zero", "row_min"])
+@pytest.mark.parametrize("normalized", [True, False])
+def test_transformer_attribution_of_its_own_maps(text, normalized, own_entry) -> None:
+    """The product of what `keep_calls` tells of each call."""
+    model, ids, _, gradients = text
+    row = explained_row(model, ids)
+    method = TransformerAttribution(model, row_normalize=normalized, own_entry=own_entry)
+    relevance = method.relevance(ids, 1, keep_calls=True)
+    expected = torch.eye(ids.shape[1], dtype=torch.float64).repeat(len(ids), 1, 1)
+    for call, gradient in zip(relevance.calls, gradients, strict=True):
+        assert (call.per_head >= 0).all()
+        assert (call.per_head[gradient == 0] == 0).all()
+        assert apart(call.map, call.per_head.mean(1)) <= SAME
+        factor = torch.eye(ids.shape[1], dtype=torch.float64) + call.map
+        if normalized:
+            factor = factor / factor.sum(-1, keepdim=True)
+        expected = factor @ expected
+    values = without_own(expected[:, row], row)
+    if own_entry == "row_min":
+        values[:, row] = expected[:, row].amin(-1)
+    assert apart(method.attribute(ids, 1), values) <= SAME
+
+
+def test_lrp_is_the_same_fused_and_written_out() -> None:
+    for method in (Lrp, PartialLrp, TransformerAttribution, LrpRollout):
+        found = []
+        for eager in (False, True):
+            model = tiny_text("classes", depth=3)
+            for block in model.blocks:
+                block.eager = eager
+            found.append(method(model).attribute(sentences(), 1))
+        assert apart(found[0], found[1]) <= 1e-6  # where they scale the logits differs
+
+
+def test_rule_in_place_of_equation_5(text) -> None:
+    model, ids, _, _ = text
+
+    def equation_5(attention, gradient):
+        return (attention * gradient).clamp(min=0).mean(1)
+
+    ours = GenericAttention(model).attribute(ids, 1)
+    assert apart(GenericAttention(model, rule=equation_5).attribute(ids, 1), ours) <= SAME
+    raw = GenericAttention(model, rule=lambda attention, _: attention.mean(1))
+    rollout = AttentionRollout(model, row_normalize=False).attribute(ids, 1)
+    assert apart(raw.attribute(ids, 1), rollout) <= SAME
+
+
+def test_rules_that_do_not_fit_are_told(text) -> None:
+    model, ids, _, _ = text
+    with pytest.raises(ValueError, match=r"rule= must make of \(3, 2, 6, 6\) .* map \(3, 6, 6\)"):
+        GenericAttention(model, rule=lambda attention, _: attention).attribute(ids, 1)
+    with pytest.raises(ValueError, match="rule= made numbers that are not finite at blocks.2"):  # noqa: RUF043
+        GenericAttention(model, rule=lambda a, _: a.mean(1) / 0).attribute(ids, 1)
+    with pytest.raises(TypeError, match="rule must be a function of two tensors, not 'mean'"):
+        GenericAttention(model, rule="mean")
+
+
+def test_min_max_is_per_example() -> None:
+    maps = torch.tensor([[[0.0, 2.0]], [[5.0, 6.0]], [[1.0, 3.0]]])
+    ours = min_max(maps, torch.tensor([0, 1, 0]))
+    assert ours.tolist() == [[[0.0, pytest.approx(2 / 3)]], [[0, 1]], [[pytest.approx(1 / 3), 1]]]
+
+
+# -- what all promise ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_a_batch_is_its_examples(method) -> None:
+    model, images = tiny_vit(), pictures(3)
+    together = method(model).attribute(images, [0, 1, 2])
+    for i, target in enumerate([0, 1, 2]):
+        alone = method(model).attribute(images[i : i + 1], target)
+        apart_by = (together[i : i + 1] - alone).abs().max()
+        assert apart_by <= 1e-9 * together.abs().max() > 0
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_targets_and_parts(method) -> None:
+    model, images = tiny_vit(), pictures(3)
+    targets = [0, [1, 2, 3]]
+    together = method(model).attribute_targets(images, targets, internal_batch_size=2)
+    for found, target in zip(together, targets, strict=True):
+        assert apart(found, method(model).attribute(images, target)) <= 1e-9
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_two_towers(method) -> None:
+    inputs = pictures(3), sentences()
+    maps = method(two_towers()).attribute(inputs)
+    assert [m.shape for m in maps] == [x.shape for x in inputs]
+    assert all((m != 0).any() and m.isfinite().all() for m in maps)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_copies_and_nothing_left_behind(method) -> None:
+    model, images = tiny_vit(), pictures()
+    method = method(model)
+    state = {name: p.clone() for name, p in model.named_parameters()}
+    ours = method.attribute(images, 1)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert all(torch.equal(p, state[name]) for name, p in model.named_parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert torch._C._len_torch_function_stack() == 0
+    for twin in (copy.deepcopy(method), pickle.loads(pickle.dumps(method))):  # noqa: S301 - our own
+        assert torch.equal(twin.attribute(images, 1), ours)
+
+
+@pytest.mark.parametrize("method", OVER_ATTENTION)
+def test_values_are_the_explained_rows_of_the_matrix(method) -> None:
+    model, ids = tiny_text("classes", depth=3), sentences()
+    relevance = method(model).relevance(ids, 1)
+    rows, matrix = relevance.rows["input_ids"], relevance.matrix("input_ids", "input_ids")
+    expected = (rows.unsqueeze(1) @ matrix).squeeze(1)
+    if method is not GradientAttention:
+        expected = expected.masked_fill(rows != 0, 0.0)
+    assert apart(method(model).attribute(ids, 1), expected) <= SAME
+
+
+def test_wrong_options_are_named() -> None:
+    model = tiny_vit()
+    with pytest.raises(ValueError, match=r"weights_from='rows' is none of \('explained_rows'"):
+        AttentionGradCam(model, weights_from="rows")
+    with pytest.raises(ValueError, match=r"scale='max' is none of \('minmax', None\)"):
+        PartialLrp(model, scale="max")
+    with pytest.raises(ValueError, match=r"own_entry='one' is none of \('zero', 'row_min'\)"):
+        TransformerAttribution(model, own_entry="one")
+    for method in (Lrp, PartialLrp, TransformerAttribution, LrpRollout):
+        with pytest.raises(ValueError, match="rules='theirs' is none of original, ours"):
+            method(model, rules="theirs")
+    with pytest.raises(ValueError, match="rules='theirs' is none of original, ours"):
+        GenericAttention(model, lrp="theirs")
+
+
+def test_attention_without_relevance_is_refused() -> None:
+    for method in (PartialLrp, TransformerAttribution, LrpRollout):
+        with pytest.raises(ValueError, match="rules='frozen' holds attention constant, so that it"):
+            method(tiny_vit(), rules="frozen")
+    with pytest.raises(ValueError, match="rules='frozen' holds attention constant"):
+        GenericAttention(tiny_vit(), lrp="frozen")
+
+
+# -- LRP through any model ---------------------------------------------------------------------------  # noqa: E501
+
+
+def test_an_operation_without_a_rule_is_named() -> None:
+    model = tiny_text("classes")
+
+    def forward(input_ids):
+        logits = model(input_ids)
+        return torch.linalg.matrix_exp(logits.unsqueeze(-1) * logits.unsqueeze(-2))[:, 0]
+
+    message = "^linalg_matrix_exp has no relevance rule: write that step with other operations"
+    for method in (Lrp, TransformerAttribution):
+        with pytest.raises(UnsupportedOperationError, match=message):
+            method(forward).attribute(sentences(), 1)
+    assert torch._C._len_torch_function_stack() == 0
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("rules", ["epsilon", "frozen"])
+def test_in_place_operations_are_what_they_write(rules) -> None:
+    """`x += y` and `x = x + y` hand on the same relevance."""
+    torch.manual_seed(0)
+    one, two = nn.Linear(4, 4).double(), nn.Linear(4, 3).double()
+
+    def written(x):
+        y = one(x)
+        y += x
+        y.relu_()
+        y[:, 0] = 2 * y[:, 1]
+        return two(y)
+
+    def plain(x):
+        y = (one(x) + x).relu()
+        return two(torch.cat([2 * y[:, 1:2], y[:, 1:]], 1))
+
+    x = torch.randn(3, 4, dtype=torch.float64)
+    ours, theirs = (Lrp(f, rules=rules).attribute(x, 1) for f in (written, plain))
+    assert apart(ours, theirs) <= 1e-9
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_checkpointed_activations_give_the_same(method) -> None:
+    model, images = tiny_vit(), pictures()
+
+    def forward(x, checkpointed):
+        x = model._pos_embed(model.patch_embed(x))
+        for block in model.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if checkpointed else block(x)
+        return model.head(model.norm(x)[:, 0])
+
+    ours, theirs = (
+        method(partial(forward, checkpointed=checkpointed)).attribute(images, 1)
+        for checkpointed in (True, False)
+    )
+    assert apart(ours, theirs) <= SAME
+
+
+def test_frozen_is_gradient_times_input_where_nothing_is_frozen() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
+    ours = Lrp(model, rules="frozen").attribute(x.detach(), 1)
+    assert apart(ours, (x * gradient).detach()) <= 1e-9
+
+
+@pytest.mark.parametrize("module", [nn.LayerNorm(6), nn.GroupNorm(2, 6), nn.BatchNorm1d(6),
+                                    nn.RMSNorm(6), nn.InstanceNorm1d(6)])  # fmt: skip
+def test_frozen_norms_hold_their_statistics(module) -> None:
+    """Gradient times input with mean and deviation computed once, and only the mean free."""
+    torch.manual_seed(0)
+    module = module.double().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.uniform_(0.5, 2)
+    x = torch.randn(4, 6, 5, dtype=torch.float64)
+    x = x.mT.contiguous() if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) else x
+    weights = torch.randn(x[0].numel(), 2, dtype=torch.float64)
+    ours = Lrp(lambda t: module(t).flatten(1) @ weights, rules="frozen").attribute(x, 1)
+
+    free = x.clone().requires_grad_()
+    axes = {
+        nn.LayerNorm: (-1,), nn.RMSNorm: (-1,), nn.InstanceNorm1d: (-1,), nn.BatchNorm1d: None,
+        nn.GroupNorm: "groups",
+    }[type(module)]  # fmt: skip
+    scale = module.weight if getattr(module, "weight", None) is not None else torch.ones(6).double()
+    scale = scale if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) else scale.view(1, 6, 1)
+    if isinstance(module, nn.RMSNorm):
+        y = free / (x.pow(2).mean(-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt()
+    elif isinstance(module, nn.BatchNorm1d):
+        y = free / (module.running_var.view(1, 6, 1) + module.eps).sqrt()
+    elif axes == "groups":
+        parts, known = free.view(4, 2, -1), x.view(4, 2, -1)
+        deviation = (known.var(-1, unbiased=False, keepdim=True) + module.eps).sqrt()
+        y = ((parts - parts.mean(-1, keepdim=True)) / deviation).view(x.shape)
+    else:
+        deviation = (x.var(-1, unbiased=False, keepdim=True) + module.eps).sqrt()
+        y = (free - free.mean(-1, keepdim=True)) / deviation
+    (gradient,) = torch.autograd.grad(((y * scale).flatten(1) @ weights)[:, 1].sum(), free)
+    score = (module(x).flatten(1) @ weights)[:, 1].detach()
+    assert apart(ours, (x * gradient).detach()) <= 1e-9
+    assert score.abs().min() > 0
+
+
+def test_relevance_of_integers_is_that_of_their_vectors() -> None:
+    model, ids = tiny_text("classes"), sentences()
+    words = model.words
+
+    def of_vectors(vectors):
+        def forward_words(_ids):
+            return vectors
+
+        before, words.forward = words.forward, forward_words
+        try:
+            return model(ids)
+        finally:
+            words.forward = before
+
+    vectors = words(ids).detach()
+    ours = Lrp(model, rules="epsilon").attribute(ids, 1)
+    theirs = Lrp(of_vectors, rules="epsilon").attribute(vectors, 1)
+    assert apart(ours, theirs.sum(-1)) <= 1e-9
+    summed = Lrp(of_vectors, rules="epsilon").attribute(vectors, 1, return_input_shape=False)
+    assert apart(summed, theirs.sum(-1)) <= SAME
