@@ -22,7 +22,7 @@ export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check pytest lint test-all zoo captum-0.8 bench bench-quick garments \
+.PHONY: help setup demo test check pytest lint test-all zoo methods captum-0.8 bench bench-quick garments \
     garments-swin speech clean
 
 help: ## list the targets
@@ -65,6 +65,12 @@ zoo: $(READY) ## every model family, the slow ones too; writes docs/models.md
 	ZOO_FINDINGS="$(CURDIR)/.zoo" $(PYTEST) tests/zoo
 	$(BIN)/python docs/models_table.py .zoo
 
+methods: $(READY) ## every method on a slice of the zoo; writes docs/methods.md, docs/baselines.md
+	rm -rf .methods
+	METHODS_FINDINGS="$(CURDIR)/.methods" $(PYTEST) tests/zoo/test_methods.py
+	$(BIN)/python docs/methods_table.py .methods
+	$(BIN)/python docs/conservation.py
+
 captum-0.8: $(READY) ## the contract tests against Captum 0.8.0, laid over the installed Captum
 	@test -d .captum-0.8/captum || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    --no-deps --target .captum-0.8 captum==0.8.0
@@ -90,6 +96,6 @@ speech: $(READY) ## where Whisper's maps point; needs espeak-ng and meeting-note
 	$(BIN)/python benchmarks/speech/report.py
 
 clean: ## delete what the targets above have made, .venv included
-	rm -rf $(VENV) .captum-0.8 .zoo build dist *.egg-info explanation.png \
+	rm -rf $(VENV) .captum-0.8 .zoo .methods build dist *.egg-info explanation.png \
 	    .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find captum_generic_attn tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

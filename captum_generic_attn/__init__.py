@@ -2,11 +2,44 @@
 
 The way of the data is the way of the modules: `capture` runs a model and records its attention,
 `tokens` says what the tokens are, `rules` and `relevance` hold the equations and their order,
-`explanation` applies them to one score, and `attribution` is the Captum class round it all.
+`explanation` applies them to one score, and `attribution` is the Captum class round it all. `lrp`
+propagates relevance through a model, and `baselines` are the methods to compare with.
 """
 
 from captum_generic_attn.attribution import GenericAttention
+from captum_generic_attn.baselines import (
+    AttentionGradCam,
+    AttentionRollout,
+    GradientAttention,
+    Lrp,
+    LrpRollout,
+    PartialLrp,
+    RawAttention,
+    TransformerAttribution,
+)
 from captum_generic_attn.capture import UnsupportedAttentionError
+from captum_generic_attn.compare import Comparison, all_methods, compare
+from captum_generic_attn.lrp import RuleSet
+from captum_generic_attn.lrp.mode import UnsupportedOperationError
 from captum_generic_attn.relevance import Call, Relevance, Stream
 
-__all__ = ["Call", "GenericAttention", "Relevance", "Stream", "UnsupportedAttentionError"]
+__all__ = [
+    "AttentionGradCam",
+    "AttentionRollout",
+    "Call",
+    "Comparison",
+    "GenericAttention",
+    "GradientAttention",
+    "Lrp",
+    "LrpRollout",
+    "PartialLrp",
+    "RawAttention",
+    "Relevance",
+    "RuleSet",
+    "Stream",
+    "TransformerAttribution",
+    "UnsupportedAttentionError",
+    "UnsupportedOperationError",
+    "all_methods",
+    "compare",
+]

@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -111,6 +112,14 @@ def explain(
         int,
         typer.Option(metavar="K", min=1, help="How many of the most probable classes to print."),
     ] = 3,
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="ours|all|NAME,...",
+            help="Which methods explain: ours; all, which draws them side by side for one class; "
+            "or some of these by name.",
+        ),
+    ] = "ours",
 ) -> None:
     """Explain what a vision transformer sees in a picture.
 
@@ -127,7 +136,15 @@ def explain(
     probabilities = classifier.probabilities(pixels[None])[0]
     best = probabilities.topk(min(top, len(classifier.classes))).indices.tolist()
     explained = list(dict.fromkeys(targets or best))
+    if methods != "ours":
+        explained = explained[:1]
+        if len(targets) > 1:
+            _wrong("--target", "several methods explain one class: give one --target")
     _print_classes(classifier, probabilities, list(dict.fromkeys([*best, *targets])), explained)
+    if methods != "ours":
+        _compare(classifier, pixels, explained[0], methods, start_layer, output)
+        typer.echo(f"Wrote {output}")
+        return
 
     maps = _attribute(classifier, pixels, explained, start_layer)
     _draw(classifier, pixels, maps, probabilities, explained, image, output)
@@ -227,6 +244,37 @@ def _attribute(
     return heatmaps
 
 
+def _compare(
+    classifier: ImageClassifier, pixels: Tensor, target: int, methods: str, start_layer: int,
+    output: Path,
+) -> None:  # fmt: skip
+    """One class by several methods: a table of how long they took, and a figure."""
+    from captum_generic_attn.compare import all_methods, compare
+    from captum_generic_attn.visualization import comparison_figure
+
+    known = all_methods(classifier.model)
+    if methods != "all":
+        wanted = [name.strip() for name in methods.split(",")]
+        if unknown := [name for name in wanted if name not in known]:
+            _wrong("--methods", f"{', '.join(unknown)}: there are ours, all, {', '.join(known)}")
+        known = {name: known[name] for name in wanted}
+    if start_layer != 0:
+        _wrong("--start-layer", "it is an option of our method alone: leave --methods out")
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("default", UserWarning)  # those of left out methods are printed below
+        found = compare(known, pixels[None], target, strict=False, show_progress=True)
+    for name, seconds in found.seconds.items():
+        typer.echo(f"{name:24} {seconds:8.2f} s")
+    for name, reason in found.refused.items():
+        typer.secho(f"Warning: {name} is left out: {reason}", err=True, fg="yellow")
+    if not found.attributions:
+        _fail(f"{classifier.name}: no method could explain it")
+    figure = comparison_figure(
+        classifier.picture(pixels), found, title=_short(classifier.classes[target])
+    )
+    _save(figure, output)
+
+
 def _draw(
     classifier: ImageClassifier,
     pixels: Tensor,
@@ -241,6 +289,10 @@ def _draw(
     titles = [f"{_short(classifier.classes[i])}  {probabilities[i]:.2f}" for i in explained]
     name = "picture" if image is None else image.name
     figure = heatmap_figure(classifier.picture(pixels), maps, titles, title=_short(name))
+    _save(figure, output)
+
+
+def _save(figure: Figure, output: Path) -> None:
     try:
         figure.savefig(output, dpi=150)
     except OSError as error:

@@ -12,7 +12,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from captum_generic_attn import GenericAttention, checkpoints, demo, visualization
+from captum_generic_attn import (
+    GenericAttention,
+    all_methods,
+    checkpoints,
+    demo,
+    visualization,
+)
 from captum_generic_attn.classifiers import load_classifier
 from captum_generic_attn.cli import app
 
@@ -412,6 +418,46 @@ def test_a_name_that_several_classes_share_needs_an_index():
     with pytest.raises(ValueError, match=r"ambiguous, give its index: 0 = 'crane, bird'; 1 = "):
         birds.index("crane")
     assert birds.index("crane, machine") == birds.index("Machine") == 1
+
+
+def test_all_methods_explain_one_class(monkeypatch):
+    drawn = []
+    draw = visualization.comparison_figure
+
+    def record(image, comparison, **options):
+        drawn.append((comparison, options))
+        return draw(image, comparison, **options)
+
+    monkeypatch.setattr(visualization, "comparison_figure", record)
+    output = explain("--methods", "all", "--target", "sandal")
+    ((comparison, options),) = drawn
+    assert options == {"title": "sandal"}
+    assert list(comparison.attributions) == list(all_methods(demo.load_model()))
+    pixels = demo.preprocess(demo.canvases()[0].image())[None]
+    ours = GenericAttention(demo.load_model()).attribute(pixels, demo.CLASSES.index("sandal"))
+    assert torch.equal(comparison["Generic attention"], ours)
+    for name in comparison.attributions:
+        assert re.search(rf"{re.escape(name)} +\d+\.\d\d s", output)
+    assert output.endswith("Wrote explanation.png")
+    assert Image.open("explanation.png").size[0] > 1000
+
+
+def test_some_methods_by_name():
+    output = explain("--methods", "Generic attention, LRP")
+    assert "LRP" in output
+    assert "Saliency" not in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "LRP,theirs"], "theirs: there are ours, all, Generic attention, Raw"),
+        (["--methods", "all", "--target", "0", "--target", "1"], "several methods explain one"),
+        (["--methods", "all", "--start-layer", "1"], "an option of our method alone"),
+    ],
+)
+def test_wrong_choices_of_methods_are_told(arguments, message):
+    assert message in explain(*arguments, code=2)
 
 
 def test_version_and_help():

@@ -61,7 +61,7 @@ def test_development_declares_what_the_tests_and_benchmarks_import(setup):
     optional = {"rxnmapper", "rxnfp", "tokenizers", "huggingface-hub"}
     folders = [ROOT / "tests", ROOT / "benchmarks"]
     # Both import modules of their own by name.
-    inside = {path for folder in folders for path in (folder, *folder.rglob("*"))}
+    inside = {path for folder in (*folders, ROOT / "docs") for path in (folder, *folder.rglob("*"))}
     own = {path.stem.replace("_", "-") for path in inside if path.is_dir() or path.suffix == ".py"}
     for folder in folders:
         assert distributions(folder) - own - declared - optional == set(), folder.name

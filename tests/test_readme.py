@@ -44,8 +44,9 @@ def joint_models():
     }
 
 
-def test_python_runs_and_gives_the_shapes_that_it_says():
-    first, second, joint, batch = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+def test_python_runs_and_gives_the_shapes_that_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second, joint, batch, several = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
     names = {}
     exec(compile(first, "README.md", "exec"), names)  # noqa: S102
     exec(compile(second, "README.md", "exec"), names)  # noqa: S102
@@ -61,6 +62,10 @@ def test_python_runs_and_gives_the_shapes_that_it_says():
     names["images"] = names["image"].repeat(3, 1, 1, 1)
     exec(compile(batch, "README.md", "exec"), names)  # noqa: S102
     assert names["heatmaps"].shape == (3, 3, 64, 64)
+    exec(compile(several, "README.md", "exec"), names)  # noqa: S102
+    assert len(names["found"].attributions) == 14
+    assert names["found"]["LRP"].shape == (1, 3, 64, 64)
+    assert (tmp_path / "comparison.png").stat().st_size > 10_000
     assert names["boxes"].shape == (1, 5, 4)
     assert names["image_map"].shape == (2, 3, 16, 16)
     assert names["text_map"].shape == (2, 4)
@@ -96,3 +101,16 @@ def test_figures_are_those_of_the_report():
             share, (low, high) = places[key][unit]["share"], places[key][unit]["interval"]
             cells.append(f"{share:.3f} [{low:.3f}, {high:.3f}]")
         assert f"| {name} | {cells[0]} | {cells[1]} |" in text
+
+
+def test_python_of_the_page_on_baselines_runs():
+    text = (ROOT / "docs" / "baselines.md").read_text("utf-8")
+    model = demo.load_model()
+    image = demo.preprocess(demo.canvases()[0].image())[None]
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        names = {"model": model}
+        exec(compile(block, "baselines.md", "exec"), names)  # noqa: S102
+        found = names["method"].attribute(image, 3)
+        assert found.shape == image.shape
+        assert found.isfinite().all()
+        assert found.abs().max() > 0

@@ -1,0 +1,378 @@
+"""Several attribution methods on the same inputs: ours and Captum's, side by side.
+
+`compare` runs what it is given, each method with the arguments that it needs, and returns a
+`Comparison`: named results with their seconds, which `visualization.comparison_figure` draws and
+which can be saved. `all_methods` makes the usual ones for a model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from types import MappingProxyType
+from typing import Any, cast
+
+import numpy as np
+import torch
+from captum.attr import (
+    Attribution,
+    GradientShap,
+    InputXGradient,
+    IntegratedGradients,
+    KernelShap,
+    Saliency,
+)
+from torch import Tensor
+
+from captum_generic_attn.attribution import GenericAttention
+from captum_generic_attn.baselines import (
+    AttentionGradCam,
+    AttentionRollout,
+    GradientAttention,
+    Lrp,
+    PartialLrp,
+    RawAttention,
+    TransformerAttribution,
+)
+from captum_generic_attn.progress import bar
+
+Attributions = Tensor | tuple[Tensor, ...]
+_METADATA = "comparison"  # of a saved file: all that is no tensor
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison:
+    """What several methods say of the same inputs, from `compare`.
+
+    `attributions` maps the names of the methods to what they returned, `seconds` to how long they
+    took, `refused` those that could not be run to the reason; `settings` says what some of them
+    were given besides inputs and target.
+
+    Example:
+        >>> import timm
+        >>> from captum.attr import Saliency
+        >>> from captum_generic_attn import GenericAttention, compare
+        >>> model = timm.create_model("test_vit", num_classes=5).eval()
+        >>> methods = {"ours": GenericAttention(model), "Saliency": Saliency(model)}
+        >>> found = compare(methods, torch.rand(1, 3, 160, 160), target=1)
+        >>> found["ours"].shape, list(found.attributions)
+        (torch.Size([1, 3, 160, 160]), ['ours', 'Saliency'])
+    """
+
+    attributions: Mapping[str, Attributions]
+    seconds: Mapping[str, float]
+    refused: Mapping[str, str]
+    settings: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> Attributions:
+        if name in self.attributions:
+            return self.attributions[name]
+        if name in self.refused:
+            raise KeyError(f"{name} was refused: {self.refused[name]}")
+        raise KeyError(f"no method is named {name!r}; there are: {', '.join(self.attributions)}")
+
+    def __repr__(self) -> str:
+        width = max(map(len, [*self.attributions, *self.refused]), default=0)
+        lines = [f"  {name:{width}}  {self.seconds[name]:.3g} s" for name in self.attributions]
+        lines += [f"  {name:{width}}  refused: {why}" for name, why in self.refused.items()]
+        return "\n".join([f"Comparison of {len(self.attributions)} methods", *lines])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copies and pickles: read-only mappings know neither."""
+        return _rebuilt, tuple(
+            dict(part) for part in (self.attributions, self.seconds, self.refused, self.settings)
+        )
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write to a safetensors file.
+
+        Args:
+            path: where to; an existing file is replaced.
+        """
+        from safetensors.torch import save_file
+
+        tensors = {
+            json.dumps([place, name, part, isinstance(found, tuple)]): tensor.detach()
+            .cpu()
+            .clone(memory_format=torch.contiguous_format)
+            for place, (name, found) in enumerate(self.attributions.items())
+            for part, tensor in enumerate(found if isinstance(found, tuple) else (found,))
+        }
+        plain = {
+            "seconds": dict(self.seconds),
+            "refused": dict(self.refused),
+            "settings": dict(self.settings),
+        }
+        save_file(tensors, path, {_METADATA: json.dumps(plain)})
+
+    @staticmethod
+    def load(path: str | PathLike[str]) -> Comparison:
+        """Read what `save` wrote.
+
+        Args:
+            path: a file written by `save`.
+
+        Returns:
+            An equal `Comparison`, on the CPU.
+
+        Raises:
+            ValueError: if the file is no saved `Comparison`.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        parts: dict[tuple[int, str, bool], dict[int, Tensor]] = {}
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if _METADATA not in metadata:
+                    raise ValueError(
+                        f"{path} holds no saved Comparison: its metadata has {[*metadata]}"
+                    )
+                plain = json.loads(metadata[_METADATA])
+                for key in file.keys():  # noqa: SIM118
+                    place, name, part, several = json.loads(key)
+                    parts.setdefault((place, name, several), {})[part] = file.get_tensor(key)
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is no saved Comparison: {error}") from error
+        attributions: dict[str, Attributions] = {}
+        for _, name, several in sorted(parts):
+            found = tuple(t for _, t in sorted(parts[_, name, several].items()))
+            attributions[name] = found if several else found[0]
+        return _rebuilt(attributions, plain["seconds"], plain["refused"], plain["settings"])
+
+
+def _rebuilt(
+    attributions: dict[str, Attributions], seconds: dict[str, float], refused: dict[str, str],
+    settings: dict[str, str],
+) -> Comparison:  # fmt: skip
+    return Comparison(
+        MappingProxyType(attributions),
+        MappingProxyType(seconds),
+        MappingProxyType(refused),
+        MappingProxyType(settings),
+    )
+
+
+def all_methods(forward_func: Callable[..., Any]) -> dict[str, Attribution]:
+    """The usual methods for a model, by name: ours, the authors' baselines, and Captum's.
+
+    Args:
+        forward_func: a module, or a function round one.
+
+    Example:
+        >>> import torch
+        >>> list(all_methods(torch.nn.Linear(2, 2)))[:3]
+        ['Generic attention', 'Raw attention', 'Attention rollout']
+    """
+    return {
+        "Generic attention": GenericAttention(forward_func),
+        "Raw attention": RawAttention(forward_func),
+        "Attention rollout": AttentionRollout(forward_func),
+        "Attention Grad-CAM": AttentionGradCam(forward_func),
+        "Gradient attention": GradientAttention(forward_func),
+        "Transformer attribution": TransformerAttribution(forward_func),
+        "Partial LRP": PartialLrp(forward_func),
+        "LRP": Lrp(forward_func),
+        "LRP, frozen": Lrp(forward_func, rules="frozen"),
+        "Saliency": Saliency(forward_func),
+        "Input × gradient": InputXGradient(forward_func),
+        "Integrated gradients": IntegratedGradients(forward_func),
+        "Gradient SHAP": GradientShap(forward_func),
+        "Kernel SHAP": KernelShap(forward_func),
+    }
+
+
+def compare(
+    methods: Mapping[str, Attribution] | Sequence[Attribution],
+    inputs: Tensor | tuple[Tensor, ...],
+    target: Any = None,
+    additional_forward_args: object = None,
+    *,
+    baselines: Any = None,
+    feature_mask: Any = None,
+    n_steps: int = 50,
+    n_samples: int = 300,
+    seed: int = 0,
+    strict: bool = True,
+    show_progress: bool = False,
+) -> Comparison:
+    """Run several attribution methods on the same inputs, each with the arguments that it needs.
+
+    Args:
+        methods: attribution objects, ours and Captum's, by name; or a sequence, whose names are
+            those that Captum gives them.
+        inputs: a tensor or a tuple of tensors, batch first.
+        target: the explained score, as in `GenericAttention.attribute`.
+        additional_forward_args: further arguments of the model.
+        baselines: what an absent feature is for methods that compare with one (integrated
+            gradients, SHAP); `None`: zeros.
+        feature_mask: for methods that leave features out: which elements are one feature, in the
+            shape of one example or of `inputs`; `None`: patches for pictures (`patch_mask`), all
+            features of a token or region together.
+        n_steps: of integrated gradients.
+        n_samples: evaluations of SHAP by sampling; gradient SHAP takes a tenth of them.
+        seed: of PyTorch's and NumPy's random numbers for each method; both are restored afterwards.
+        strict: whether a method that fails raises, or is listed in `refused` with a warning.
+        show_progress: whether a bar on stderr counts the methods.
+
+    Returns:
+        A `Comparison`.
+
+    Raises:
+        ValueError: if there are no methods, or two of one name.
+        TypeError: if one of them is no Captum attribution.
+
+    Example:
+        >>> from captum_generic_attn import GenericAttention, RawAttention, compare
+        >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+        >>> model = lambda tokens: layer(tokens)[:, 0]
+        >>> found = compare([GenericAttention(model), RawAttention(model)], torch.rand(1, 4, 8), 3)
+        >>> list(found.attributions)
+        ['Generic Attention', 'Raw Attention']
+    """
+    named = _named(methods)
+    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    alone = not isinstance(inputs, tuple)
+    given = {
+        "baselines": _zeros(inputs) if baselines is None else baselines,
+        "feature_mask": feature_mask,
+        "n_steps": n_steps,
+        "additional_forward_args": additional_forward_args,
+    }
+    if feature_mask is None:
+        masks = tuple(map(_feature_mask, tensors))
+        given["feature_mask"] = masks[0] if alone else masks
+    attributions: dict[str, Attributions] = {}
+    seconds: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    with bar("comparing", len(named), show=show_progress) as advance:
+        for name, method in named.items():
+            start = time.perf_counter()
+            try:
+                found = _run(method, inputs, target, {**given, **_samples(method, n_samples)}, seed)
+            except (
+                ValueError,
+                TypeError,
+                RuntimeError,
+                AssertionError,
+                NotImplementedError,
+            ) as error:
+                if strict:
+                    raise
+                refused[name] = str(error).split("\n")[0] or type(error).__name__
+                warnings.warn(f"{name} is left out: {error}", UserWarning, stacklevel=2)
+            else:
+                attributions[name] = found
+                seconds[name] = time.perf_counter() - start
+            advance()
+    settings = {
+        "baselines": "zeros" if baselines is None else "given",
+        "feature_mask": "patches and tokens" if feature_mask is None else "given",
+        "n_steps": str(n_steps),
+        "n_samples": str(n_samples),
+        "seed": str(seed),
+    }
+    return _rebuilt(attributions, seconds, refused, settings)
+
+
+def patch_mask(shape: Sequence[int], patches: int = 8) -> Tensor:
+    """Which patch each pixel belongs to, for methods that leave whole patches out.
+
+    Args:
+        shape: `[..., H, W]`.
+        patches: how many stand along the shorter side.
+
+    Returns:
+        `[1, 1, H, W]` integers, one for each patch.
+
+    Example:
+        >>> patch_mask((3, 4, 4), 2)[0, 0]
+        tensor([[0, 0, 1, 1],
+                [0, 0, 1, 1],
+                [2, 2, 3, 3],
+                [2, 2, 3, 3]])
+    """
+    height, width = shape[-2:]
+    side = max(1, -(-min(height, width) // patches))
+    rows = torch.arange(height) // side
+    columns = torch.arange(width) // side
+    return (rows[:, None] * (int(columns[-1]) + 1) + columns)[None, None]
+
+
+def _named(methods: Mapping[str, Attribution] | Sequence[Attribution]) -> dict[str, Attribution]:
+    if isinstance(methods, Mapping):
+        named = dict(methods)
+    else:
+        named = {}
+        for method in methods:
+            name = method.get_name() if isinstance(method, Attribution) else ""
+            if name in named:
+                raise ValueError(
+                    f"two methods are named {name!r}: pass a mapping from names to methods"
+                )
+            named[name] = method
+    if not named:
+        raise ValueError("there is no method to run")
+    for name, method in named.items():
+        if not isinstance(method, Attribution):
+            raise TypeError(f"{name or 'a method'} is no Captum attribution but {type(method)}")
+    return named
+
+
+def _run(
+    method: Attribution, inputs: Tensor | tuple[Tensor, ...], target: Any,
+    given: Mapping[str, Any], seed: int,
+) -> Attributions:  # fmt: skip
+    """One method with those of the given arguments that it has; random numbers as they were."""
+    known = inspect.signature(method.attribute).parameters
+    arguments = {key: value for key, value in given.items() if key in known}
+    several = inputs if isinstance(inputs, tuple) else (inputs,)
+    fresh = tuple(tensor.detach().clone() for tensor in several)
+    with _seeded(seed, fresh), warnings.catch_warnings():
+        # Captum tells of gradients that it turns on for the inputs: these are copies.
+        warnings.filterwarnings("ignore", message="Input Tensor .* did not already require")
+        found: object = method.attribute(
+            fresh if isinstance(inputs, tuple) else fresh[0], target=target, **arguments
+        )
+    if isinstance(found, tuple):
+        return tuple(part.detach() for part in found)
+    return cast(Tensor, found).detach()
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Random numbers of PyTorch and of NumPy, which Captum draws from both, as seeded."""
+    numpys = np.random.get_state()  # noqa: NPY002 - what Captum uses
+    with torch.random.fork_rng([t.device for t in tensors if t.is_cuda]):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            np.random.set_state(numpys)  # noqa: NPY002
+
+
+def _samples(method: Attribution, n_samples: int) -> dict[str, int]:
+    if isinstance(method, GradientShap):  # a gradient each
+        return {"n_samples": max(1, n_samples // 10)}
+    return {"n_samples": n_samples}
+
+
+def _zeros(inputs: Tensor | tuple[Tensor, ...]) -> Any:
+    if isinstance(inputs, tuple):
+        return tuple(torch.zeros_like(t) for t in inputs)
+    return torch.zeros_like(inputs)
+
+
+def _feature_mask(tensor: Tensor) -> Tensor:
+    """Patches of pictures; else what stands along the axis behind the batch."""
+    if tensor.ndim == 4:
+        return patch_mask(tensor.shape).to(tensor.device)
+    places = torch.arange(tensor.shape[1] if tensor.ndim > 1 else 1, device=tensor.device)
+    return places.view(1, -1, *[1] * (tensor.ndim - 2)) if tensor.ndim > 1 else places
