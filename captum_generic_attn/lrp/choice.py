@@ -1,0 +1,262 @@
+"""Which relevance rule an operation takes, and which tensors the rule is to be given.
+
+`mode` asks for each operation of a forward pass; a `RuleSet` is what is chosen from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from captum_generic_attn.capture import contraction
+from captum_generic_attn.capture.operations import argument, canonical
+from captum_generic_attn.lrp.norms import frozen
+from captum_generic_attn.lrp.operations import Kind
+from captum_generic_attn.lrp.rule_sets import RuleSet
+from captum_generic_attn.lrp.rules import (
+    Apply,
+    Epsilon,
+    Examples,
+    JointRule,
+    Step,
+    WeightedRule,
+    per_unit,
+    shares,
+)
+
+Args = Sequence[Any]
+Kwargs = Mapping[str, Any]
+Rule = Callable[[Sequence[Tensor], Tensor, Tensor], Sequence[Tensor | None]]
+"""From operands, result and the result's relevance to the relevance of each operand."""
+
+
+class Tokens(Protocol):
+    """What the capture knows of a tensor."""
+
+    def is_data(self, tensor: Tensor) -> bool:
+        """Whether any of it comes from an input."""
+        ...
+
+    def is_input(self, tensor: Tensor) -> bool:
+        """Whether it consists of elements of an input, no tokens yet."""
+        ...
+
+    def is_computed(self, tensor: Tensor) -> bool:
+        """Whether the model computed it of tokens, be they parameters: it is no weight."""
+        ...
+
+    def is_logits(self, tensor: Tensor) -> bool:
+        """Whether it holds products of queries and keys."""
+        ...
+
+    def examples_of(self, tensor: Tensor) -> Examples:
+        """Whose its elements are."""
+        ...
+
+    def is_probabilities(self, tensor: Tensor) -> bool:
+        """Whether it holds attention probabilities."""
+        ...
+
+
+class Choice:
+    """Chooses rules of a set for operations, by what is known of their tensors."""
+
+    def __init__(self, rules: RuleSet, tokens: Tokens) -> None:
+        self._rules = rules
+        self._tokens = tokens
+
+    def carries(self, tensor: Tensor) -> bool:
+        """Whether relevance may be handed to a tensor."""
+        if not tensor.requires_grad:
+            return False
+        return self._rules.softmax == "passed" or not self._tokens.is_probabilities(tensor)
+
+    def of(
+        self, kind: Kind, name: str, func: Callable[..., Any], args: Args, kwargs: Kwargs,
+        operands: Sequence[Tensor],
+    ) -> tuple[Rule, Sequence[Tensor]] | None:  # fmt: skip
+        """The rule of an operation, and the tensors that it is to be given.
+
+        Args:
+            kind: the operation's kind.
+            name: its plain name.
+            func: itself.
+            args: its arguments.
+            kwargs: its arguments by name.
+            operands: those tensors among them that carry relevance, one at least.
+
+        Returns:
+            `None` if there is no rule for it.
+        """
+        rules = self._rules
+        if kind is Kind.NORM and rules.norm == "frozen":
+            linear = frozen(name, args, kwargs)
+            if linear is None:
+                return None
+            frozen_norm = _of_one(lambda x, y, r: shares(linear, [x], per_unit(r, y, 0.0))[0])
+            return frozen_norm, operands[:1]
+        if kind in (Kind.PASSED, Kind.NORM, Kind.SOFTMAX):
+            return (_of_one(_as_it_is), operands) if len(operands) == 1 else None
+        if kind is Kind.GATED:
+            axis = argument(args, kwargs, 1, "dim", -1)
+            gated = _of_one(lambda _x, _y, r: torch.cat([r, torch.zeros_like(r)], axis))
+            return gated, operands
+        if kind is Kind.WEIGHTED:
+            return self._weighted(name, func, args, kwargs)
+        if kind is Kind.PRODUCT:
+            return self._product(name, args, kwargs)
+        return self._elementwise(kind, func, args, kwargs, operands)
+
+    def _weighted(
+        self, name: str, func: Callable[..., Any], args: Args, kwargs: Kwargs
+    ) -> tuple[Rule, Sequence[Tensor]] | None:
+        x, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
+        others = {
+            key: value for key, value in kwargs.items() if key not in ("input", "weight", "bias")
+        }
+        rest = args[3:]
+
+        def apply(x: Tensor, weight: Tensor) -> Tensor:
+            found: Tensor = func(x, weight, None, *rest, **others)
+            return found
+
+        if not self.carries(x):
+            return None
+        if self.carries(weight):
+            joint = self._rules.product
+            return self._joint(joint, apply, x), (x, weight)
+        first = "conv" in name and self._tokens.is_input(x)
+        rule = self._rules.patches if first else self._rules.linear
+        return self._of_weight(rule, apply, x, 0), (x, weight)
+
+    def _product(
+        self, name: str, args: Args, kwargs: Kwargs
+    ) -> tuple[Rule, Sequence[Tensor]] | None:
+        terms = contraction.read(name, args, kwargs)
+        if terms is None or (terms.bias is not None and self.carries(terms.bias)):
+            return None
+        equation = _equation(terms)
+
+        def apply(left: Tensor, right: Tensor) -> Tensor:
+            found: Tensor = torch.einsum(equation, left, right)
+            return found
+
+        factors = terms.left, terms.right
+        carrying = [self.carries(factor) for factor in factors]
+        side = carrying.index(True)
+        constant = factors[1 - side]
+        weighted = self._rules.linear
+        if self._rules.softmax == "constant" and self._tokens.is_probabilities(constant):
+            weighted = Epsilon(0.0)  # no weights of a layer: positive, and rows that sum to 1
+        elif (
+            all(carrying)
+            or self._tokens.is_computed(constant)
+            or self._tokens.is_probabilities(factors[side])
+        ):
+            joint = self._rules.product
+            return self._joint(joint, apply, factors[side]), factors
+
+        return self._of_weight(weighted, apply, factors[side], side), factors
+
+    def _elementwise(
+        self, kind: Kind, func: Callable[..., Any], args: Args, kwargs: Kwargs,
+        operands: Sequence[Tensor],
+    ) -> tuple[Rule, Sequence[Tensor]] | None:  # fmt: skip
+        """Sums, products and quotients of elements, and pooling."""
+        rules = self._rules
+        if kind is Kind.POOLED:
+            pooled = _rebound(func, args, kwargs, operands)
+            return self._joint(rules.pooling, pooled, operands[0]), operands
+        if kind is Kind.DIVIDED:
+            above = [t for t in operands if t is args[0]]
+            return _of_one(_summed), (above or operands)[:1]
+        joint = {Kind.ADDED: rules.addition, Kind.MULTIPLIED: rules.product}.get(kind)
+        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+        if joint is None or len(tensors) > 2:
+            return None
+        alone = len(operands) == 1
+        if alone and len(tensors) > 1 and kind is Kind.ADDED:
+            masks = self._tokens.is_logits(operands[0])
+            alone = rules.masks == "passed" if masks else rules.inert
+        if alone:
+            place = next(i for i, tensor in enumerate(tensors) if tensor is operands[0])
+            # All are kept: what a checkpoint computes anew must not depend on what was known then.
+            return partial(_to_one, place), tensors
+        both = _rebound(func, args, kwargs, tensors)
+        return self._joint(joint, both, operands[0]), tensors
+
+    def _of_weight(self, rule: WeightedRule, apply: Apply, operand: Tensor, side: int) -> Rule:
+        """The rule of an operation of two tensors, of which the one at `side` is no weight."""
+        examples = self._tokens.examples_of(operand)
+
+        def ordered(x: Tensor, weight: Tensor) -> Tensor:
+            return apply(x, weight) if side == 0 else apply(weight, x)
+
+        def of_weight(on: Sequence[Tensor], y: Tensor, r: Tensor) -> Sequence[Tensor | None]:
+            found = rule(Step(ordered, y, r, examples), on[side], on[1 - side])
+            return (found, None) if side == 0 else (None, found)
+
+        return of_weight
+
+    def _joint(self, rule: JointRule, apply: Apply, operand: Tensor) -> Rule:
+        examples = self._tokens.examples_of(operand)
+        return lambda on, y, r: rule(Step(apply, y, r, examples), on)
+
+
+def without_aliasing(func: Callable[..., Any], args: Args) -> Args:
+    """The arguments of an operation that may be run again: what it writes to is a copy."""
+    return (args[0].clone(), *args[1:]) if canonical(func)[1] else args
+
+
+def _as_it_is(_x: Tensor, _result: Tensor, relevance: Tensor) -> Tensor:
+    return relevance
+
+
+def _summed(x: Tensor, _: Tensor, relevance: Tensor) -> Tensor:
+    """Relevance as it is, of a result that its operand may have been broadcast to."""
+    return relevance.sum_to_size(x.shape)
+
+
+def _rebound(
+    func: Callable[..., Any], args: Args, kwargs: Kwargs, operands: Sequence[Tensor]
+) -> Apply:
+    """An operation as a function of some of its tensors, the others being what they are."""
+    slots = {id(operand): place for place, operand in enumerate(operands)}
+    known = [slots.get(id(value)) for value in args]
+    named = {key: slots.get(id(value)) for key, value in kwargs.items()}
+    rest = [None if place is not None else value for value, place in zip(args, known, strict=True)]
+    others = {key: value for key, value in kwargs.items() if named[key] is None}
+
+    def apply(*given: Tensor) -> Tensor:
+        new = [v if p is None else given[p] for v, p in zip(rest, known, strict=True)]
+        more = {key: given[place] for key, place in named.items() if place is not None}
+        found: Tensor = func(*without_aliasing(func, new), **others, **more)
+        return found
+
+    return apply
+
+
+def _to_one(
+    place: int, on: Sequence[Tensor], _: Tensor, relevance: Tensor
+) -> Sequence[Tensor | None]:
+    """All relevance to one of the operands."""
+    return [relevance.sum_to_size(x.shape) if i == place else None for i, x in enumerate(on)]
+
+
+def _of_one(rule: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Rule:
+    return lambda on, y, r: [rule(on[0], y, r)]
+
+
+def _equation(terms: contraction.Contraction) -> str:
+    letters: dict[str, str] = {}
+    for label in (*terms.left_labels, *terms.right_labels, *terms.out_labels):
+        letters.setdefault(label, chr(ord("a") + len(letters)))
+    left, right, out = (
+        "".join(letters[label] for label in labels)
+        for labels in (terms.left_labels, terms.right_labels, terms.out_labels)
+    )
+    return f"{left},{right}->{out}"
