@@ -91,9 +91,10 @@ class ModelAttribution(GradientAttribution):
 
         Returns:
             A tensor, or a tuple like `inputs`, detached, on the inputs' devices, float32 (float64
-            for a float64 model), non-negative, in the unit of the score. Each element has the
-            undivided value of its token; pictures have the same map in each channel. An input that
-            reaches no attention gets zeros of its own shape, and a warning.
+            for a float64 model); non-negative, but for methods that tell what speaks against a
+            score (LRP). Each element has the undivided value of its token, pictures the same map
+            in each channel; `Lrp` alone has a value for each element. An input that reaches no
+            attention gets zeros of its own shape, and a warning.
 
         Raises:
             UnsupportedAttentionError: if attention is missing or cannot be explained.
@@ -204,8 +205,12 @@ class ModelAttribution(GradientAttribution):
     ) -> Request:  # fmt: skip
         more = () if additional is None else additional
         more = more if isinstance(more, tuple) else (more,)
+        own = {id(tensor): part.of(tensor) for tensor in inputs}  # one tensor twice stays one
         return Request(
-            part.of(inputs), [part.of_target(target) for target in targets], part.of(more), part
+            tuple(own[id(tensor)] for tensor in inputs),
+            [part.of_target(target) for target in targets],
+            part.of(more),
+            part,
         )
 
     def _choose(self, returned: Any) -> Tensor:

@@ -246,7 +246,7 @@ def compare(
         "additional_forward_args": additional_forward_args,
     }
     if feature_mask is None:
-        masks = tuple(map(_feature_mask, tensors))
+        masks = _feature_masks(tensors)
         given["feature_mask"] = masks[0] if alone else masks
     attributions: dict[str, Attributions] = {}
     seconds: dict[str, float] = {}
@@ -332,6 +332,8 @@ def _run(
     """One method with those of the given arguments that it has; random numbers as they were."""
     known = inspect.signature(method.attribute).parameters
     arguments = {key: value for key, value in given.items() if key in known}
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()):  # handed on, as by NoiseTunnel
+        arguments["additional_forward_args"] = given["additional_forward_args"]
     several = inputs if isinstance(inputs, tuple) else (inputs,)
     fresh = tuple(tensor.detach().clone() for tensor in several)
     with _seeded(seed, fresh), warnings.catch_warnings():
@@ -368,6 +370,15 @@ def _zeros(inputs: Tensor | tuple[Tensor, ...]) -> Any:
     if isinstance(inputs, tuple):
         return tuple(torch.zeros_like(t) for t in inputs)
     return torch.zeros_like(inputs)
+
+
+def _feature_masks(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A mask for each input; features of different inputs have different numbers."""
+    masks: list[Tensor] = []
+    for tensor in tensors:
+        first = int(masks[-1].max()) + 1 if masks else 0
+        masks.append(_feature_mask(tensor) + first)
+    return tuple(masks)
 
 
 def _feature_mask(tensor: Tensor) -> Tensor:

@@ -162,6 +162,7 @@ class _Explaining:
         self._seen: dict[int, SeenCall] = {}
         self._arrived: set[int] = set()
         used = [r for r in capture.records if r.index not in self._unused]
+        _check_heads(used, self._method)
         self._calls = [_mapped(r, capture) for r in used]
         self._reached = reached
         self._sum = self._method.sum_of(
@@ -215,6 +216,13 @@ class _Explaining:
         if record.index in self._unused:
             return
         relevance = self._propagated.get(record.index)
+        if self._method.rules is not None and relevance is None:
+            raise UnsupportedAttentionError(
+                f"{record.module or 'the forward function'} ({record.module_type}): LRP hands no "
+                "relevance to its attention: its queries are bare parameters, or what follows ends "
+                "relevance (a norm, logsumexp); use a method without LRP, or leave it out with "
+                "layers="
+            )
         seen = SeenCall(
             record, blocks, self._layout, self._rows, self._capture.streams.positions, relevance
         )
@@ -254,6 +262,16 @@ class _Explaining:
             MappingProxyType(self._rows),
             tuple(sorted([*calls, *refused], key=lambda c: c.index)),
             MappingProxyType(self._sum.matrices(self._finals)),
+        )
+
+
+def _check_heads(records: Sequence[AttentionRecord], method: Method) -> None:
+    apart = dict.fromkeys(r.module or "the forward function" for r in records if r.share != 1)
+    if apart and method.needs_all_heads:
+        raise UnsupportedAttentionError(
+            f"{', '.join(apart)}: heads are called one by one, and with these options the map of "
+            "a call is no mean over its heads (it is scaled, clamped, or a rule= of yours); use "
+            "options without, or GenericAttention"
         )
 
 

@@ -85,6 +85,11 @@ class Method(ABC):
         """LRP rules, if relevance of the probabilities is needed."""
         return None
 
+    @property
+    def needs_all_heads(self) -> bool:
+        """Whether the map of a call is no mere mean over heads: then one head alone has none."""
+        return False
+
     @abstractmethod
     def heads_of(self, seen: SeenCall) -> Tensor | None:
         """The maps of a call's heads, `[G, H, Nq, Nk]`, if it has a map for each."""
@@ -132,6 +137,10 @@ class Generic(Method):
     @property
     def rules(self) -> RuleSet | None:  # noqa: D102
         return self.lrp
+
+    @property
+    def needs_all_heads(self) -> bool:  # noqa: D102
+        return self.rule is not None
 
     def heads_of(self, seen: SeenCall) -> Tensor | None:  # noqa: D102
         if self.rule is not None:

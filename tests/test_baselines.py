@@ -22,6 +22,7 @@ from captum_generic_attn import (
     PartialLrp,
     RawAttention,
     TransformerAttribution,
+    UnsupportedAttentionError,
     UnsupportedOperationError,
 )
 from captum_generic_attn.baselines.maps import min_max
@@ -310,6 +311,139 @@ def test_an_operation_without_a_rule_is_named() -> None:
             method(forward).attribute(sentences(), 1)
     assert torch._C._len_torch_function_stack() == 0
     assert not any(m._forward_hooks for m in model.modules())
+
+
+class LoopedHeads(nn.Module):
+    """One layer of attention whose heads are called one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv, self.out, self.head = nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        q, k, v = self.qkv(tokens).chunk(3, -1)
+        parts = [
+            torch.softmax(4 * a @ b.mT, -1) @ c
+            for a, b, c in zip(q.chunk(2, -1), k.chunk(2, -1), v.chunk(2, -1), strict=True)
+        ]
+        return self.head(tokens + self.out(torch.cat(parts, -1)))[:, 0]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        AttentionGradCam,
+        AttentionRollout,
+        partial(PartialLrp, scale="minmax"),
+        partial(TransformerAttribution, row_normalize=True),
+        partial(GenericAttention, rule=lambda a, g: (a * g).clamp(min=0).mean(1)),
+    ],
+)
+def test_heads_called_one_by_one_are_refused_where_a_mean_is_not_enough(method) -> None:
+    model, tokens = LoopedHeads().double(), torch.randn(2, 4, 8, dtype=torch.float64)
+    with pytest.raises(UnsupportedAttentionError, match="heads are called one by one"):
+        method(model).attribute(tokens, 1)
+    for fine in (RawAttention, GenericAttention, PartialLrp, TransformerAttribution):
+        assert (fine(model).attribute(tokens, 1) != 0).any()
+
+
+def test_calls_without_relevance_are_named() -> None:
+    model = tiny_vit()
+    with pytest.raises(UnsupportedAttentionError, match=r"blocks\.\d\.attn .*no relevance to its"):
+        TransformerAttribution(lambda x: model(x).logsumexp(1)).attribute(pictures())
+
+
+def test_scaled_rows_of_several_tokens_are_not_negative() -> None:
+    for method in (AttentionRollout, partial(TransformerAttribution, row_normalize=True)):
+        found = method(tiny_text("classes", depth=3), rows=[1, 2]).attribute(sentences(), 1)
+        assert found.min() >= 0
+        assert found.max() > 0
+
+
+def test_what_a_mask_hides_gets_nothing() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).double().eval()
+    tokens = torch.randn(2, 5, 8, dtype=torch.float64)
+    hidden = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+
+    def forward(x):
+        return layer(x, src_key_padding_mask=hidden)[:, 0]
+
+    for method in (GradientAttention, RawAttention, AttentionRollout, GenericAttention):
+        assert method(forward).attribute(tokens, 3)[1, 3:].abs().max() == 0
+
+
+def test_lrp_tells_what_it_cannot_reach() -> None:
+    model, ids = tiny_text("classes"), sentences()
+    table = model.words.weight
+    with pytest.warns(UserWarning, match="ids: no relevance ends there"):
+        found = Lrp(lambda ids: table[ids].mean(1) @ table[:3].T).attribute(ids, 1)
+    assert (found == 0).all()
+    with pytest.raises(ValueError, match="relevance is not finite"):
+        Lrp(lambda ids: model(ids) / 0, rules="frozen").attribute(ids, 1)
+
+
+def test_a_tensor_with_itself() -> None:
+    torch.manual_seed(0)
+    one, two = nn.Linear(4, 4).double(), nn.Linear(4, 3).double()
+    x = torch.randn(3, 4, dtype=torch.float64)
+
+    def squared(x):
+        h = one(x)
+        return two(h * h + h + h)
+
+    def powered(x):
+        h = one(x)
+        return two(h.clone() * h.clone() + 2 * h)
+
+    ours, theirs = (Lrp(f, rules="frozen").attribute(x, 1) for f in (squared, powered))
+    assert apart(ours, theirs) <= 1e-9
+
+
+@pytest.mark.parametrize("rules", ["ours", "epsilon", "frozen"])
+def test_products_with_a_factor_are_products(rules) -> None:
+    torch.manual_seed(0)
+    one, two = nn.Linear(8, 8).double(), nn.Linear(8, 3).double()
+    x = torch.randn(2, 4, 8, dtype=torch.float64)
+
+    def scaled(x):
+        logits = torch.baddbmm(x.new_zeros(1), one(x), x.mT, beta=0, alpha=0.25)
+        return two(logits @ x).mean(1)
+
+    def plain(x):
+        return two(0.25 * torch.bmm(one(x), x.mT) @ x).mean(1)
+
+    ours, theirs = (Lrp(f, rules=rules).attribute(x, 1) for f in (scaled, plain))
+    assert apart(ours, theirs) <= 1e-6
+
+
+def test_conserving_products_keep_each_example() -> None:
+    """The batch of a product's result stands on another axis from its end than the operand's."""
+    torch.manual_seed(0)
+    weight, two = torch.randn(8, 2, 4, dtype=torch.float64), nn.Linear(8, 3).double()
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+
+    def forward(x):
+        heads = torch.einsum("bnd,dhk->bhnk", x, weight)
+        return two(heads.transpose(1, 2).flatten(2).mean(1))
+
+    together = Lrp(forward, rules="detr").attribute(x, 1)
+    for i in range(2):
+        assert (
+            apart(together[i : i + 1], Lrp(forward, rules="detr").attribute(x[i : i + 1], 1))
+            <= 1e-9
+        )
+
+
+@pytest.mark.parametrize("method", [Lrp, TransformerAttribution])
+def test_under_autocast(method) -> None:
+    model, images = tiny_vit(dtype=torch.float32), pictures(dtype=torch.float32)
+    plain = method(model).attribute(images, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = method(model).attribute(images, 1)
+    assert found.dtype == plain.dtype == torch.float32
+    assert found.isfinite().all()
+    assert (found != 0).any()
 
 
 @pytest.mark.parametrize("rules", ["epsilon", "frozen"])

@@ -13,6 +13,7 @@ from captum.attr import (
     InputXGradient,
     IntegratedGradients,
     KernelShap,
+    NoiseTunnel,
     Saliency,
     ShapleyValueSampling,
 )
@@ -146,6 +147,25 @@ def test_text_features_are_tokens() -> None:
     model, ids = tiny_text("classes"), sentences(1)
     found = compare({"Shapley": ShapleyValueSampling(model)}, ids, 1, n_samples=3)
     assert found["Shapley"].shape == ids.shape
+
+
+def test_features_of_different_inputs_are_different_features() -> None:
+    def forward(one, two):
+        return torch.stack([one.sum(1), 10 * two.sum(1)], 1)
+
+    found = compare({"shap": KernelShap(forward)}, (torch.ones(1, 3), torch.ones(1, 3)), 0)
+    one, two = found["shap"]
+    assert one.min() > 0.5
+    assert two.abs().max() < 1e-3
+
+
+def test_further_arguments_reach_methods_inside_methods() -> None:
+    def forward(x, switch):
+        return (x * switch).sum(1)
+
+    x = torch.ones(2, 3)
+    found = compare({"noisy": NoiseTunnel(Saliency(forward))}, x, None, torch.zeros(2, 1))
+    assert found["noisy"].abs().max() == 0
 
 
 def test_saved_and_loaded(everything, tmp_path) -> None:

@@ -41,6 +41,7 @@ class Composition(Sum):
         self._layout = layout
         self._identity = identity
         self._own_entry = own_entry
+        self._scaled = row_normalize
         self._additions = Additions(layout, switches)
         self._crossing: dict[tuple[str, str], Tensor] = {}
         self._maps: dict[int, AttentionMap] = {}
@@ -70,7 +71,9 @@ class Composition(Sum):
         for name, (weights, ancestors) in self._rows.items():
             for to, stream in self._layout.streams.items():
                 if to == name:
-                    gain = self._additions.gain(name, ancestors, name)
+                    # Scaled rows keep less than all of the identity: there is nothing to take off.
+                    of = self._additions.relevance if self._scaled else self._additions.gain
+                    gain = of(name, ancestors, name)
                     part = read_out(gain, weights, stream.roots, own=True)
                     if self._own_entry == "row_min":
                         part = self._with_least(part, weights, name, ancestors)

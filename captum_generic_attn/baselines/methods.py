@@ -52,6 +52,10 @@ class GradCam(_LastCalls):
     weights_from: WeightsFrom
     scale: Scale
 
+    @property
+    def needs_all_heads(self) -> bool:  # noqa: D102
+        return True
+
     def heads_of(self, seen: SeenCall) -> Tensor:  # noqa: D102
         gradient = seen.gradient()
         counted = self._counted(seen, gradient)
@@ -99,6 +103,10 @@ class Rollout(Method):
     row_normalize: bool
     last: ClassVar[Literal["no", "crossing", "every"]] = "crossing"
 
+    @property
+    def needs_all_heads(self) -> bool:  # noqa: D102
+        return self.row_normalize
+
     def heads_of(self, seen: SeenCall) -> Tensor:  # noqa: D102
         return seen.attention()
 
@@ -116,7 +124,8 @@ class PositiveGradient(Method):
     reads: ClassVar[Literal["explained", "all"]] = "all"
 
     def heads_of(self, seen: SeenCall) -> Tensor:  # noqa: D102
-        return seen.gradient().clamp(min=0)
+        # What a mask hides has a gradient, but no attention.
+        return seen.gradient().clamp(min=0).masked_fill(seen.attention() == 0, 0.0)
 
     def sum_of(  # noqa: D102
         self, calls: Sequence[MappedCall], readers: Sequence[str], layout: Layout,  # noqa: ARG002
@@ -137,6 +146,10 @@ class LrpWeighted(Method):
     @property
     def rules(self) -> RuleSet:  # noqa: D102
         return self.lrp
+
+    @property
+    def needs_all_heads(self) -> bool:  # noqa: D102
+        return self.row_normalize
 
     def heads_of(self, seen: SeenCall) -> Tensor:  # noqa: D102
         return positive_evidence(seen.propagated(), seen.gradient())
@@ -161,6 +174,10 @@ class LrpAlone(_LastCalls):
     @property
     def rules(self) -> RuleSet:  # noqa: D102
         return self.lrp
+
+    @property
+    def needs_all_heads(self) -> bool:  # noqa: D102
+        return self.scale is not None
 
     def heads_of(self, seen: SeenCall) -> Tensor:  # noqa: D102
         found = seen.propagated()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from captum_generic_attn.attribution import AttentionAttribution, AttentionOptio
 from captum_generic_attn.base import Attributed, ModelAttribution, Request, retried
 from captum_generic_attn.baselines.gradients import check_choice
 from captum_generic_attn.baselines.methods import LrpAlone, LrpRolled, LrpWeighted
+from captum_generic_attn.capture.blocks import computing_dtype
 from captum_generic_attn.explanation import Layers
 from captum_generic_attn.lrp import RuleSet, attention_rules, rule_set
 from captum_generic_attn.lrp.propagation import Propagation
@@ -207,7 +209,8 @@ class Lrp(ModelAttribution):
 
     `attribute` returns relevance in the shape of the inputs: pixels, features, or for text one
     value per token, the sum over its vector. With `return_input_shape=False`, the features of a
-    region are summed to `[B, R]` and the channels of a picture to `[B, H, W]`.
+    region are summed to `[B, R]` and the channels of a picture to `[B, H, W]`. Between operations
+    relevance has the model's precision: in half precision little of it is left.
 
     Source: Bach et al. 2015; rules as `captum_generic_attn.lrp.rules` says.
 
@@ -246,7 +249,20 @@ class Lrp(ModelAttribution):
             with torch.autocast(output.device.type, enabled=False):
                 score = self._score(output, request, target)
                 found = propagation.of(score, retain_graph=i + 1 < len(request.targets))
-            maps = [relevance.detach() for relevance in found.inputs]
+            if not all(bool(relevance.isfinite().all()) for relevance in found.inputs):
+                raise ValueError(
+                    "relevance is not finite: the score or an activation is not, or a divisor is "
+                    "tiny; look at the model's output, or use rules with a larger ε"
+                )
+            if found.silent and request.first and i == 0:
+                warnings.warn(
+                    f"{', '.join(found.silent)}: no relevance ends there (integers that no "
+                    "embedding reads, or an input that the score does not depend on): zeros",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            dtype = computing_dtype(output)
+            maps = [relevance.detach().to(dtype) for relevance in found.inputs]
             yield Attributed(maps if whole else [_summed(relevance) for relevance in maps], [])
 
 

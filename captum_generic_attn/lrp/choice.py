@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -139,11 +140,11 @@ class Choice:
         terms = contraction.read(name, args, kwargs)
         if terms is None or (terms.bias is not None and self.carries(terms.bias)):
             return None
-        equation = _equation(terms)
+        equation, scale = _equation(terms), kwargs.get("alpha", 1)
 
         def apply(left: Tensor, right: Tensor) -> Tensor:
             found: Tensor = torch.einsum(equation, left, right)
-            return found
+            return found if scale == 1 else found * scale
 
         factors = terms.left, terms.right
         carrying = [self.carries(factor) for factor in factors]
@@ -160,7 +161,7 @@ class Choice:
             joint = self._rules.product
             return self._joint(joint, apply, factors[side]), factors
 
-        return self._of_weight(weighted, apply, factors[side], side), factors
+        return self._of_weight(weighted, apply, factors[side], side, terms), factors
 
     def _elementwise(
         self, kind: Kind, func: Callable[..., Any], args: Args, kwargs: Kwargs,
@@ -172,7 +173,8 @@ class Choice:
             pooled = _rebound(func, args, kwargs, operands)
             return self._joint(rules.pooling, pooled, operands[0]), operands
         if kind is Kind.DIVIDED:
-            above = [t for t in operands if t is args[0]]
+            numerator = argument(args, kwargs, 0, "input")
+            above = [t for t in operands if t is numerator]
             return _of_one(_summed), (above or operands)[:1]
         joint = {Kind.ADDED: rules.addition, Kind.MULTIPLIED: rules.product}.get(kind)
         tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
@@ -189,15 +191,27 @@ class Choice:
         both = _rebound(func, args, kwargs, tensors)
         return self._joint(joint, both, operands[0]), tensors
 
-    def _of_weight(self, rule: WeightedRule, apply: Apply, operand: Tensor, side: int) -> Rule:
+    def _of_weight(
+        self, rule: WeightedRule, apply: Apply, operand: Tensor, side: int,
+        terms: contraction.Contraction | None = None,
+    ) -> Rule:  # fmt: skip
         """The rule of an operation of two tensors, of which the one at `side` is no weight."""
         examples = self._tokens.examples_of(operand)
+        of_result = examples
+        if terms is not None and examples.owner is not None:
+            label = terms.labels(side)[examples.axis]
+            if label in terms.out_labels:
+                place = terms.out_labels.index(label) - len(terms.out_labels)
+                of_result = replace(examples, axis=place)
+            else:
+                of_result = Examples(known=False)
 
         def ordered(x: Tensor, weight: Tensor) -> Tensor:
             return apply(x, weight) if side == 0 else apply(weight, x)
 
         def of_weight(on: Sequence[Tensor], y: Tensor, r: Tensor) -> Sequence[Tensor | None]:
-            found = rule(Step(ordered, y, r, examples), on[side], on[1 - side])
+            step = Step(ordered, y, r, examples, of_result)
+            found = rule(step, on[side], on[1 - side])
             return (found, None) if side == 0 else (None, found)
 
         return of_weight
@@ -225,9 +239,17 @@ def _rebound(
     func: Callable[..., Any], args: Args, kwargs: Kwargs, operands: Sequence[Tensor]
 ) -> Apply:
     """An operation as a function of some of its tensors, the others being what they are."""
-    slots = {id(operand): place for place, operand in enumerate(operands)}
-    known = [slots.get(id(value)) for value in args]
-    named = {key: slots.get(id(value)) for key, value in kwargs.items()}
+    wanted = [id(operand) for operand in operands]
+
+    def slot(value: object) -> int | None:
+        """The next operand that this argument is; each once, were two the same tensor."""
+        place = wanted.index(id(value)) if id(value) in wanted else None
+        if place is not None:
+            wanted[place] = -1
+        return place
+
+    known = [slot(value) for value in args]
+    named = {key: slot(value) for key, value in kwargs.items()}
     rest = [None if place is not None else value for value, place in zip(args, known, strict=True)]
     others = {key: value for key, value in kwargs.items() if named[key] is None}
 

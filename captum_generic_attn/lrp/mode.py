@@ -44,7 +44,7 @@ class UnsupportedOperationError(ValueError):
 
 
 class _Propagated(torch.autograd.Function):
-    """One operation whose backward is a rule."""
+    """One operation whose backward is a rule, in float32 at least."""
 
     @staticmethod
     def forward(ctx: Any, run: Callable[[], Tensor], rule: Rule, *operands: Tensor) -> Tensor:
@@ -59,8 +59,16 @@ class _Propagated(torch.autograd.Function):
     def backward(ctx: Any, *relevance: Tensor) -> Any:
         saved = ctx.saved_tensors  # may run a piece of the model again, under the modes
         with torch._C.DisableTorchFunction(), torch.no_grad():  # noqa: SLF001
-            *operands, result = (tensor.detach() for tensor in saved)
-            return None, None, *ctx.rule(operands, result, relevance[0])
+            dtype = torch.float64 if saved[-1].dtype == torch.float64 else torch.float32
+            *operands, result, given = (
+                t.detach().to(dtype) if t.is_floating_point() else t.detach()
+                for t in (*saved, relevance[0])
+            )
+            found = ctx.rule(operands, result, given)
+            handed = [
+                None if r is None else r.to(t.dtype) for r, t in zip(found, saved, strict=False)
+            ]
+            return None, None, *handed
 
 
 class RelevanceMode(TorchFunctionMode):

@@ -60,7 +60,7 @@ _LISTS: dict[Kind, str] = {
         feature_dropout dropout1d dropout2d dropout3d nan_to_num sin cos positive tan
         log_softmax softcap reciprocal sinc atan logit erfinv""",
     Kind.NORM: """
-        layer_norm group_norm batch_norm instance_norm rms_norm native_layer_norm normalize
+        layer_norm group_norm batch_norm instance_norm rms_norm normalize
         local_response_norm""",
     Kind.SOFTMAX: " ".join(names_of(Family.SOFTMAX)),
     Kind.WEIGHTED: """

@@ -49,7 +49,8 @@ class _Tokens:
             found = memory.of((planes[0],), "examples", lambda: self._read(planes[0]))
             if found is not None:
                 return found
-        if tensor.ndim and len(tensor) % self._batch == 0:
+        axes = range(max(tensor.ndim - 1, 1))  # not the features
+        if tensor.ndim and [a for a in axes if tensor.shape[a] % self._batch == 0] == [0]:
             repeated = torch.arange(self._batch).repeat_interleave(len(tensor) // self._batch)
             return Examples(-tensor.ndim, repeated)
         return Examples(known=False)
@@ -87,11 +88,12 @@ class Propagated:
     """Relevance of each input, in its shape, and of the probabilities of each call by its index.
 
     Probabilities are `[G * H, Nq, Nk]`, as a record orders them. Integers have the sum of what
-    their vectors got.
+    their vectors got. `silent` names the inputs that no relevance reaches.
     """
 
     inputs: tuple[Tensor, ...]
     calls: Mapping[int, Tensor]
+    silent: tuple[str, ...] = ()
 
 
 class Propagation:
@@ -152,7 +154,10 @@ class Propagation:
         for place, tensor in enumerate(self._inputs):
             if capture.roots[place] is None:
                 relevance[place] = self._of_integers(place, tensor, score, of_vectors)
-        return Propagated(tuple(relevance), calls)
+        silent = (
+            name for name, r in zip(capture.input_names, relevance, strict=True) if not r.any()
+        )
+        return Propagated(tuple(relevance), calls, tuple(silent))
 
     def _of_integers(
         self, place: int, tensor: Tensor, score: Tensor, of_vectors: Sequence[Tensor | None]

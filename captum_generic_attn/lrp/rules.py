@@ -78,6 +78,14 @@ class Examples:
         Raises:
             ValueError: if it is not known whose they are.
         """
+        return self.spread(self.by_example(tensor), tensor)
+
+    def by_example(self, tensor: Tensor) -> Tensor:
+        """The sums over the examples, `[B]`, or one number.
+
+        Raises:
+            ValueError: if it is not known whose the elements are.
+        """
         if not self.known:
             raise ValueError(
                 "these relevance rules rescale by sums over examples, and whose the elements of a "
@@ -86,12 +94,18 @@ class Examples:
             )
         if self.owner is None:
             return tensor.sum()
-        axis = tensor.ndim + self.axis
         owner = self.owner.to(tensor.device)
-        others = [a for a in range(tensor.ndim) if a != axis]
+        others = [a for a in range(tensor.ndim) if a != tensor.ndim + self.axis]
         each = tensor.sum(others) if others else tensor
-        total = each.new_zeros(int(owner.max()) + 1).index_add(0, owner, each)[owner]
-        return total.view([-1 if a == axis else 1 for a in range(tensor.ndim)])
+        return each.new_zeros(int(owner.max()) + 1).index_add(0, owner, each)
+
+    def spread(self, values: Tensor, tensor: Tensor) -> Tensor:
+        """`[B]` values of the examples, to be multiplied with a tensor."""
+        if self.owner is None:
+            return values
+        axis = tensor.ndim + self.axis
+        shape = [-1 if a == axis else 1 for a in range(tensor.ndim)]
+        return values[self.owner.to(tensor.device)].view(shape)
 
 
 def first_axis(tensor: Tensor) -> Examples:
@@ -107,12 +121,16 @@ def first_axis(tensor: Tensor) -> Examples:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One operation whose relevance is handed on: what it does, what came out, what that got."""
+    """One operation whose relevance is handed on: what it does, what came out, what that got.
+
+    `examples` tells whose its operands' elements are, `of_result` its result's; `None`: alike.
+    """
 
     apply: Apply
     result: Tensor
     relevance: Tensor
     examples: Examples = Examples()
+    of_result: Examples | None = None
 
 
 # -- operations with a weight ----------------------------------------------------------------------
@@ -223,8 +241,8 @@ class Box:
         low = flat.amin(1).view(shape).expand_as(x)
         high = flat.amax(1).view(shape).expand_as(x)
         triples = (x, weight, 1), (low, weight.clamp(min=0), -1), (high, weight.clamp(max=0), -1)
-        z = sum(sign * apply(operand, part) for operand, part, sign in triples)
-        unit = relevance / (z + STABILISER)
+        z = torch.stack([sign * apply(o, part) for o, part, sign in triples]).sum(0)
+        unit = per_unit(relevance, z)
         parts = [
             sign * shares(lambda o, part=part: apply(o, part), [operand], unit)[0]
             for operand, part, sign in triples
@@ -240,8 +258,9 @@ class Conserved:
 
     def __call__(self, step: Step, x: Tensor, weight: Tensor) -> Tensor:  # noqa: D102
         found = self.rule(step, x, weight)
-        sums = step.examples.sums
-        return found * per_unit(sums(step.relevance), sums(found), 0.0)
+        of_result = step.of_result or step.examples
+        each = of_result.by_example(step.relevance), step.examples.by_example(found)
+        return found * step.examples.spread(per_unit(*each, 0.0), found)
 
 
 # -- operations of two operands that carry relevance -----------------------------------------------
