@@ -435,6 +435,22 @@ def test_conserving_products_keep_each_example() -> None:
         )
 
 
+def test_examples_are_not_mixed_where_tokens_are_lost() -> None:
+    """Behind a running sum nobody knows whose a token is; the batch stands second here."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16).double().eval()
+    head, x = nn.Linear(8, 3).double(), torch.randn(2, 6, 8, dtype=torch.float64)
+
+    def forward(x):
+        return head(layer(torch.cumsum(x, 1).transpose(0, 1) + 1)[0])
+
+    for rules in ("ours", "detr"):
+        together = Lrp(forward, rules=rules).attribute(x, 1)
+        for i in range(2):
+            alone = Lrp(forward, rules=rules).attribute(x[i : i + 1], 1)
+            assert apart(together[i : i + 1], alone) <= 1e-6
+
+
 @pytest.mark.parametrize("method", [Lrp, TransformerAttribution])
 def test_under_autocast(method) -> None:
     model, images = tiny_vit(dtype=torch.float32), pictures(dtype=torch.float32)

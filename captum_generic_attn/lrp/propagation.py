@@ -49,10 +49,14 @@ class _Tokens:
             found = memory.of((planes[0],), "examples", lambda: self._read(planes[0]))
             if found is not None:
                 return found
-        axes = range(max(tensor.ndim - 1, 1))  # not the features
-        if tensor.ndim and [a for a in axes if tensor.shape[a] % self._batch == 0] == [0]:
-            repeated = torch.arange(self._batch).repeat_interleave(len(tensor) // self._batch)
-            return Examples(-tensor.ndim, repeated)
+        # Tokens were lost: the batch is the only axis, features apart, that is as long.
+        shape = tensor.shape[: max(tensor.ndim - 1, 1)]
+        alike = [axis for axis, n in enumerate(shape) if n == self._batch]
+        fitting = [axis for axis, n in enumerate(shape) if n % self._batch == 0]
+        if len(alike) == 1 or (not alike and fitting == [0]):
+            axis = (alike or fitting)[0]
+            repeated = torch.arange(self._batch).repeat_interleave(shape[axis] // self._batch)
+            return Examples(axis - tensor.ndim, repeated)
         return Examples(known=False)
 
     def _read(self, plane: Tensor) -> Examples | None:
