@@ -196,6 +196,10 @@ class _Explaining:
             for stream in self._capture.streams:
                 self._read_rows(stream.name, self._layout.like.new_zeros(examples, stream.size))
         values = self._sum.finish()
+        if self._method.reads == "all":  # all rows are explained, whether they have a gradient
+            dark = [
+                i for i in range(examples) if not any(bool(v[i].any()) for v in values.values())
+            ]
         calls = [self._call(record) for record in self._capture.records]
         _check_finite(values, calls)
         return Explanation(values, self._relevance(calls) if self._matrices else None, dark)

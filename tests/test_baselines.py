@@ -361,6 +361,14 @@ def test_scaled_rows_of_several_tokens_are_not_negative() -> None:
         assert found.max() > 0
 
 
+@pytest.mark.parametrize("method", OVER_ATTENTION)
+def test_a_zero_head_is_told_of(method) -> None:
+    model = tiny_vit()
+    nn.init.zeros_(model.head.weight)
+    with pytest.warns(UserWarning, match="the score has no gradient at any attention call"):
+        assert (method(model).attribute(pictures(), 1) == 0).all()
+
+
 def test_what_a_mask_hides_gets_nothing() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).double().eval()
     tokens = torch.randn(2, 5, 8, dtype=torch.float64)
