@@ -2,8 +2,9 @@
 
 The way of the data is the way of the modules: `capture` runs a model and records its attention,
 `tokens` says what the tokens are, `rules` and `relevance` hold the equations and their order,
-`explanation` applies them to one score, and `attribution` is the Captum class round it all. `lrp`
-propagates relevance through a model, and `baselines` are the methods to compare with.
+`selection` says which calls count, `explanation` applies the equations to one score, and
+`attribution` is the Captum class round it all. `lrp` propagates relevance through a model, and
+`baselines` are the methods to compare with.
 """
 
 from captum_generic_attn.attribution import GenericAttention

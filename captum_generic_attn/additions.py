@@ -17,8 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_generic_attn.calls import Layout, MappedCall, Source, Sum, Switches
-from captum_generic_attn.maps import AttentionMap
+from captum_generic_attn.calls import Collected, Layout, MappedCall, Source, Switches
 from captum_generic_attn.rules import (
     cross_attention_update,
     normalize_relevance,
@@ -290,21 +289,14 @@ class Additions:
         return dense[:, :-1, :-1]
 
 
-class WholeSum(Sum):
+class WholeSum(Collected):
     """Relevance of all rows: the maps of the calls are collected, then added from the first on."""
 
     def __init__(self, calls: Sequence[MappedCall], layout: Layout, switches: Switches) -> None:
+        super().__init__()
         self._calls = calls
         self._layout = layout
-        self._maps: dict[int, AttentionMap] = {}
-        self._rows: dict[str, tuple[Tensor, frozenset[int]]] = {}
         self._additions = Additions(layout, switches)
-
-    def read(self, stream: str, weights: Tensor, ancestors: frozenset[int]) -> None:  # noqa: D102
-        self._rows[stream] = weights, ancestors
-
-    def arrive(self, index: int, attention_map: AttentionMap) -> None:  # noqa: D102
-        self._maps[index] = attention_map.kept()
 
     def finish(self) -> dict[str, Tensor]:  # noqa: D102
         for call in self._calls:
@@ -354,5 +346,10 @@ def without_own(values: Tensor, rows: Tensor) -> Tensor:
         values: `[B, n]`.
         rows: `[B, N]` weights of the explained rows of the same stream.
     """
-    single = (rows != 0).sum(-1, keepdim=True) == 1
-    return values.masked_fill(single & (rows[:, : values.shape[1]] != 0), 0.0)
+    return values.masked_fill(own_entries(rows)[:, : values.shape[1]], 0.0)
+
+
+def own_entries(rows: Tensor) -> Tensor:
+    """`[B, N]` True for the token of an example's only explained row."""
+    explained = rows != 0
+    return explained & (explained.sum(-1, keepdim=True) == 1)

@@ -29,13 +29,7 @@ from captum_generic_attn.capture import (
     capture_forward,
     no_attention_message,
 )
-from captum_generic_attn.explanation import (
-    Explanation,
-    Layers,
-    Options,
-    explain,
-    selected,
-)
+from captum_generic_attn.explanation import Explanation, explain
 from captum_generic_attn.input_maps import maps_of_inputs
 from captum_generic_attn.lrp import RuleSet, attention_rules
 from captum_generic_attn.lrp.propagation import Propagated, Propagation
@@ -44,6 +38,7 @@ from captum_generic_attn.parts import parts_of
 from captum_generic_attn.relevance import Relevance
 from captum_generic_attn.rows import RowsOption, warn_of_no_gradient
 from captum_generic_attn.score import OutputChoice
+from captum_generic_attn.selection import Layers, Options, selected
 
 _INTERPOLATIONS = ("bilinear", "nearest")
 

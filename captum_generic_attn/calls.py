@@ -91,13 +91,23 @@ class Sum(ABC):
     def finish(self) -> dict[str, Tensor]:
         """`[B, roots]` values of the tokens of each stream, when the backward pass is over."""
 
-    def matrices(self, states: Mapping[str, frozenset[int]]) -> dict[tuple[str, str], Tensor]:
-        """Between the pairs of streams that met, `[B, size, roots]`, in these states.
 
-        Raises:
-            NotImplementedError: where rows alone are computed.
-        """
-        raise NotImplementedError(f"{type(self).__name__} computes rows alone")
+class Collected(Sum):
+    """A sum that keeps all maps till the backward pass is over: it has matrices too."""
+
+    def __init__(self) -> None:
+        self._maps: dict[int, AttentionMap] = {}
+        self._rows: dict[str, tuple[Tensor, frozenset[int]]] = {}
+
+    def read(self, stream: str, weights: Tensor, ancestors: frozenset[int]) -> None:  # noqa: D102 - as in the base class
+        self._rows[stream] = weights, ancestors
+
+    def arrive(self, index: int, attention_map: AttentionMap) -> None:  # noqa: D102
+        self._maps[index] = attention_map.kept()
+
+    @abstractmethod
+    def matrices(self, states: Mapping[str, frozenset[int]]) -> dict[tuple[str, str], Tensor]:
+        """Between the pairs of streams that met, `[B, size, roots]`, in these states."""
 
 
 class Layout:

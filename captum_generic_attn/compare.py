@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from captum.attr import (
 )
 from torch import Tensor
 
+from captum_generic_attn import saved
 from captum_generic_attn.attribution import GenericAttention
 from captum_generic_attn.baselines import (
     AttentionGradCam,
@@ -43,7 +43,7 @@ from captum_generic_attn.baselines import (
 from captum_generic_attn.progress import bar
 
 Attributions = Tensor | tuple[Tensor, ...]
-_METADATA = "comparison"  # of a saved file: all that is no tensor
+_ENTRY = "comparison"  # of a saved file
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -95,12 +95,8 @@ class Comparison:
         Args:
             path: where to; an existing file is replaced.
         """
-        from safetensors.torch import save_file
-
         tensors = {
-            json.dumps([place, name, part, isinstance(found, tuple)]): tensor.detach()
-            .cpu()
-            .clone(memory_format=torch.contiguous_format)
+            (place, name, part, isinstance(found, tuple)): tensor.detach().cpu()
             for place, (name, found) in enumerate(self.attributions.items())
             for part, tensor in enumerate(found if isinstance(found, tuple) else (found,))
         }
@@ -109,7 +105,7 @@ class Comparison:
             "refused": dict(self.refused),
             "settings": dict(self.settings),
         }
-        save_file(tensors, path, {_METADATA: json.dumps(plain)})
+        saved.write(path, _ENTRY, plain, tensors)
 
     @staticmethod
     def load(path: str | PathLike[str]) -> Comparison:
@@ -124,22 +120,10 @@ class Comparison:
         Raises:
             ValueError: if the file is no saved `Comparison`.
         """
-        from safetensors import SafetensorError, safe_open
-
+        plain, tensors = saved.read(path, _ENTRY)
         parts: dict[tuple[int, str, bool], dict[int, Tensor]] = {}
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if _METADATA not in metadata:
-                    raise ValueError(
-                        f"{path} holds no saved Comparison: its metadata has {[*metadata]}"
-                    )
-                plain = json.loads(metadata[_METADATA])
-                for key in file.keys():  # noqa: SIM118
-                    place, name, part, several = json.loads(key)
-                    parts.setdefault((place, name, several), {})[part] = file.get_tensor(key)
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is no saved Comparison: {error}") from error
+        for (place, name, part, several), tensor in tensors.items():
+            parts.setdefault((place, name, several), {})[part] = tensor
         attributions: dict[str, Attributions] = {}
         for _, name, several in sorted(parts):
             found = tuple(t for _, t in sorted(parts[_, name, several].items()))

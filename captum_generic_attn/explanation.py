@@ -13,41 +13,33 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from captum_generic_attn.calls import Layout, MappedCall, Source
+from captum_generic_attn.calls import Collected, Layout, MappedCall, Source
 from captum_generic_attn.capture import (
     AttentionRecord,
     Capture,
-    Reached,
     Refusal,
     UnsupportedAttentionError,
     reached_by,
 )
 from captum_generic_attn.capture.blocks import computing_dtype
-from captum_generic_attn.method import Method, SeenCall
+from captum_generic_attn.method import SeenCall
 from captum_generic_attn.relevance import Call, Relevance, Stream
 from captum_generic_attn.rows import (
-    RowsOption,
     all_rows,
     equal_weights,
     explained_rows,
     given_rows,
     without_gradient,
 )
+from captum_generic_attn.selection import (
+    Options,
+    check_heads,
+    final_calls,
+    unused_calls,
+)
 from captum_generic_attn.tokens import Meeting, TokenStream
-
-Layers = str | nn.Module | Sequence[str | nn.Module] | None
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user chose in the constructor of an attribution method."""
-
-    layers: Layers
-    start_layer: int
-    rows: RowsOption
-    method: Method
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,42 +52,6 @@ class Explanation:
     values: Mapping[str, Tensor]
     relevance: Relevance | None
     dark: Sequence[int]
-
-
-def selected(capture: Capture, layers: Layers) -> set[str]:
-    """Names of the modules with attention that `layers` selects.
-
-    Raises:
-        ValueError: if an element selects none of them; the message lists them.
-    """
-    names = [*(r.module for r in capture.records), *(r.module for r in capture.refusals)]
-    if layers is None:
-        return set(names)
-    elements = [layers] if isinstance(layers, (str, nn.Module)) else layers
-    if not isinstance(elements, Sequence) or not all(
-        isinstance(element, (str, nn.Module)) for element in elements
-    ):
-        raise TypeError(f"layers= takes module names, name prefixes or modules, not {layers!r}")
-    if not elements:
-        raise ValueError("layers= is empty; it selects no attention call")
-    chosen: set[str] = set()
-    for element in elements:
-        if isinstance(element, nn.Module):
-            prefixes = [name for name, module in capture.modules.items() if module is element]
-        else:
-            prefixes = [element]
-        matched = {
-            name for name in names
-            if any(p in ("", name) or name.startswith(f"{p}.") for p in prefixes)
-        }  # fmt: skip
-        if not matched:
-            shown = type(element).__name__ if isinstance(element, nn.Module) else repr(element)
-            raise ValueError(
-                f"layers={shown} selects no attention call; attention was seen in: "
-                f"{', '.join(dict.fromkeys(names))}"
-            )
-        chosen |= matched
-    return chosen
 
 
 def explain(
@@ -135,8 +91,8 @@ class _Explaining:
         self._keep_calls = keep_calls
         self._matrices = matrices
         reached = reached_by(score, capture.records)
-        self._unused = _unused(capture, reached, options)
-        final = _final_calls(capture, reached)
+        self._unused = unused_calls(capture, reached, options)
+        final = final_calls(capture, reached)
         self._read = [
             r for r in capture.records if r.index in final and r.index in capture.ancestors
         ]
@@ -162,7 +118,7 @@ class _Explaining:
         self._seen: dict[int, SeenCall] = {}
         self._arrived: set[int] = set()
         used = [r for r in capture.records if r.index not in self._unused]
-        _check_heads(used, self._method)
+        check_heads(used, self._method)
         self._calls = [_mapped(r, capture) for r in used]
         self._reached = reached
         self._sum = self._method.sum_of(
@@ -260,22 +216,13 @@ class _Explaining:
         )  # fmt: skip
 
     def _relevance(self, calls: list[Call]) -> Relevance:
+        assert isinstance(self._sum, Collected)  # noqa: S101 - matrices are asked for
         refused = map(_refused, self._capture.refusals)
         return Relevance(
             MappingProxyType({s.name: _stream(s) for s in self._capture.streams}),
             MappingProxyType(self._rows),
             tuple(sorted([*calls, *refused], key=lambda c: c.index)),
             MappingProxyType(self._sum.matrices(self._finals)),
-        )
-
-
-def _check_heads(records: Sequence[AttentionRecord], method: Method) -> None:
-    apart = dict.fromkeys(r.module or "the forward function" for r in records if r.share != 1)
-    if apart and method.needs_all_heads:
-        raise UnsupportedAttentionError(
-            f"{', '.join(apart)}: heads are called one by one, and with these options the map of "
-            "a call is no mean over its heads (it is scaled, clamped, or a rule= of yours); use "
-            "options without, or GenericAttention"
         )
 
 
@@ -287,67 +234,6 @@ def _crossings(capture: Capture) -> frozenset[tuple[str, str]]:
         if record.meeting.crosses
         for keys in record.meeting.keys
     )
-
-
-def _unused(capture: Capture, reached: Reached, options: Options) -> dict[int, str]:
-    """Why calls do not count: not selected, not reached, before `start_layer`."""
-    modules = selected(capture, options.layers)
-    unused: dict[int, str] = {}
-    pairs: dict[tuple[str, str], list[int]] = {}
-    across: set[tuple[str, str]] = set()
-    layers: dict[int, list[int]] = {}
-    for record in capture.records:
-        if record.module not in modules:
-            unused[record.index] = "not in layers"
-        elif record.index not in reached:
-            unused[record.index] = "does not reach the score"
-        else:
-            pair = record.query_stream, record.key_stream
-            if record.meeting.crosses:
-                across.add(pair)
-            if record.layer not in layers:
-                pairs.setdefault(pair, []).append(record.layer)
-            layers.setdefault(record.layer, []).append(record.index)
-    start = options.start_layer
-    if not all(-len(indices) <= start < len(indices) for indices in pairs.values()):
-        counts = ", ".join(f"{len(i)} from {k} to {q}" for (q, k), i in pairs.items())
-        raise ValueError(f"start_layer={start} is out of range; attention calls: {counts}")
-    last = options.method.last
-    for pair, indices in pairs.items():
-        for layer in indices[: start % len(indices)]:
-            unused.update(dict.fromkeys(layers[layer], "before start_layer"))
-        if last == "every" or (last == "crossing" and pair in across):
-            for layer in indices[:-1]:
-                for call in layers[layer]:
-                    unused.setdefault(call, "not the last of its pair of streams")
-    return unused
-
-
-def _final_calls(capture: Capture, reached: Reached) -> set[int]:
-    """The last calls of each stream: those that no later call of the stream depends on.
-
-    Usually one; several where a layer works in parallel branches or in chunks of queries.
-    """
-    streams = {r.index: r.query_stream for r in capture.records if r.index in reached}
-    last = capture.ancestors
-    behind: dict[int, frozenset[int]] = {}
-    passed: set[int] = set()
-    for record in capture.records:
-        direct = record.query_ancestors | record.key_ancestors
-        behind[record.index] = direct.union(*(behind.get(i, frozenset()) for i in direct))
-        if record.index in reached:
-            stream = streams[record.index]
-            passed |= {i for i in behind[record.index] if streams.get(i) == stream}
-    followed = last.union(*(behind.get(i, frozenset()) for i in last))
-    if lost := [
-        r.module for r in capture.records if r.index in reached and r.index not in followed
-    ]:
-        raise UnsupportedAttentionError(
-            f"the score depends on {', '.join(dict.fromkeys(lost))} through operations that could "
-            "not be followed (a scripted function, a custom autograd.Function, or a view that was "
-            "written to); write them with plain torch operations"
-        )
-    return set(streams) - passed
 
 
 def _mapped(record: AttentionRecord, capture: Capture) -> MappedCall:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from captum_generic_attn.capture import Capture
+from captum_generic_attn.capture import Capture, name_of_input
 from captum_generic_attn.tokens import Grid, TokenStream, fit_grid
 
 
@@ -36,8 +36,7 @@ def maps_of_inputs(
     maps = []
     silent = []
     for i, tensor in enumerate(inputs):
-        # A tensor that is passed twice is one origin: both get what its tokens got.
-        name = capture.input_names[next(j for j in range(i + 1) if inputs[j] is tensor)]
+        name = name_of_input(capture, inputs, i)
         feeding = [
             fed
             for stream in capture.streams if stream.name in values

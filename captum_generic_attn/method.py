@@ -26,6 +26,9 @@ from captum_generic_attn.rules import positive_evidence
 Rule = Callable[[Tensor, Tensor], Tensor]
 """From probabilities and their gradient, `[G, H, Nq, Nk]`, to the map of a call, `[G, Nq, Nk]`."""
 
+Last = Literal["no", "crossing", "every"]
+"""Of which pairs of streams the last call alone counts."""
+
 
 @dataclass(frozen=True, eq=False)
 class SeenCall:
@@ -77,7 +80,7 @@ class Method(ABC):
     rows alike.
     """
 
-    last: ClassVar[Literal["no", "crossing", "every"]] = "no"
+    last: ClassVar[Last] = "no"
     reads: ClassVar[Literal["explained", "all"]] = "explained"
 
     @property

@@ -5,16 +5,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from os import PathLike
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 
-_METADATA = "relevance"  # of a saved file: all that is no tensor
+from captum_generic_attn import saved
+
+_ENTRY = "relevance"  # of a saved file
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Relevance:
     for each pair of streams that met: `[B, N, n]`, columns for the tokens that were not merged.
 
     Example:
+        >>> import torch
         >>> from captum_generic_attn import GenericAttention
         >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
         >>> model = lambda tokens: layer(tokens)[:, 0]
@@ -141,30 +142,23 @@ class Relevance:
         Args:
             path: where to; an existing file is replaced.
         """
-        from safetensors.torch import save_file
-
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[tuple[object, ...], Tensor] = {}
         for (query, key), matrix in self.matrices.items():
-            tensors[json.dumps(["matrix", query, key])] = matrix.clone(
-                memory_format=torch.contiguous_format
-            )
+            tensors["matrix", query, key] = matrix
         for name, rows in self.rows.items():
-            tensors[json.dumps(["rows", name])] = rows.clone(memory_format=torch.contiguous_format)
+            tensors["rows", name] = rows
         calls = []
         for call in self.calls:
             plain = {f.name: getattr(call, f.name) for f in fields(Call)}
             for name, value in list(plain.items()):
                 if isinstance(value, Tensor):
-                    tensors[json.dumps(["call", call.index, name])] = plain.pop(name).clone(
-                        memory_format=torch.contiguous_format
-                    )
+                    tensors["call", call.index, name] = plain.pop(name)
             calls.append(plain)
         streams = {
             name: [s.tokens, {part: [p.start, p.stop] for part, p in s.parts.items()}]
             for name, s in self.streams.items()
         }
-        # One entry: the order of several is not kept, and equal objects make equal files.
-        save_file(tensors, path, {_METADATA: json.dumps({"streams": streams, "calls": calls})})
+        saved.write(path, _ENTRY, {"streams": streams, "calls": calls}, tensors)
 
     @staticmethod
     def load(path: str | PathLike[str]) -> Relevance:
@@ -179,21 +173,7 @@ class Relevance:
         Raises:
             ValueError: if the file is no saved `Relevance`.
         """
-        from safetensors import SafetensorError, safe_open
-
-        tensors: dict[tuple[object, ...], Tensor] = {}
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if _METADATA not in metadata:
-                    raise ValueError(
-                        f"{path} holds no saved Relevance: its metadata has {[*metadata]}"
-                    )
-                plain_parts = json.loads(metadata[_METADATA])
-                for key in file.keys():  # noqa: SIM118 - no mapping
-                    tensors[tuple(json.loads(key))] = file.get_tensor(key)
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is no saved Relevance: {error}") from error
+        plain_parts, tensors = saved.read(path, _ENTRY)
         streams = {
             name: (size, {p: slice(*ends) for p, ends in parts.items()})
             for name, (size, parts) in plain_parts["streams"].items()

@@ -16,8 +16,9 @@ from captum_generic_attn import GenericAttention, UnsupportedAttentionError
 from captum_generic_attn.additions import Additions
 from captum_generic_attn.calls import Layout, Switches
 from captum_generic_attn.capture.record import Explicit, Operands
-from captum_generic_attn.explanation import _check_padding, _final_calls, _mapped, selected
+from captum_generic_attn.explanation import _check_padding, _mapped
 from captum_generic_attn.rows import explained_rows
+from captum_generic_attn.selection import final_calls, selected
 from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
 from captum_generic_attn.tokens.streams import TokenStreams
 
@@ -34,7 +35,7 @@ def call(index: int, *behind: int, stream: str = "x", keys: tuple[int, ...] | No
 def final(*records, output: set[int], reached: set[int] | None = None) -> set[int]:
     capture = SimpleNamespace(records=records, ancestors=frozenset(output), refusals=())
     every = {record.index for record in records}
-    return _final_calls(capture, every if reached is None else reached)
+    return final_calls(capture, every if reached is None else reached)
 
 
 def test_the_last_of_a_chain() -> None:

@@ -13,14 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from captum_generic_attn.additions import Additions, read_out
-from captum_generic_attn.calls import Layout, MappedCall, Sum, Switches
-from captum_generic_attn.maps import AttentionMap
+from captum_generic_attn.additions import Additions, own_entries, read_out
+from captum_generic_attn.calls import Collected, Layout, MappedCall, Switches
 
 OwnEntry = Literal["zero", "row_min"]
 
 
-class Composition(Sum):
+class Composition(Collected):
     """Values and matrices from products of self-attention, and one call of each crossing pair.
 
     Args:
@@ -36,6 +35,7 @@ class Composition(Sum):
         self, calls: Sequence[MappedCall], layout: Layout, *, between: bool = False,
         row_normalize: bool = False, identity: bool = True, own_entry: OwnEntry = "zero",
     ) -> None:  # fmt: skip
+        super().__init__()
         switches = Switches(normalize=False, self_in_cross=between, row_normalize=row_normalize)
         self._calls = calls
         self._layout = layout
@@ -44,14 +44,6 @@ class Composition(Sum):
         self._scaled = row_normalize
         self._additions = Additions(layout, switches)
         self._crossing: dict[tuple[str, str], Tensor] = {}
-        self._maps: dict[int, AttentionMap] = {}
-        self._rows: dict[str, tuple[Tensor, frozenset[int]]] = {}
-
-    def read(self, stream: str, weights: Tensor, ancestors: frozenset[int]) -> None:  # noqa: D102
-        self._rows[stream] = weights, ancestors
-
-    def arrive(self, index: int, attention_map: AttentionMap) -> None:  # noqa: D102
-        self._maps[index] = attention_map.kept()
 
     def finish(self) -> dict[str, Tensor]:  # noqa: D102
         for call in self._calls:
@@ -91,8 +83,7 @@ class Composition(Sum):
         relevance = self._additions.relevance(name, ancestors, name)
         assert relevance is not None  # noqa: S101
         least = (weights.unsqueeze(1) @ relevance).amin(-1)
-        own = (weights != 0) & ((weights != 0).sum(-1, keepdim=True) == 1)
-        return torch.where(own[:, : values.shape[1]], least, values)
+        return torch.where(own_entries(weights)[:, : values.shape[1]], least, values)
 
     def matrices(self, states: Mapping[str, frozenset[int]]) -> dict[tuple[str, str], Tensor]:  # noqa: D102
         examples = self._layout.examples
@@ -106,20 +97,13 @@ class Composition(Sum):
         return found
 
 
-class Total(Sum):
+class Total(Collected):
     """The sum of all maps, each averaged over the queries of its call."""
 
     def __init__(self, calls: Sequence[MappedCall], layout: Layout) -> None:
+        super().__init__()
         self._calls = {call.index: call for call in calls}
         self._layout = layout
-        self._maps: dict[int, AttentionMap] = {}
-        self._rows: set[str] = set()
-
-    def read(self, stream: str, weights: Tensor, ancestors: frozenset[int]) -> None:  # noqa: ARG002, D102
-        self._rows.add(stream)
-
-    def arrive(self, index: int, attention_map: AttentionMap) -> None:  # noqa: D102
-        self._maps[index] = attention_map.kept()
 
     def finish(self) -> dict[str, Tensor]:  # noqa: D102
         found = self._placed(each_query=False)

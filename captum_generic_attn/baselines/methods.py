@@ -6,9 +6,10 @@ user's options.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,23 +19,38 @@ from captum_generic_attn.baselines.maps import LateMap, min_max
 from captum_generic_attn.calls import Layout, MappedCall, Sum
 from captum_generic_attn.lrp.rule_sets import RuleSet
 from captum_generic_attn.maps import AttentionMap
-from captum_generic_attn.method import Method, SeenCall, whole_map
+from captum_generic_attn.method import Last, Method, SeenCall, whole_map
 from captum_generic_attn.rules import positive_evidence
 
 Scale = Literal["minmax"] | None
 WeightsFrom = Literal["explained_rows", "all"]
 
 
-class _LastCalls(Method):
-    """The last call of each pair of streams stands for itself."""
+class _Composed(Method):
+    """Self-attention and crossing calls, combined by a `Composition` with these options."""
 
-    last: ClassVar[Literal["no", "crossing", "every"]] = "every"
+    last: ClassVar[Last] = "crossing"
+
+    @property
+    @abstractmethod
+    def options(self) -> Mapping[str, Any]:
+        """Options of `Composition`."""
 
     def sum_of(
         self, calls: Sequence[MappedCall], readers: Sequence[str], layout: Layout,  # noqa: ARG002
         crossings: frozenset[tuple[str, str]], *, matrices: bool,  # noqa: ARG002
     ) -> Sum:  # fmt: skip
-        return Composition(calls, layout, identity=False)
+        return Composition(calls, layout, **self.options)
+
+
+class _LastCalls(_Composed):
+    """The last call of each pair of streams stands for itself."""
+
+    last: ClassVar[Last] = "every"
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return {"identity": False}
 
 
 @dataclass(frozen=True)
@@ -97,11 +113,14 @@ class GradCam(_LastCalls):
 
 
 @dataclass(frozen=True)
-class Rollout(Method):
+class Rollout(_Composed):
     """Products of `I + E A`, with the last crossing call between those of both sides."""
 
     row_normalize: bool
-    last: ClassVar[Literal["no", "crossing", "every"]] = "crossing"
+
+    @property
+    def options(self) -> Mapping[str, Any]:  # noqa: D102
+        return {"between": True, "row_normalize": self.row_normalize}
 
     @property
     def needs_all_heads(self) -> bool:  # noqa: D102
@@ -109,12 +128,6 @@ class Rollout(Method):
 
     def heads_of(self, seen: SeenCall) -> Tensor:  # noqa: D102
         return seen.attention()
-
-    def sum_of(  # noqa: D102
-        self, calls: Sequence[MappedCall], readers: Sequence[str], layout: Layout,  # noqa: ARG002
-        crossings: frozenset[tuple[str, str]], *, matrices: bool,  # noqa: ARG002
-    ) -> Sum:  # fmt: skip
-        return Composition(calls, layout, between=True, row_normalize=self.row_normalize)
 
 
 @dataclass(frozen=True)
@@ -135,13 +148,16 @@ class PositiveGradient(Method):
 
 
 @dataclass(frozen=True)
-class LrpWeighted(Method):
+class LrpWeighted(_Composed):
     """Products of `I + E relu(∇A ⊙ C)`, and the last crossing call alone."""
 
     lrp: RuleSet
     row_normalize: bool
     own_entry: OwnEntry
-    last: ClassVar[Literal["no", "crossing", "every"]] = "crossing"
+
+    @property
+    def options(self) -> Mapping[str, Any]:  # noqa: D102
+        return {"row_normalize": self.row_normalize, "own_entry": self.own_entry}
 
     @property
     def rules(self) -> RuleSet:  # noqa: D102
@@ -153,14 +169,6 @@ class LrpWeighted(Method):
 
     def heads_of(self, seen: SeenCall) -> Tensor:  # noqa: D102
         return positive_evidence(seen.propagated(), seen.gradient())
-
-    def sum_of(  # noqa: D102
-        self, calls: Sequence[MappedCall], readers: Sequence[str], layout: Layout,  # noqa: ARG002
-        crossings: frozenset[tuple[str, str]], *, matrices: bool,  # noqa: ARG002
-    ) -> Sum:  # fmt: skip
-        return Composition(
-            calls, layout, row_normalize=self.row_normalize, own_entry=self.own_entry
-        )
 
 
 @dataclass(frozen=True)
@@ -191,11 +199,14 @@ class LrpAlone(_LastCalls):
 
 
 @dataclass(frozen=True)
-class LrpRolled(Method):
+class LrpRolled(_Composed):
     """Products of `I + E relu(C)`, with the last crossing call between those of both sides."""
 
     lrp: RuleSet
-    last: ClassVar[Literal["no", "crossing", "every"]] = "crossing"
+
+    @property
+    def options(self) -> Mapping[str, Any]:  # noqa: D102
+        return {"between": True}
 
     @property
     def rules(self) -> RuleSet:  # noqa: D102
@@ -203,9 +214,3 @@ class LrpRolled(Method):
 
     def heads_of(self, seen: SeenCall) -> Tensor:  # noqa: D102
         return seen.propagated().clamp(min=0)
-
-    def sum_of(  # noqa: D102
-        self, calls: Sequence[MappedCall], readers: Sequence[str], layout: Layout,  # noqa: ARG002
-        crossings: frozenset[tuple[str, str]], *, matrices: bool,  # noqa: ARG002
-    ) -> Sum:  # fmt: skip
-        return Composition(calls, layout, between=True)

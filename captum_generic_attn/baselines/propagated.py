@@ -14,12 +14,12 @@ from captum_generic_attn.base import Attributed, ModelAttribution, Request, retr
 from captum_generic_attn.baselines.gradients import check_choice
 from captum_generic_attn.baselines.methods import LrpAlone, LrpRolled, LrpWeighted
 from captum_generic_attn.capture.blocks import computing_dtype
-from captum_generic_attn.explanation import Layers
 from captum_generic_attn.lrp import RuleSet, attention_rules, rule_set
 from captum_generic_attn.lrp.propagation import Propagation
 from captum_generic_attn.method import Method
 from captum_generic_attn.rows import RowsOption
 from captum_generic_attn.score import OutputChoice
+from captum_generic_attn.selection import Layers
 
 Rules = str | RuleSet
 

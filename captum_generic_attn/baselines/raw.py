@@ -7,10 +7,10 @@ from typing import Any
 
 from captum_generic_attn.attribution import AttentionAttribution, AttentionOptions
 from captum_generic_attn.baselines.methods import Raw, Rollout
-from captum_generic_attn.explanation import Layers
 from captum_generic_attn.method import Method
 from captum_generic_attn.rows import RowsOption
 from captum_generic_attn.score import OutputChoice
+from captum_generic_attn.selection import Layers
 
 
 class RawAttention(AttentionAttribution):

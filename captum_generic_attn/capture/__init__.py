@@ -11,6 +11,7 @@ from captum_generic_attn.capture.forward import (
     Capture,
     UnsupportedAttentionError,
     capture_forward,
+    name_of_input,
     no_attention_message,
 )
 from captum_generic_attn.capture.graph import Reached, reached_by
@@ -24,6 +25,7 @@ __all__ = [
     "Refusal",
     "UnsupportedAttentionError",
     "capture_forward",
+    "name_of_input",
     "no_attention_message",
     "reached_by",
 ]

@@ -92,6 +92,11 @@ class Capture:
         return found
 
 
+def name_of_input(capture: Capture, inputs: Sequence[Tensor], place: int) -> str:
+    """The name of an input. A tensor that is passed twice is one origin, and has one name."""
+    return capture.input_names[next(i for i in range(place + 1) if inputs[i] is inputs[place])]
+
+
 def capture_forward(
     forward_func: Callable[..., Any],
     inputs: tuple[Tensor, ...],

@@ -5,7 +5,6 @@ Called by the attribution classes, beside the capture of the plain forward pass 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_generic_attn.capture import Capture, capture_forward
+from captum_generic_attn.capture import Capture, capture_forward, name_of_input
 from captum_generic_attn.capture.record import AttentionRecord
 from captum_generic_attn.capture.shadow import Role
 from captum_generic_attn.capture.transfer import Transfer
@@ -139,8 +138,7 @@ class Propagation:
             for record in records:
                 record.tap.listener = _Keeper(record, calls)
             assert self._mode is not None  # noqa: S101
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(self._mode)
+            with self._mode:
                 found = (
                     capture.backward(start, edges, retain_graph=retain_graph)
                     if edges and start.requires_grad
@@ -168,9 +166,7 @@ class Propagation:
     ) -> Tensor:
         """What the vectors of an input's integers got, summed over their features."""
         capture = self.capture
-        # A tensor that is passed twice is one origin: both get what its tokens got.
-        first = next(i for i in range(place + 1) if self._inputs[i] is tensor)
-        name = capture.input_names[first]
+        name = name_of_input(capture, self._inputs, place)
         total = score.new_zeros(tensor.numel())
         for space in capture.spaces:
             if space.kind != "element" or space.name != name or space.shape is None:
