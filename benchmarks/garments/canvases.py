@@ -77,13 +77,15 @@ class Split:
 @dataclass(frozen=True)
 class Drawn:
     """A batch of canvases: `pictures` uint8 [B, 64, 64, 3], `labels` [B, 7] of 0 and 1, `classes`
-    [B, 4] (−1 where a place is empty), `boxes` [B, 4, 4] as (left, top, right, bottom).
+    [B, 4] (−1 where a place is empty), `boxes` [B, 4, 4] as (left, top, right, bottom), `masks`
+    bool [B, 4, 64, 64]: the pixels that show each garment rather than the ground.
     """
 
     pictures: NDArray[np.uint8]
     labels: NDArray[np.float32]
     classes: Ints
     boxes: Ints
+    masks: NDArray[np.bool_]
 
 
 def load_split(name: str, folder: Path = DEBIAN_FOLDER) -> Split:
@@ -133,13 +135,13 @@ def draw(split: Split, seed: int, start: int, count: int) -> Drawn:
     boxes = np.where(present[..., None], np.concatenate([corners, corners + sizes], -1), 0)
 
     cloth = _project(np.float32(split.images[garments]) / 255, sources, boxes)
-    tints = _TINTS[np.argsort(dice.roll(len(_TINTS)), axis=1)[:, :_MOST]]
-    grounds = _GROUNDS[(dice.roll(1)[:, 0] * len(_GROUNDS)).astype(np.int64)]
-    pictures = _paint(cloth, tints, grounds)
+    tints = np.argsort(dice.roll(len(_TINTS)), axis=1)[:, :_MOST]
+    grounds = (dice.roll(1)[:, 0] * len(_GROUNDS)).astype(np.int64)
+    pictures = paint(cloth, tints, grounds)
 
     classes = np.where(present, classes, -1)
     labels = (classes[..., None] == np.arange(len(CLASSES))).any(1).astype(np.float32)
-    return Drawn(pictures, labels, classes, boxes)
+    return Drawn(pictures, labels, classes, boxes, opacity(cloth) >= 0.5)
 
 
 class _Dice:
@@ -228,12 +230,24 @@ def _resampling(source: Ints, target: Ints) -> Planes:
     return weights
 
 
-def _paint(cloth: Planes, tints: Planes, grounds: Planes) -> NDArray[np.uint8]:
+def opacity(cloth: Planes) -> Planes:
+    """How much of the ground a garment's pixels hide, 0 … 1, by their brightness in the source."""
+    cover: Planes = np.minimum(np.maximum((cloth - 0.047) * 5.3, 0), 1)
+    return cover
+
+
+def paint(cloth: Planes, tints: Ints, grounds: Ints | None = None) -> NDArray[np.uint8]:
+    """Pictures [B, H, W, 3] of garments that do not overlap: `cloth` [B, M, H, W] in 0 … 1, the
+    tint of each (`tints` [B, M], eight there are), and each picture's ground (`grounds` [B], four
+    there are; without them the first).
+    """
+    count, _, height, width = cloth.shape
+    ground = _GROUNDS[np.zeros(count, np.int64) if grounds is None else grounds]
     cloth = cloth.reshape(*cloth.shape[:2], -1)
-    opacity = np.minimum(np.maximum((cloth - 0.047) * 5.3, 0), 1)
+    cover = opacity(cloth)
     # Boxes do not overlap, so the garments' contributions can be summed. The full range of shades
     # is kept: seams and collars tell a dress from a top.
-    ink = (opacity * (0.05 + 1.05 * cloth)).swapaxes(1, 2) @ tints
-    ground = (1 - opacity.sum(1))[..., None] * grounds[:, None]
-    pictures = np.minimum(np.rint(ink + ground), 255).astype(np.uint8)
-    return pictures.reshape(-1, SIZE, SIZE, 3)
+    ink = (cover * (0.05 + 1.05 * cloth)).swapaxes(1, 2) @ _TINTS[tints]
+    bare = (1 - cover.sum(1))[..., None] * ground[:, None]
+    pictures = np.minimum(np.rint(ink + bare), 255).astype(np.uint8)
+    return pictures.reshape(count, height, width, 3)

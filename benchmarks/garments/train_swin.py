@@ -13,7 +13,8 @@ import torch
 import typer
 from canvases import DEBIAN_FOLDER
 from timm.models.swin_transformer import SwinTransformer
-from train_vit import train_and_write
+from train_vit import LIBRARIES, loss, notes
+from training import Recipe, Settings, train_and_write
 
 from captum_generic_attn.demo import CLASSES, SIZE
 
@@ -47,8 +48,9 @@ def main(
     highest_rate: float = 2e-3,
 ) -> None:
     """Train the Swin transformer on garment canvases and write its weights."""
-    settings = seed, steps, batch_size, highest_rate
-    train_and_write(data, runs / "swin.pt", weights, settings, swin, CONFIG)
+    recipe = Recipe(swin, loss, notes(CONFIG), LIBRARIES)
+    settings = Settings(seed, steps, batch_size, highest_rate)
+    train_and_write(recipe, data, runs / "swin.pt", weights, settings)
 
 
 if __name__ == "__main__":
