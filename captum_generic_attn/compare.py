@@ -239,7 +239,7 @@ def compare(
         for name, method in named.items():
             start = time.perf_counter()
             try:
-                found = _run(method, inputs, target, {**given, **_samples(method, n_samples)}, seed)
+                found = run(method, inputs, target, {**given, **_samples(method, n_samples)}, seed)
             except (
                 ValueError,
                 TypeError,
@@ -309,11 +309,28 @@ def _named(methods: Mapping[str, Attribution] | Sequence[Attribution]) -> dict[s
     return named
 
 
-def _run(
+def run(
     method: Attribution, inputs: Tensor | tuple[Tensor, ...], target: Any,
     given: Mapping[str, Any], seed: int,
 ) -> Attributions:  # fmt: skip
-    """One method with those of the given arguments that it has; random numbers as they were."""
+    """One method, with those of the given arguments that it has.
+
+    Args:
+        method: ours or Captum's.
+        inputs: a tensor or a tuple of tensors; the method gets copies.
+        target: the explained score.
+        given: arguments of `attribute` by name; those that the method does not know are left out.
+        seed: of PyTorch's and NumPy's random numbers, which are afterwards as they were.
+
+    Returns:
+        What the method returned, detached.
+
+    Example:
+        >>> from captum.attr import InputXGradient
+        >>> square = InputXGradient(lambda x: (x**2).sum(1))
+        >>> run(square, torch.tensor([[3.0]]), None, {"n_steps": 9}, seed=0)
+        tensor([[18.]])
+    """
     known = inspect.signature(method.attribute).parameters
     arguments = {key: value for key, value in given.items() if key in known}
     if any(p.kind is p.VAR_KEYWORD for p in known.values()):  # handed on, as by NoiseTunnel

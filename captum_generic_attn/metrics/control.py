@@ -1,0 +1,75 @@
+"""The random control: an attribution that knows nothing, to hold all others against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from captum._utils.common import _format_output, _is_tuple
+from captum._utils.typing import TargetType, TensorOrTupleOfTensorsGeneric
+from captum.attr import Attribution
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+
+class RandomAttribution(Attribution):
+    """Random numbers of the grain of the method to compare with.
+
+    A figure means something only beside what chance gives, and chance depends on the grain: single
+    random pixels destroy a picture sooner than random patches do.
+
+    Args:
+        forward_func: the model, which is never called.
+        grid: tokens down and across a picture: one number for each, resized bilinearly like the
+            maps of attention methods; `None`: one number for each pixel.
+        seed: of the numbers of each call; `None`: they go on from PyTorch's own random numbers, as
+            those of Captum's methods do.
+
+    Example:
+        >>> control = RandomAttribution(torch.nn.Identity(), grid=(2, 2))
+        >>> maps = control.attribute(torch.zeros(1, 3, 8, 8))
+        >>> maps.shape, bool((maps[:, 0] == maps[:, 2]).all())
+        (torch.Size([1, 3, 8, 8]), True)
+    """
+
+    def __init__(
+        self, forward_func: Callable[..., Any], *, grid: tuple[int, int] | None = None,
+        seed: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(forward_func)
+        self.grid = grid
+        self.seed = seed
+
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,  # noqa: ARG002 - part of Captum's contract
+        additional_forward_args: object = None,  # noqa: ARG002
+    ) -> TensorOrTupleOfTensorsGeneric:
+        """Uniform numbers in 0 … 1, in the shape of the inputs.
+
+        Args:
+            inputs: a tensor or a tuple of tensors, batch first. Pictures `[B, C, H, W]` get one map
+                for all channels, other inputs one number for each entry along axis 1.
+            target: not used.
+            additional_forward_args: not used.
+
+        Returns:
+            A tensor, or a tuple like `inputs`, float32.
+        """
+        generator = torch.default_generator
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(self.seed)
+        parts = inputs if isinstance(inputs, tuple) else (inputs,)
+        maps = tuple(self._of(part, generator).to(part.device) for part in parts)
+        formatted: TensorOrTupleOfTensorsGeneric = _format_output(_is_tuple(inputs), maps)
+        return formatted
+
+    def _of(self, part: Tensor, generator: torch.Generator) -> Tensor:
+        if part.ndim == 4:
+            size = part.shape[-2:]
+            values = torch.rand(len(part), 1, *(self.grid or size), generator=generator)
+            return interpolate(values, size, mode="bilinear").expand(part.shape)
+        values = torch.rand(part.shape[:2], generator=generator)
+        return values.view(*part.shape[:2], *[1] * (part.ndim - 2)).expand(part.shape)

@@ -1,0 +1,308 @@
+"""Perturbation curves: how a model's answer changes as relevant parts of its inputs are removed.
+
+`perturbation` is the authors' test, positive and negative; `deletion` and `insertion` are those of
+RISE. What is removed is a `Removal`, what is watched a `Measure`, and the attributions may be any
+method's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_generic_attn.metrics.measures import Measure
+from captum_generic_attn.metrics.removal import Attributions, Removal
+from captum_generic_attn.metrics.statistics import Estimate, estimate
+from captum_generic_attn.progress import bar
+from captum_generic_attn.score import OutputChoice, choose_output
+
+PIXELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""The fractions of pixels that the authors remove from pictures."""
+TOKENS = (0.0, 0.25, 0.5, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
+"""The fractions of words and of regions that they remove from LXMERT's inputs, and of words from
+VisualBERT's."""
+VISUALBERT_REGIONS = (0.0, 0.5, 0.75, 0.95, 0.96, 0.97, 0.98, 0.99, 1.0)
+"""The fractions of regions that they remove from VisualBERT's inputs."""
+
+_TIES = 2021  # seed of the order of features of equal relevance
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A measure of each example at each fraction: `scores` `[F, B]` at `fractions` (F of them)."""
+
+    fractions: tuple[float, ...]
+    scores: Tensor
+
+    @property
+    def means(self) -> Tensor:
+        """The mean over the examples at each fraction, `[F]`."""
+        return self.scores.mean(1)
+
+    @property
+    def areas(self) -> Tensor:
+        """The area under each example's curve, `[B]`, by the trapezoid rule, × 100.
+
+        A score of 1 all the way has 100 times the largest fraction: 90 where the last one is 0.9.
+        """
+        places = torch.tensor(self.fractions, dtype=self.scores.dtype, device=self.scores.device)
+        return 100 * torch.trapezoid(self.scores, places, dim=0)
+
+    def auc(self, **options: Any) -> Estimate:
+        """The area under the mean curve, × 100, with its interval.
+
+        Args:
+            options: `groups`, `confidence`, `resamples` and `seed` of `estimate`.
+
+        Example:
+            >>> curve = Curve((0.0, 0.5, 1.0), torch.tensor([[1.0], [0.5], [0.0]]))
+            >>> curve.auc().value
+            50.0
+        """
+        return estimate(self.areas, **options)
+
+
+def joined(curves: Sequence[Curve]) -> Curve:
+    """The curves of parts of a data set as one.
+
+    Raises:
+        ValueError: if there are none, or their fractions differ.
+
+    Example:
+        >>> one = Curve((0.0, 1.0), torch.tensor([[1.0], [0.0]]))
+        >>> joined([one, one]).scores.shape
+        torch.Size([2, 2])
+    """
+    fractions = {curve.fractions for curve in curves}
+    if len(fractions) != 1:
+        raise ValueError(f"curves over {len(fractions)} sets of fractions cannot be joined")
+    return Curve(fractions.pop(), torch.cat([curve.scores for curve in curves], 1))
+
+
+def perturbation(
+    forward: Callable[..., Any],
+    removal: Removal,
+    attributions: Attributions,
+    measure: Measure,
+    *,
+    fractions: Sequence[float] = PIXELS,
+    most_relevant_first: bool = True,
+    output: OutputChoice = None,
+    batch_size: int = 64,
+    show_progress: bool = False,
+) -> Curve:
+    """The measure while more and more features are removed.
+
+    The positive test removes the most relevant first (a good explanation makes the curve fall: less
+    area is better), the negative test the least relevant (more area is better). Among features of
+    equal relevance the order is random, but the same in every call, so that a constant attribution
+    scores what a random one scores.
+
+    Args:
+        forward: the model; called without gradients with what `removal` makes of its inputs.
+        removal: the inputs and what is removed of them: `Pixels(...)` or `Tokens(...)`.
+        attributions: of these inputs, from any method; anything that `removal.features` takes.
+        measure: what is watched, such as `accuracy(targets)`.
+        fractions: of the removable features, in 0 … 1, ascending. 0, the clean inputs, is always
+            measured as well.
+        most_relevant_first: the positive or the negative test.
+        output: which of the model's outputs to measure, as in `GenericAttention`.
+        batch_size: at most so many examples go through the model at once.
+        show_progress: whether a bar on stderr counts the fractions.
+
+    Returns:
+        A `Curve`; `.auc()` is the area under it.
+
+    Raises:
+        ValueError: if shapes do not fit, fractions do not ascend in 0 … 1, or an attribution is NaN
+            or infinite.
+
+    Source: section 5 of arXiv 2103.15679, and its authors' code for the fractions.
+
+    Example:
+        >>> from captum_generic_attn.metrics import Tokens, accuracy
+        >>> forward = lambda tokens: tokens.sum(1)         # three tokens; the first decides
+        >>> tokens = torch.tensor([[[5.0, 0.0], [0.0, 1.0], [0.0, 2.0]]])
+        >>> relevance = torch.tensor([[0.9, 0.0, 0.1]])
+        >>> curve = perturbation(forward, Tokens([tokens]), relevance, accuracy(0), fractions=[0.4])
+        >>> curve.fractions, curve.means.tolist()          # clean, and without the first
+        ((0.0, 0.4), [1.0, 0.0])
+    """
+    steps = _checked(fractions)
+    steps = steps if steps[0] == 0 else (0.0, *steps)
+    place = _places(removal, attributions, most_relevant_first=most_relevant_first)
+    counts = removal.removable.sum(1).tolist()
+    keeps = (
+        _kept(removal, place, [removal.removed(fraction, count) for count in counts])
+        for fraction in steps
+    )
+    title = "positive perturbation" if most_relevant_first else "negative perturbation"
+    with bar(title, len(steps), show=show_progress) as advance:
+        scores = []
+        for keep in keeps:
+            scores.append(measured(forward, removal, keep, measure, output, batch_size))
+            advance()
+    return Curve(steps, torch.stack(scores))
+
+
+def deletion(
+    forward: Callable[..., Any],
+    removal: Removal,
+    attributions: Attributions,
+    measure: Measure,
+    *,
+    steps: int = 20,
+    output: OutputChoice = None,
+    batch_size: int = 64,
+    show_progress: bool = False,
+) -> Curve:
+    """The measure while features are deleted, the most relevant first, until none is left.
+
+    Args:
+        forward: as in `perturbation`.
+        removal: as in `perturbation`.
+        attributions: as in `perturbation`.
+        measure: as in `perturbation`; RISE watches `probability(targets)`.
+        steps: equal ones from all features to none.
+        output: as in `perturbation`.
+        batch_size: as in `perturbation`.
+        show_progress: as in `perturbation`.
+
+    Returns:
+        A `Curve`; less area is better.
+
+    Source: V. Petsiuk, A. Das, K. Saenko, *RISE*, BMVC 2018 (which deletes 1/224 of the pixels at a
+    time, and states areas in 0 … 1).
+
+    Example:
+        >>> from captum_generic_attn.metrics import Tokens
+        >>> removal = Tokens([torch.tensor([[5.0, 1.0]])])
+        >>> forward = lambda x: x.sum(1, keepdim=True)
+        >>> watch = lambda scores, rows: scores[:, 0] / 6
+        >>> deletion(forward, removal, torch.tensor([[2.0, 1.0]]), watch, steps=2).means.tolist()
+        [1.0, 0.16..., 0.0]
+    """
+    return perturbation(
+        forward, removal, attributions, measure,
+        fractions=[step / steps for step in range(steps + 1)],
+        output=output, batch_size=batch_size, show_progress=show_progress,
+    )  # fmt: skip
+
+
+def insertion(
+    forward: Callable[..., Any],
+    removal: Removal,
+    attributions: Attributions,
+    measure: Measure,
+    *,
+    steps: int = 20,
+    output: OutputChoice = None,
+    batch_size: int = 64,
+    show_progress: bool = False,
+) -> Curve:
+    """The measure while features are put back, the most relevant first, until all are there.
+
+    Args:
+        forward: as in `perturbation`.
+        removal: as in `perturbation`; RISE starts from pictures out of focus:
+            `Pixels(images, baseline=blurred(images))`.
+        attributions: as in `perturbation`.
+        measure: as in `deletion`.
+        steps: equal ones from no feature to all.
+        output: as in `perturbation`.
+        batch_size: as in `perturbation`.
+        show_progress: as in `perturbation`.
+
+    Returns:
+        A `Curve` over the fractions that are put back; more area is better.
+
+    Source: as `deletion`.
+
+    Example:
+        >>> from captum_generic_attn.metrics import Tokens
+        >>> removal = Tokens([torch.tensor([[5.0, 1.0]])])
+        >>> forward = lambda x: x.sum(1, keepdim=True)
+        >>> watch = lambda scores, rows: scores[:, 0] / 6
+        >>> insertion(forward, removal, torch.tensor([[2.0, 1.0]]), watch, steps=2).means.tolist()
+        [0.0, 0.83..., 1.0]
+    """
+    # Putting the most relevant back first is removing the least relevant first, read backwards.
+    curve = perturbation(
+        forward, removal, attributions, measure, most_relevant_first=False,
+        fractions=[step / steps for step in range(steps + 1)],
+        output=output, batch_size=batch_size, show_progress=show_progress,
+    )  # fmt: skip
+    return Curve(curve.fractions, curve.scores.flip(0))
+
+
+@torch.no_grad()
+def measured(
+    forward: Callable[..., Any], removal: Removal, keep: Tensor, measure: Measure,
+    output: OutputChoice, batch_size: int,
+) -> Tensor:  # fmt: skip
+    """The measure of each example with only some of its features, `[B]` float64 on the CPU.
+
+    Args:
+        forward: the model.
+        removal: its inputs.
+        keep: `[B, N]` bool.
+        measure: what is watched.
+        output: which of the model's outputs.
+        batch_size: at most so many examples at once.
+    """
+    values = torch.empty(len(keep), dtype=torch.float64)
+    for rows, inputs in removal.perturbed(keep, batch_size):
+        found = measure(choose_output(forward(*inputs), output), rows)
+        if found.shape != rows.shape:
+            raise ValueError(
+                f"the measure returned shape {list(found.shape)} for {len(rows)} examples; it must "
+                "return one value each"
+            )
+        values[rows.cpu()] = found.double().cpu()
+    return values
+
+
+def ranks(relevance: Tensor, removable: Tensor) -> Tensor:
+    """The place of each feature in the order of falling relevance, `[B, N]`: 0 is the most
+    relevant. Features that cannot be removed come last.
+
+    Args:
+        relevance: `[B, N]`.
+        removable: `[B, N]` bool.
+
+    Raises:
+        ValueError: if a relevance is NaN or infinite.
+
+    Example:
+        >>> ranks(torch.tensor([[1.0, 5.0, 3.0]]), torch.tensor([[True, True, False]])).tolist()
+        [[1, 0, 2]]
+    """
+    if not bool(relevance[removable].isfinite().all()):
+        raise ValueError("an attribution is NaN or infinite: nothing can be ranked by it")
+    value = relevance.masked_fill(~removable, -torch.inf)
+    # Dealt anew before sorting, so that ties fall as chance would have it.
+    dealt = torch.randperm(value.shape[1], generator=torch.Generator().manual_seed(_TIES))
+    dealt = dealt.to(value.device)
+    order = dealt[value[:, dealt].argsort(dim=1, descending=True, stable=True)]
+    return order.argsort(dim=1)
+
+
+def _places(removal: Removal, attributions: Attributions, *, most_relevant_first: bool) -> Tensor:
+    relevance = removal.features(attributions)
+    return ranks(relevance if most_relevant_first else -relevance, removal.removable)
+
+
+def _kept(removal: Removal, place: Tensor, removed: Sequence[int]) -> Tensor:
+    counts = torch.tensor(removed, device=place.device)
+    return (place >= counts[:, None]) | ~removal.removable
+
+
+def _checked(fractions: Sequence[float]) -> tuple[float, ...]:
+    steps = tuple(float(fraction) for fraction in fractions)
+    if not steps or list(steps) != sorted(set(steps)) or steps[0] < 0 or steps[-1] > 1:
+        raise ValueError(f"fractions must ascend within 0 … 1, not {list(fractions)}")
+    return steps

@@ -1,0 +1,21 @@
+"""The libraries that metrics are computed with; they come with the extra `metrics`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+def needed(module: str) -> Any:
+    """The module, imported.
+
+    Raises:
+        ImportError: it is not installed; the message says how to get it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{module.partition('.')[0]} is needed to compute this metric: "
+            "pip install 'captum-generic-attn[metrics]'"
+        ) from error

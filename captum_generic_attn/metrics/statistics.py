@@ -1,0 +1,145 @@
+"""How sure a measured figure is: bootstrap confidence intervals over independent examples.
+
+The metrics beside this module return one value for each example; `estimate` makes one figure of
+them, with its interval and its count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from captum_generic_attn.metrics.libraries import needed
+
+Statistic = Callable[..., Any]
+"""Of arrays whose last axis holds examples (and `axis=-1`): one figure each."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its confidence interval.
+
+    `value` is the figure over all examples, `low` and `high` the ends of the interval, `count` how
+    many independent examples it rests on.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g}, n = {self.count})"
+
+
+def mean(values: NDArray[np.float64], axis: int = -1) -> Any:
+    """The mean along an axis: the usual statistic of `estimate`."""
+    return values.mean(axis)
+
+
+def ratio(
+    numerators: NDArray[np.float64], denominators: NDArray[np.float64], axis: int = -1
+) -> Any:
+    """The sum of the one over the sum of the other, for figures of a whole data set.
+
+    Example:
+        >>> print(estimate([1, 0, 2], [2, 1, 2], statistic=ratio, resamples=100))
+        0.6 (0 to 1, n = 3)
+    """
+    return numerators.sum(axis) / denominators.sum(axis)
+
+
+def estimate(
+    *values: ArrayLike | torch.Tensor,
+    statistic: Statistic = mean,
+    groups: Sequence[Any] | ArrayLike | torch.Tensor | None = None,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """A figure over examples, with the percentile bootstrap's confidence interval.
+
+    Args:
+        values: one array or more, each with one value for each example; several are drawn together.
+        statistic: makes one figure of them along `axis`; `mean`, `ratio`, or a function of one's
+            own.
+        groups: which examples belong together (explanations of one picture): groups are drawn
+            instead of examples. Only with one array of values and its mean.
+        confidence: how often such an interval holds the true figure, in 0 … 1.
+        resamples: how often the examples are drawn anew, with replacement.
+        seed: of these draws; the same seed gives the same interval.
+
+    Returns:
+        An `Estimate`. Of a single example the interval is the value itself.
+
+    Raises:
+        ValueError: if there is no value, one is NaN or infinite, or lengths differ.
+
+    Source: B. Efron, R. Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13.
+
+    Example:
+        >>> hits = [1, 1, 0, 1, 0, 1, 1, 1]
+        >>> print(estimate(hits))
+        0.75 (0.375 to 1, n = 8)
+    """
+    arrays = [_array(part) for part in values]
+    if not arrays or not arrays[0].size:
+        raise ValueError("there is no value to estimate from")
+    lengths = {array.shape for array in arrays}
+    if len(lengths) > 1 or arrays[0].ndim != 1:
+        raise ValueError(
+            "each array needs one value for each example; these have the shapes "
+            f"{[array.shape for array in arrays]}"
+        )
+    for array in arrays:
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"{int((~np.isfinite(array)).sum())} of {array.size} values are NaN or infinite: "
+                "leave these examples out, and say how many"
+            )
+    if groups is not None:
+        if len(arrays) != 1 or statistic is not mean:
+            raise ValueError("groups= serve the mean of one array of values")
+        arrays, statistic = _grouped(arrays[0], groups), ratio
+    value = float(statistic(*arrays, axis=-1))
+    count = arrays[0].size
+    if count == 1:
+        return Estimate(value, value, value, 1)
+    bootstrap = needed("scipy.stats").bootstrap
+    interval = bootstrap(
+        arrays,
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        confidence_level=confidence,
+        method="percentile",
+        batch=max(1, 2**22 // count),
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Estimate(value, float(interval.low), float(interval.high), count)
+
+
+def _array(values: ArrayLike | torch.Tensor) -> NDArray[np.float64]:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def _grouped(
+    values: NDArray[np.float64], groups: Sequence[Any] | ArrayLike | torch.Tensor
+) -> list[NDArray[np.float64]]:
+    """Sum and number of the values of each group."""
+    labels = groups.cpu().numpy() if isinstance(groups, torch.Tensor) else np.asarray(groups)
+    if labels.shape != values.shape:
+        raise ValueError(f"{values.size} values need as many groups, not {labels.shape}")
+    _, index = np.unique(labels, return_inverse=True)
+    return [
+        np.bincount(index, weights=values).astype(np.float64),
+        np.bincount(index).astype(np.float64),
+    ]
