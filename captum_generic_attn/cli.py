@@ -1,4 +1,5 @@
-"""The command `captum-generic-attn`: which parts of a picture made a classifier name a class.
+"""The command `captum-generic-attn`: which parts of a picture made a classifier name a class, and
+whether what explains it is right.
 
 Everything heavy is imported once a command runs.
 """
@@ -151,6 +152,63 @@ def explain(
     typer.echo(f"Wrote {output}")
 
 
+@app.command()
+def evaluate(
+    config: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG.toml",
+            help="What to evaluate: the model, the pictures or texts, methods and metrics.",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the report goes as well: .json with every number, or .md.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Measure on many pictures or texts whether explanations are right.
+
+    Prints what each method comes to by each metric, beside a random control.
+    The file says which model, data, methods and metrics; all but the data may
+    be left out, and docs/evaluate.toml in the sources shows every key.
+    """
+    from captum_generic_attn.checkpoints import UnavailableWeightsError
+    from captum_generic_attn.evaluation import DataError, PlanError, read_plan
+    from captum_generic_attn.evaluation import evaluate as run
+    from captum_generic_attn.evaluation.report import FORMATS
+    from captum_generic_attn.evaluation.terminal import print_report
+
+    if output is not None:
+        if output.suffix.lower() not in FORMATS:
+            _wrong("--output", f"{output.name!r} must end with one of {', '.join(FORMATS)}")
+        if output.is_dir() or not output.parent.is_dir():
+            _wrong("--output", f"{str(output)!r} is no file in an existing folder")
+    try:
+        report = run(read_plan(config), show_progress=True)
+    except PlanError as error:
+        _wrong("CONFIG.toml", str(error))
+    except (DataError, UnavailableWeightsError, ImportError) as error:
+        _fail(str(error))
+    for name, reason in report.refused.items():
+        typer.secho(f"Warning: {name} is refused: {reason}", err=True, fg="yellow")
+    if set(report.figures) <= set(report.controls):
+        _fail(f"{report.about['model']}: no method could explain it")
+    print_report(report)
+    if output is not None:
+        try:
+            report.save(output)
+        except OSError as error:
+            _fail(f"{str(output)!r} cannot be written: {error.strerror or error}")
+        typer.echo(f"Wrote {output}")
+
+
 def _check_output(output: Path, image: Path | None) -> None:
     """Complain about an unusable place before minutes of work, not after."""
     from matplotlib.backend_bases import FigureCanvasBase
@@ -184,21 +242,16 @@ def _index(classifier: ImageClassifier, target: str) -> int:
 
 
 def _pixels(classifier: ImageClassifier, image: Path | None) -> Tensor:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from captum_generic_attn.picture_files import UnreadablePictureError, open_picture
 
     if image is None:
         from captum_generic_attn import demo
 
         return classifier.preprocess(demo.canvases()[0].image())
     try:
-        with Image.open(image) as picture:
-            # Phones write the turn beside the pixels.
-            upright = ImageOps.exif_transpose(picture).convert("RGB")
-    except UnidentifiedImageError:
-        _fail(f"{str(image)!r} is no picture that Pillow can read")
-    except (OSError, Image.DecompressionBombError) as error:
-        _fail(f"{str(image)!r} cannot be read: {error}")
-    return classifier.preprocess(upright)
+        return classifier.preprocess(open_picture(image).convert("RGB"))
+    except UnreadablePictureError as error:
+        _fail(str(error))
 
 
 def _print_classes(

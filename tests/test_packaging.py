@@ -14,7 +14,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Where the name of the import is not that of the distribution.
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "open_clip": "open_clip_torch"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "open_clip": "open_clip_torch",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +57,13 @@ def test_the_package_declares_just_what_it_imports(setup):
     used = distributions(ROOT / "captum_generic_attn")
     # huggingface_hub is only asked about transformers' and timm's downloads; both bring it along.
     assert used - {"huggingface-hub"} == required | optional
+
+
+def test_the_extra_metrics_is_what_metrics_are_computed_with(setup):
+    sources = [path.read_text("utf-8") for path in (ROOT / "captum_generic_attn").rglob("*.py")]
+    asked = r'needed\((?:"tomllib" if .+ else )?"([a-z]+)'
+    used = {DISTRIBUTIONS.get(name, name) for text in sources for name in re.findall(asked, text)}
+    assert used == names(setup["options.extras_require"]["metrics"])
 
 
 def test_development_declares_what_the_tests_and_benchmarks_import(setup):

@@ -1,0 +1,28 @@
+r"""Metrics from a TOML file: `captum-generic-attn evaluate`, and the same from Python.
+
+`plan` understands the file, `pictures` and `texts` are the data with the model that is explained on
+them, `run` goes through them batch by batch, `scores` computes one metric on one batch, and
+`report` holds what came out.
+
+Example:
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from captum_generic_attn import demo
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     demo.canvases()[0].image().save(Path(folder, "canvas.png"))
+    ...     file = Path(folder, "plan.toml")
+    ...     _ = file.write_text('[data]\nimages = "."\n[evaluation]\nmetrics = ["deletion"]')
+    ...     report = evaluate(read_plan(file))
+    >>> list(report.figures)
+    ['Generic attention', 'Random, 8 × 8']
+    >>> report.figures["Generic attention"]["deletion"].count
+    1
+"""
+
+from captum_generic_attn.evaluation.batch import DataError
+from captum_generic_attn.evaluation.plan import Plan, read_plan
+from captum_generic_attn.evaluation.report import Report
+from captum_generic_attn.evaluation.run import evaluate
+from captum_generic_attn.evaluation.tables import PlanError
+
+__all__ = ["DataError", "Plan", "PlanError", "Report", "evaluate", "read_plan"]

@@ -1,0 +1,209 @@
+"""A folder of pictures with the classifier that is explained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from captum_generic_attn.checkpoints import UnavailableWeightsError
+from captum_generic_attn.classifiers import ImageClassifier, UnknownModelError, load_classifier
+from captum_generic_attn.evaluation.batch import Batch, DataError, Examples, drawn
+from captum_generic_attn.evaluation.plan import FAITHFULNESS, PictureData, Plan
+from captum_generic_attn.evaluation.tables import PlanError
+from captum_generic_attn.metrics import PIXELS, Pixels, Removal, blurred
+from captum_generic_attn.picture_files import UnreadablePictureError, open_picture
+from captum_generic_attn.score import choose_output
+
+
+class PictureSet(Examples):
+    """The pictures of a plan; files are read when a batch is asked for.
+
+    Args:
+        plan: whose data are pictures.
+
+    Raises:
+        PlanError: if the plan does not fit the pictures or the model.
+        DataError: if there are no pictures, or masks or classes are missing for some.
+        UnavailableWeightsError: if the model's weights are not to be had.
+        ImportError: if a library is not installed that the model needs.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        assert isinstance(plan.data, PictureData)  # noqa: S101 - `run` chooses by it
+        self._plan = plan
+        self._folder = plan.data.images
+        self._masks = plan.data.masks
+        found, others = _listed(self._folder)
+        self._files = [found[i] for i in drawn(len(found), plan.limit, plan.seed)]
+        self._check_masks()
+        self.classifier = _load(plan)
+        self._labels = None if plan.explain == "prediction" else self._named_by_folders()
+        size = self._pixels(self._files[0]).shape[-2:]
+        if plan.patch is not None and (size[0] % plan.patch or size[1] % plan.patch):
+            raise PlanError(
+                f"{plan.file}, [evaluation] patch = {plan.patch}: the model's pictures are "
+                f"{size[0]} × {size[1]} pixels, and patches must tile them"
+            )
+        everything = (*FAITHFULNESS, *(("pointing", "segmentation") if self._masks else ()))
+        self.metrics = plan.metrics or everything
+        self.multi_label = self.classifier.multi_label
+        self.batch_size = plan.batch_size
+        self.fractions = PIXELS
+        self.ks = ()
+        self.notes = (
+            (f"{others} files in the folder are no pictures by their ending: not read",)
+            if others
+            else ()
+        )
+        self.about = {
+            "model": self.classifier.name,
+            "kind": "pictures",
+            "available": len(found),
+            "evaluated": len(self._files),
+            "pixels": list(size),
+            "multi_label": self.multi_label,
+        }
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def batch(self, places: range) -> Batch:
+        """The pictures at these places, read and preprocessed.
+
+        Raises:
+            DataError: if one cannot be read, or they come out in different sizes.
+        """
+        files = [self._files[place] for place in places]
+        tensors = [self._pixels(file) for file in files]
+        shapes = {tuple(tensor.shape) for tensor in tensors}
+        if len(shapes) > 1:
+            raise DataError(
+                f"{self.classifier.name} preprocesses pictures to different sizes: "
+                f"{sorted(shapes)}; give pictures of one size"
+            )
+        pixels = torch.stack(tensors)
+        if self._labels is None:
+            targets = self.classifier.probabilities(pixels).argmax(-1)
+        else:
+            targets = torch.tensor([self._labels[place] for place in places])
+        model = self.classifier.model
+        return Batch(
+            first=places.start,
+            # Captum's methods take tensors, some models return more.
+            forward=lambda *inputs: choose_output(model(*inputs)),
+            inputs=pixels,
+            rest=(),
+            targets=targets,
+            removal=lambda metric: self._removal(pixels, self._plan.removed_in(metric)),
+            right=self._right(files) if self._masks is not None else None,
+        )
+
+    def _removal(self, pixels: Tensor, removed: str) -> Removal:
+        if removed == "blur":
+            baseline = blurred(pixels)
+        elif removed == "mean":
+            baseline = pixels.mean((2, 3), keepdim=True)
+        else:
+            # Black as people see it, before the model's normalisation.
+            mean, std = torch.tensor(self.classifier.mean), torch.tensor(self.classifier.std)
+            baseline = (-mean / std).view(-1, 1, 1)
+        return Pixels(pixels, baseline, patch=self._plan.patch)
+
+    def _pixels(self, file: Path) -> Tensor:
+        return self.classifier.preprocess(_opened(file).convert("RGB"))
+
+    def _right(self, files: Sequence[Path]) -> Tensor:
+        return torch.stack([self._mask(file) for file in files])
+
+    def _mask(self, file: Path) -> Tensor:
+        mask, picture = _opened(self._mask_of(file)), _opened(file)
+        if mask.size != picture.size:
+            raise DataError(
+                f"{str(self._mask_of(file))!r} has {mask.width} × {mask.height} pixels, its "
+                f"picture {picture.width} × {picture.height}"
+            )
+        # The model's own preprocessing is the one place that knows how it cuts and scales: the
+        # mask goes through it as a black and white picture. What is smoothed at its edges is right
+        # where more than half of it is.
+        white = Image.fromarray(_marked(mask).astype(np.uint8) * 255).convert("RGB")
+        shown = self.classifier.picture(self.classifier.preprocess(white))
+        return torch.from_numpy(shown.mean(2) > 0.5)
+
+    def _mask_of(self, file: Path) -> Path:
+        assert self._masks is not None  # noqa: S101 - only asked for where there are masks
+        return self._masks / file.relative_to(self._folder).with_suffix(".png")
+
+    def _check_masks(self) -> None:
+        if self._masks is None:
+            return
+        missing = [file for file in self._files if not self._mask_of(file).is_file()]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of {len(self._files)} pictures have no mask: "
+                f"{str(missing[0])!r} needs {str(self._mask_of(missing[0]))!r}"
+            )
+
+    def _named_by_folders(self) -> list[int]:
+        labels = []
+        for file in self._files:
+            name, *inside = file.relative_to(self._folder).parts
+            if not inside:
+                self._no_label(f"{str(file)!r} lies in no sub-folder that would name its class")
+            try:
+                labels.append(self.classifier.index(name))
+            except ValueError as error:
+                self._no_label(f"sub-folders must be named like classes: {error}")
+        return labels
+
+    def _no_label(self, reason: str) -> NoReturn:
+        raise DataError(f'{self._plan.file}, [evaluation] explain = "label": {reason}')
+
+
+def _listed(folder: Path) -> tuple[list[Path], int]:
+    """The pictures under a folder, in order, and how many other files there are."""
+    endings = Image.registered_extensions()
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    )
+    pictures = [path for path in files if path.suffix.lower() in endings]
+    if not pictures:
+        raise DataError(f"there is no picture in {str(folder)!r}, nor in its sub-folders")
+    return pictures, len(files) - len(pictures)
+
+
+def _load(plan: Plan) -> ImageClassifier:
+    try:
+        return load_classifier(plan.model, plan.weights)
+    except UnknownModelError as error:
+        raise PlanError(f"{plan.file}, [model] name = {plan.model!r}: {error}") from error
+    except UnavailableWeightsError as error:
+        # The loader speaks to those who type commands.
+        here = (
+            f" In {plan.file} that is weights under [model]." if "--weights" in str(error) else ""
+        )
+        raise UnavailableWeightsError(f"{error}{here}") from error
+
+
+def _opened(file: Path) -> Image.Image:
+    try:
+        return open_picture(file)
+    except UnreadablePictureError as error:
+        raise DataError(str(error)) from error
+
+
+def _marked(mask: Image.Image) -> NDArray[np.bool_]:
+    """Where a mask is not zero; of a palette, by its indices, and whatever it says of opacity."""
+    if mask.mode in {"RGBA", "LA"}:
+        mask = mask.convert("RGB" if mask.mode == "RGBA" else "L")
+    values = np.asarray(mask)
+    marked: NDArray[np.bool_] = (values.reshape(*values.shape[:2], -1) != 0).any(-1)
+    return marked

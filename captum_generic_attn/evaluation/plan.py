@@ -1,0 +1,220 @@
+"""What an evaluation is to do: a TOML file, understood once, before minutes of work.
+
+`read_plan` turns the file into frozen records, and complains here about everything that can be told
+without a model or a data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from captum_generic_attn.evaluation.tables import PlanError, Table, read_tables
+
+OURS = "ours"
+"""How the method of this package may be called, as on the command line."""
+FAITHFULNESS = ("positive", "negative", "deletion", "insertion", "saco")
+"""Metrics of whether the model needs what an explanation points at."""
+METRICS = (*FAITHFULNESS, "pointing", "segmentation", "token_f1")
+"""All metrics, by the names that a TOML file gives them."""
+REMOVED = ("black", "mean", "blur")
+"""What removed pixels become: black, the picture's own mean colour, the picture out of focus."""
+PUBLISHED = MappingProxyType(
+    {
+        "positive": "black",
+        "negative": "black",
+        "deletion": "black",
+        "insertion": "blur",
+        "saco": "mean",
+    }
+)
+"""What removed pixels become in the papers that each metric is from."""
+
+_OF_PICTURES = ("pointing", "segmentation")
+_OF_TEXTS = ("token_f1",)
+_ON_IDS = "made for continuous inputs, while token ids are whole numbers"
+_KEYS = {
+    "model": ("name", "weights"),
+    "data": ("images", "masks", "texts", "limit"),
+    "evaluation": (
+        "methods", "metrics", "explain", "removed", "patch", "batch_size", "seed",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PictureData:
+    """A folder of pictures, and perhaps one of masks with the right place in each."""
+
+    images: Path
+    masks: Path | None
+
+
+@dataclass(frozen=True)
+class TextData:
+    """A file of texts, one JSON object a line."""
+
+    texts: Path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an evaluation is to do.
+
+    Attributes:
+        file: the TOML file.
+        model: name of the model; `None` for the shipped one.
+        weights: its weights; `None` for those that its library has.
+        data: pictures or texts.
+        limit: at most so many of them, drawn at random; `None`: all.
+        methods: names as in `compare.all_methods`.
+        left_out: methods that "all" does not stand for here, and why.
+        metrics: some of `METRICS`; `None`: all that the data allow.
+        explain: the model's own first class, or the class that the data name.
+        removed: one of `REMOVED` for all metrics; `None`: for each what is `PUBLISHED`.
+        patch: side of the patches that are removed as one, in pixels; `None`: single pixels.
+        batch_size: at most so many examples go through the model at once.
+        seed: of all random numbers.
+    """
+
+    file: Path
+    model: str | None
+    weights: Path | None
+    data: PictureData | TextData
+    limit: int | None
+    methods: tuple[str, ...]
+    left_out: Mapping[str, str]
+    metrics: tuple[str, ...] | None
+    explain: Literal["prediction", "label"]
+    removed: str | None
+    patch: int | None
+    batch_size: int
+    seed: int
+
+    def removed_in(self, metric: str) -> str:
+        """What removed pixels become in a metric."""
+        return self.removed or PUBLISHED[metric]
+
+
+def read_plan(file: Path) -> Plan:
+    r"""Understand a TOML file.
+
+    Args:
+        file: with the tables `[model]`, `[data]` and `[evaluation]`; the comments of
+            `docs/evaluate.toml` say what each key means.
+
+    Raises:
+        PlanError: if it asks for what is not possible; the message names table and key, and says
+            what was seen and what is allowed.
+        ImportError: if on Python 3.10 the reader of TOML files is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "plan.toml")
+        ...     _ = file.write_text('[data]\nimages = "."\n[evaluation]\nmethods = ["ours"]')
+        ...     read_plan(file).methods
+        ('Generic attention',)
+    """
+    tables = read_tables(file, _KEYS)
+    model, data, chosen = tables["model"], tables["data"], tables["evaluation"]
+    source = _source(data)
+    texts = isinstance(source, TextData)
+    name, weights = _model(model, texts=texts)
+    methods, left_out = _methods(chosen, texts=texts)
+    if texts:
+        for key in ("removed", "patch"):
+            if key in chosen:
+                chosen.wrong(key, "it is about pixels; words are dropped: leave it out")
+    return Plan(
+        file=file,
+        model=name,
+        weights=weights,
+        data=source,
+        limit=data.whole("limit", least=1),
+        methods=methods,
+        left_out=left_out,
+        metrics=_metrics(chosen, source),
+        explain="label" if chosen.one_of("explain", ("prediction", "label")) == "label"
+        else "prediction",
+        removed=chosen.one_of("removed", REMOVED),
+        patch=chosen.whole("patch", least=1),
+        batch_size=chosen.whole("batch_size", least=1) or 16,
+        # NumPy's seeds have 32 bits, and each batch adds its place to the seed.
+        seed=chosen.whole("seed", least=0, most=2**31) or 0,
+    )  # fmt: skip
+
+
+def _source(data: Table) -> PictureData | TextData:
+    if ("images" in data) == ("texts" in data):
+        raise PlanError(
+            f"{data.file}, [data]: either images = FOLDER or texts = FILE is needed"
+            + (", not both" if "images" in data else "")
+        )
+    images, texts = data.folder("images"), data.existing_file("texts")
+    if images is not None:
+        return PictureData(images, data.folder("masks"))
+    if "masks" in data:
+        data.wrong("masks", "they belong to images; texts have a rationale in each line")
+    assert texts is not None  # noqa: S101 - one of the two is there
+    return TextData(texts)
+
+
+def _model(model: Table, *, texts: bool) -> tuple[str | None, Path | None]:
+    name, weights = model.text("name"), model.existing_file("weights")
+    if texts and name is None:
+        model.wrong(
+            "name",
+            "for texts, the Hugging Face id or the folder of a sequence classifier is needed",
+        )
+    if weights is not None and name is None:
+        model.wrong("weights", "give the name of the model that they belong to as well")
+    beside = None if name is None else model.path("name")
+    folder = beside is not None and beside.is_dir()
+    if weights is not None and (texts or folder):
+        model.wrong("weights", "a Hugging Face model brings its own weights: leave them out")
+    return str(beside) if folder else name, weights
+
+
+def _methods(chosen: Table, *, texts: bool) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The names of the methods, and those that "all" leaves out."""
+    from torch.nn import Identity
+
+    from captum_generic_attn.base import ModelAttribution
+    from captum_generic_attn.compare import all_methods
+
+    known = all_methods(Identity())
+    unfit = {
+        name: _ON_IDS
+        for name, method in known.items()
+        if texts and not isinstance(method, ModelAttribution)
+    }
+    ours = next(iter(known))
+    if chosen.values.get("methods", [OURS]) == "all":
+        return tuple(name for name in known if name not in unfit), unfit
+    if isinstance(chosen.values.get("methods"), str):
+        chosen.wrong("methods", '"all", or a list of names is needed, such as ["ours", "LRP"]')
+    given = chosen.some_of("methods", [OURS, *known]) or (OURS,)
+    names = tuple(ours if name == OURS else name for name in given)
+    if len(set(names)) < len(names):
+        chosen.wrong("methods", f"{OURS!r} and {ours!r} are the same method")
+    for name in names:
+        if name in unfit:
+            fit = [one for one in known if one not in unfit]
+            chosen.wrong("methods", f"{name!r} cannot explain texts: {unfit[name]}. There is {fit}")
+    return names, {}
+
+
+def _metrics(chosen: Table, source: PictureData | TextData) -> tuple[str, ...] | None:
+    metrics = chosen.some_of("metrics", METRICS)
+    for metric in metrics or ():
+        if isinstance(source, TextData) and metric in _OF_PICTURES:
+            chosen.wrong("metrics", f"{metric!r} is a metric of pictures, not of texts")
+        if isinstance(source, PictureData) and metric in _OF_TEXTS:
+            chosen.wrong("metrics", f"{metric!r} is a metric of texts, not of pictures")
+        if isinstance(source, PictureData) and metric in _OF_PICTURES and source.masks is None:
+            chosen.wrong("metrics", f"{metric!r} needs masks = FOLDER under [data]")
+    return metrics

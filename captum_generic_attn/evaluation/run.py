@@ -1,0 +1,243 @@
+"""An evaluation from its plan to its report: batch by batch, method by method, metric by metric."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+
+import torch
+from captum.attr import Attribution, KernelShap
+from torch import Tensor
+
+from captum_generic_attn.base import ModelAttribution
+from captum_generic_attn.baselines import Lrp
+from captum_generic_attn.compare import all_methods, compare
+from captum_generic_attn.evaluation.batch import Batch, Examples
+from captum_generic_attn.evaluation.pictures import PictureSet
+from captum_generic_attn.evaluation.plan import PictureData, Plan
+from captum_generic_attn.evaluation.report import Report
+from captum_generic_attn.evaluation.scores import AREAS, Part, figures, score
+from captum_generic_attn.evaluation.texts import TextSet
+from captum_generic_attn.metrics import Curve, RandomAttribution, joined
+from captum_generic_attn.metrics.libraries import needed
+from captum_generic_attn.progress import bar
+
+Grid = tuple[int, int] | None
+_LIBRARIES = ("captum-generic-attn", "captum", "torch", "torchvision", "timm", "scipy")
+
+
+def evaluate(plan: Plan, *, show_progress: bool = False) -> Report:
+    """Run the methods and the metrics of a plan.
+
+    Memory holds one batch at a time; of the rest only one value for each example stays. The same
+    plan gives the same report.
+
+    Args:
+        plan: from `read_plan`.
+        show_progress: whether a bar on stderr counts batches × methods.
+
+    Returns:
+        A `Report`. A method that cannot explain some example stands in `refused`, with its reason
+        and without figures.
+
+    Raises:
+        PlanError: if the plan does not fit the data or the model.
+        DataError: if an example cannot be evaluated.
+        UnavailableWeightsError: if the model is not to be had.
+        ImportError: if a library is missing.
+    """
+    # At the end of the run would be late to tell.
+    needed("scipy.stats")
+    examples: Examples = PictureSet(plan) if isinstance(plan.data, PictureData) else TextSet(plan)
+    if "segmentation" in examples.metrics:
+        needed("torchmetrics.functional.classification")
+    controls, notes = _controls(plan, examples)
+    names = (*plan.methods, *controls)
+    parts: dict[str, dict[str, list[Part]]] = {name: defaultdict(list) for name in names}
+    refused: dict[str, str] = {}
+    warned: dict[str, list[str]] = defaultdict(list)
+    placeless = 0
+    starts = range(0, len(examples), examples.batch_size)
+    with bar("evaluating", len(starts) * len(names), show=show_progress) as advance:
+        for start in starts:
+            batch = examples.batch(range(start, min(start + examples.batch_size, len(examples))))
+            if batch.right is not None:
+                placeless += int((~batch.right.flatten(1).any(1)).sum())
+            for name in names:
+                if name not in refused:
+                    found = _explained(name, batch, controls, plan.seed, warned[name])
+                    if isinstance(found, str):
+                        refused[name] = found
+                    else:
+                        for metric in examples.metrics:
+                            part = score(metric, examples, batch, found)
+                            if part is not None:
+                                parts[name][metric].append(part)
+                advance()
+    if placeless and {"pointing", "segmentation"} & set(examples.metrics):
+        notes.append(
+            f"{placeless} of {len(examples)} masks mark nothing in what the model is shown: left "
+            "out of pointing and segmentation"
+        )
+    done = [name for name in names if name not in refused]
+    return Report(
+        about={**examples.about, "explained": plan.explain},
+        settings=_settings(plan, examples),
+        versions=_versions(examples),
+        figures={
+            name: {
+                key: figure
+                for metric in examples.metrics
+                for key, figure in figures(
+                    metric, parts[name][metric], examples.ks, plan.seed
+                ).items()
+            }
+            for name in done
+        },
+        curves={
+            name: {
+                metric: _mean(parts[name][metric]) for metric in examples.metrics if metric in AREAS
+            }
+            for name in done
+        },
+        controls=tuple(controls),
+        refused=refused,
+        left_out=plan.left_out,
+        notes=(*examples.notes, *notes, *_told(warned)),
+    )
+
+
+def _explained(
+    name: str, batch: Batch, controls: Mapping[str, Grid], seed: int, warned: list[str]
+) -> Tensor | str:
+    """The attributions of a method, or why there are none."""
+    if name in controls:
+        return _random(batch, controls[name], seed)
+    method = all_methods(batch.forward)[name]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        found = compare(
+            {name: method},
+            batch.inputs,
+            batch.targets,
+            batch.rest or None,
+            seed=seed + batch.first,
+            strict=False,
+        )
+    if name in found.refused:
+        return found.refused[name]
+    warned += [str(w.message).partition("\n")[0] for w in caught if w.category is UserWarning]
+    attributions = found[name]
+    assert isinstance(attributions, Tensor)  # noqa: S101 - one tensor in, one out
+    if not attributions.isfinite().all():
+        return "some of its attributions are NaN or infinite"
+    return attributions
+
+
+def _random(batch: Batch, grid: Grid, seed: int) -> Tensor:
+    """One seed for each example: the same numbers in each batch would be no chance."""
+    controls = (
+        RandomAttribution(batch.forward, grid=grid, seed=seed + batch.first + i)
+        for i in range(len(batch.inputs))
+    )
+    return torch.cat(
+        [c.attribute(batch.inputs[i : i + 1]) for i, c in enumerate(controls)]
+    )  # fmt: skip
+
+
+def _controls(plan: Plan, examples: Examples) -> tuple[dict[str, Grid], list[str]]:
+    """The random controls, each of the grain of some method that is evaluated.
+
+    Maps over tokens are smooth, those of gradients are not, and chance does differently well by
+    either.
+    """
+    if not isinstance(plan.data, PictureData):
+        return {"Random": None}, []
+    batch = examples.batch(range(1))
+    methods = {name: all_methods(batch.forward)[name] for name in plan.methods}
+    fine = [name for name, method in methods.items() if _by_pixels(method)]
+    coarse = [method for name, method in methods.items() if name not in fine]
+    controls: dict[str, Grid] = {}
+    notes = []
+    if coarse:
+        # A model in stages has several grids, and its methods do not all end on the same.
+        for grid in _grids(coarse, batch):
+            controls[f"Random, {grid[0]} × {grid[1]}"] = grid
+        if not controls:
+            notes.append(
+                "no method tells a grid of tokens for this model: the random control is one of "
+                "single pixels"
+            )
+    if fine or not controls:
+        controls["Random, pixels"] = None
+    return controls, notes
+
+
+def _by_pixels(method: Attribution) -> bool:
+    """Whether its maps are of single pixels: those over tokens and over patches are not."""
+    return not isinstance(method, (ModelAttribution, KernelShap)) or isinstance(method, Lrp)
+
+
+def _grids(methods: list[Attribution], batch: Batch) -> Iterator[tuple[int, int]]:
+    """Tokens down and across a picture, as each of the methods sees them, if it does."""
+    for method in methods:
+        if isinstance(method, KernelShap):
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # told of when all are explained
+            try:
+                values = method.attribute(batch.inputs, batch.targets, return_input_shape=False)
+            except (ValueError, TypeError, RuntimeError, NotImplementedError):
+                continue  # refused, with its reason, when all are explained
+        if values.ndim == 3:
+            yield values.shape[1], values.shape[2]
+
+
+def _mean(parts: list[Part]) -> Curve:
+    curve = joined([part for part in parts if isinstance(part, Curve)])
+    return Curve(curve.fractions, curve.means[:, None])
+
+
+def _settings(plan: Plan, examples: Examples) -> dict[str, object]:
+    settings: dict[str, object] = {
+        "methods": list(plan.methods),
+        "metrics": list(examples.metrics),
+        "explain": plan.explain,
+        "limit": plan.limit,
+        "batch_size": examples.batch_size,
+        "seed": plan.seed,
+    }
+    if isinstance(plan.data, PictureData):
+        settings["removed"] = {
+            metric: plan.removed_in(metric)
+            for metric in examples.metrics
+            if metric in AREAS or metric == "saco"
+        }
+        settings["patch"] = plan.patch
+    else:
+        settings["token_f1_words"] = list(examples.ks)
+    return settings
+
+
+def _versions(examples: Examples) -> dict[str, str]:
+    libraries = list(_LIBRARIES)
+    if "segmentation" in examples.metrics:
+        libraries.append("torchmetrics")
+    if isinstance(examples, TextSet):
+        libraries.append("transformers")
+    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
+
+
+def _told(warned: Mapping[str, list[str]]) -> list[str]:
+    """The first warning of each method, and how many more there were."""
+    notes = []
+    for name, messages in warned.items():
+        if not messages:
+            continue
+        first, *others = dict.fromkeys(messages)
+        more = f" (and {len(others)} other warnings)" if others else ""
+        notes.append(f"{name} warned: {first.rstrip('.')}{more}")
+    return notes

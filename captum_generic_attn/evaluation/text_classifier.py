@@ -1,0 +1,126 @@
+"""Hugging Face's text classifiers with their tokenizers: `classifiers` loads those of pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from captum_generic_attn.checkpoints import (
+    UnavailableWeightsError,
+    first_line,
+    host_answers,
+    hub_endpoint,
+)
+from captum_generic_attn.evaluation.tables import nearest
+
+_UNSET = 10**6  # tokenizers without a limit of their own have an astronomic one
+
+
+@dataclass(frozen=True)
+class TextClassifier:
+    """A sequence classifier in evaluation mode with what is needed to feed it a text.
+
+    Attributes:
+        name: how to call it in a message.
+        model: takes `input_ids` and what else the tokenizer makes; returns an output with `.logits`
+            `[B, K]`.
+        tokenizer: a fast one, which knows from where in the text each token is.
+        classes: the K names.
+        multi_label: whether each class is judged by itself (sigmoid).
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    classes: tuple[str, ...]
+    multi_label: bool
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens that the model takes; `None` if neither side says so."""
+        if self.tokenizer.model_max_length < _UNSET:
+            return int(self.tokenizer.model_max_length)
+        config: Any = self.model.config
+        places = getattr(config, "max_position_embeddings", None)
+        return None if places is None else int(places)
+
+    def index(self, label: object) -> int:
+        """The index of a class given by its index or its name, whatever its case.
+
+        Raises:
+            ValueError: there is no such class; the message lists those that are alike.
+        """
+        count = len(self.classes)
+        if type(label) is int:
+            if 0 <= label < count:
+                return label
+            raise ValueError(f"label {label}: {self.name} has the classes 0 to {count - 1}")
+        if not isinstance(label, str):
+            raise ValueError(f"label {label!r}: the name or the index of a class is needed")  # noqa: TRY004 - of a file
+        folded = [name.casefold() for name in self.classes]
+        if folded.count(label.strip().casefold()) == 1:
+            return folded.index(label.strip().casefold())
+        listed = f"; there is {', '.join(self.classes)}" if count <= 20 else ""
+        raise ValueError(
+            f"label {label!r}: {self.name} has no such class among its {count}"
+            f"{nearest(label, self.classes)}{listed}"
+        )
+
+
+def load_text_classifier(name: str) -> TextClassifier:
+    """The sequence classifier of that name, on the CPU, float32, in evaluation mode.
+
+    Args:
+        name: a folder that `save_pretrained` wrote, of model and tokenizer, or a Hugging Face id.
+
+    Raises:
+        UnavailableWeightsError: there is none, it was never trained, or its tokenizer is not fast.
+        ImportError: transformers is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            f"{name!r} is a text classifier of Hugging Face, which needs transformers: "
+            "pip install 'captum-generic-attn[hf]'"
+        ) from error
+    folder = Path(name).is_dir()
+    local = {"local_files_only": not folder and not host_answers(hub_endpoint())}
+    what = f"the folder {name!r}" if folder else f"{name!r} of the Hugging Face hub"
+    advice = "" if folder else "; a folder that save_pretrained wrote can be given in its place"
+    try:
+        model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+            name, output_loading_info=True, **local
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **local)
+    except (OSError, ValueError) as error:
+        raise UnavailableWeightsError(
+            f"no sequence classifier with its tokenizer can be loaded from {what}{advice}. "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
+    if report["missing_keys"]:
+        # transformers fills them at random: a classifier that was never trained.
+        raise UnavailableWeightsError(
+            f"{what} holds no trained sequence classifier: weights are missing for "
+            f"{', '.join(sorted(report['missing_keys'])[:5])}"
+        )
+    if not tokenizer.is_fast:
+        raise UnavailableWeightsError(
+            f"the tokenizer of {what} is a slow one, which does not tell from where in the text a "
+            "token is: save one with a tokenizer.json"
+        )
+    count = model.config.num_labels
+    if count < 2:
+        raise UnavailableWeightsError(
+            f"{what} gives one score for a text (regression): it names no classes"
+        )
+    return TextClassifier(
+        name,
+        model.float().eval(),
+        tokenizer,
+        tuple(model.config.id2label[i] for i in range(count)),
+        model.config.problem_type == "multi_label_classification",
+    )
