@@ -1,0 +1,118 @@
+"""Writes `docs/evidence.md` and its figures from the stored tables; the end of `make evidence`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+from figures import draw_all
+from garments import DEBIAN_FOLDER
+from methods import OURS
+from tables import STORED, Column, Table, competes, load, markdown
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+ORDER = ("vit", "vit_pointing", "lxmert", "lxmert_deciding", "reactions", "speech")
+QUESTIONS = (
+    "Questions about a relation, a place, an existence. The redder, the more relevant; regions "
+    "that decide have a black frame; below is the model's answer"
+)
+FIGURES = {
+    "vit": ("evidence_vit.png", "Perturbation curves of the vision transformer"),
+    "lxmert": ("evidence_lxmert.png", "Perturbation curves of LXMERT"),
+    "lxmert_deciding": ("evidence_questions.png", QUESTIONS),
+}
+
+HEAD = """# Evidence
+
+Is what this package draws right, and is the method any good? These tables answer on models that are
+small enough to be trained and measured here, on data of which it is known what decides. `make
+evidence` makes them anew (`make evidence DATA=folder` where Fashion-MNIST is not installed). The
+models, the methods and the metrics are described above each table; `captum-generic-attn evaluate`
+computes the same metrics on a model of your own.
+
+↑: more is better, ↓: less is. Each figure has the larger half of its 95 % interval (bootstrap over
+examples). Bold are the best figure of a column and all whose own interval holds it: they are not
+told apart. *Random* is the control: numbers that know nothing, at the grain of our maps. *Ours,
+broken* are variants of our method with one deliberate mistake each, which show what a table can
+tell: where a broken variant is as good as the right one, the column says little of correctness.
+
+## In short
+
+"""
+
+LITERATURE = """## What others report
+
+Figures of large models from the literature, for orientation: data and models differ from those
+above, so that only the order of methods can be compared.
+
+| model, data | method | positive ↓ | negative ↑ | source |
+| --- | --- | --: | --: | --- |
+| ViT-B/16, ImageNet, predicted class | Transformer attribution | 17.03 | 54.16 | table 1 of \
+Chefer, Gur, Wolf, CVPR 2021, as quoted in [1] |
+| | – the same, run by somebody else | 16.61 | 55.20 | [1] |
+| | Attention rollout | | 53.1 | the same table, as quoted in [2] |
+| | – the same, run by somebody else | | 55.2 | [2] |
+| | Grad-CAM | | 41.52 | the same table, as quoted in [2] |
+| | – the same, run by somebody else | | 41.8 | [2] |
+
+[1] [hila-chefer/Transformer-Explainability, issue 52]\
+(https://github.com/hila-chefer/Transformer-Explainability/issues/52).
+[2] [the same, issue 31](https://github.com/hila-chefer/Transformer-Explainability/issues/31), where
+the first author says how the area is computed: trapezoids, with the clean accuracy at 0, × 100.
+That is what is done here.
+"""
+
+
+def verdict(table: Table) -> str:
+    """In which columns our method is among the best, and what is better in the others."""
+    if OURS not in table.rows:
+        raise ValueError(f"the table {table.name} has no row {OURS!r}")
+    good, worse = [], []
+    for column in table.columns:
+        name, best = _best(table, column)
+        ours = table.rows[OURS].get(column.key)
+        if ours is None:
+            continue
+        if ours.low <= best <= ours.high:
+            good.append(column.title)
+        else:
+            digits = column.digits
+            worse.append(f"{column.title} ({name} {best:.{digits}f}, ours {ours.value:.{digits}f})")
+    among = "; ".join(good) or "no column"
+    behind = f" Better elsewhere: {'; '.join(worse)}." if worse else ""
+    return f"- **{table.title}** Generic attention is among the best in: {among}.{behind}"
+
+
+def _best(table: Table, column: Column) -> tuple[str, float]:
+    values = [
+        (figures[column.key].value, method)
+        for method, figures in table.rows.items()
+        if column.key in figures and competes(method)
+    ]
+    value, method = max(values) if column.better == "more" else min(values)
+    return method.removeprefix("– "), value
+
+
+def document(tables: dict[str, Table]) -> str:
+    """The whole page."""
+    parts = [HEAD + "\n".join(verdict(table) for table in tables.values()) + "\n"]
+    for name, table in tables.items():
+        parts.append(markdown(table))
+        if name in FIGURES:
+            file, caption = FIGURES[name]
+            parts.append(f"![{caption}]({file})\n\n*{caption}.*\n")
+    return "\n".join([*parts, LITERATURE])
+
+
+def main(data: Path = DEBIAN_FOLDER, folder: Path = DOCS) -> None:
+    """Write the page and its figures from all tables that are stored."""
+    tables = {name: load(name) for name in ORDER if (STORED / f"{name}.json").is_file()}
+    if missing := [name for name in ORDER if name not in tables]:
+        print(f"Not stored, so left out: {', '.join(missing)}")
+    (folder / "evidence.md").write_text(document(tables), "utf-8")
+    draw_all(tables, data, folder)
+    print(folder / "evidence.md")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,140 @@
+"""The figures of `docs/evidence.md`: perturbation curves, and explained questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from garments import EXTENT, Split, ask, load_split, picture
+from lxmert import KINDS, SEED, asked, attributions, load_model
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from methods import OURS
+from numpy.typing import NDArray
+from tables import RANDOM, Table
+
+from captum_generic_attn import GenericAttention
+
+SHOWN = (
+    OURS,
+    "Transformer attribution",
+    "Attention rollout",
+    "Raw attention",
+    "Integrated gradients",
+    "Kernel SHAP",
+    RANDOM,
+)
+# Paul Tol's "bright": told apart by colour-blind eyes as well; the control is grey.
+COLOURS = ("#AA3377", "#4477AA", "#228833", "#CCBB44", "#66CCEE", "#EE6677", "#888888")
+ASKED = (0, 1, 2)
+"""Of each kind, which of the questions with a deciding region are drawn."""
+
+
+def curves(table: Table, columns: Sequence[tuple[str, str]], unit: str) -> Figure:
+    """Perturbation curves of the methods in `SHOWN`, one panel for each column."""
+    figure = Figure(figsize=(3.3 * len(columns), 3.6), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(columns), sharey=True))
+    for axes, (key, title) in zip(panels, columns, strict=True):
+        for name, colour in zip(SHOWN, COLOURS, strict=True):
+            if name in table.curves:
+                xs, ys = table.curves[name][key]
+                style = {"color": colour, "linestyle": "--" if name == RANDOM else "-"}
+                axes.plot(xs, ys, **style, linewidth=2.2 if name == OURS else 1.3, label=name)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(f"share of {unit} removed", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylim(0, 1.02)
+    panels[0].set_ylabel("answers that stay right", fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
+                  fontsize=8, frameon=False)  # fmt: skip
+    return figure
+
+
+def questions(split: Split) -> Figure:
+    """Explained questions, each kind in a row: regions and words in the colours of relevance."""
+    model = load_model()
+    pool = ask(split, SEED, 0, 100)
+    chosen = [
+        [q for q in pool if q.kind == kind and q.deciding_regions][place]
+        for kind in KINDS
+        for place in ASKED
+    ]
+    seen = asked(model, chosen, split)
+    text, image = attributions(GenericAttention(model), seen)
+    figure = Figure(figsize=(10.5, 11.4), layout="constrained")
+    panels = figure.subplots(len(KINDS), len(ASKED))
+    for axes, question, words, regions, right in zip(
+        panels.flat, chosen, text, image, seen.right.tolist(), strict=True
+    ):
+        # Pale and grey, so that every colour is relevance.
+        axes.imshow(0.4 + 0.6 * picture(question, split).mean(-1) / 255, "gray", vmin=0, vmax=1)
+        axes.set(xlim=(-1, EXTENT + 1), ylim=(EXTENT + 9, -14))
+        axes.set_axis_off()
+        _regions(axes, question.boxes, _shares(regions[: len(question.boxes)]),
+                 question.deciding_regions)  # fmt: skip
+        _words(axes, question.words, _shares(words[1 : 1 + len(question.words)]))
+        axes.text(
+            EXTENT / 2, EXTENT + 6, f"{question.answer} ({'right' if right else 'wrong'})",
+            ha="center", va="center", fontsize=10,
+        )  # fmt: skip
+    return figure
+
+
+def _shares(relevance: torch.Tensor) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = relevance.double().numpy()
+    return values / max(float(values.max()), 1e-12)
+
+
+def _regions(
+    axes: Axes, boxes: NDArray[np.int64], shares: NDArray[np.float64], deciding: Sequence[int]
+) -> None:
+    for place, ((left, top, right, bottom), share) in enumerate(zip(boxes, shares, strict=True)):
+        corner, sides = (left, top), (right - left, bottom - top)
+        colour = colormaps["YlOrRd"](share)
+        axes.add_patch(Rectangle(corner, *sides, facecolor=colour, alpha=0.55 * share**0.5))
+        if place in deciding:
+            axes.add_patch(Rectangle(corner, *sides, fill=False, edgecolor="black", linewidth=1.6))
+
+
+def _words(axes: Axes, words: Sequence[str], shares: NDArray[np.float64]) -> None:
+    """The words in a row, each on the colour of its relevance."""
+    lengths = np.array([len(word) + 1.2 for word in words])
+    ends = lengths.cumsum() * EXTENT / max(lengths.sum(), 26)
+    starts = np.concatenate([[0], ends[:-1]])
+    for word, start, end, share in zip(words, starts, ends, shares, strict=True):
+        colour = colormaps["YlOrRd"](share)
+        size = (end - start - 0.6, 8)
+        axes.add_patch(Rectangle((start, -11), *size, facecolor=colour, alpha=0.85 * share**0.5))
+        axes.text(start + size[0] / 2, -7, word, ha="center", va="center", fontsize=8)
+
+
+def draw_all(tables: dict[str, Table], data: Path, folder: Path) -> None:
+    """Writes the figures into `folder`."""
+    vit = curves(
+        tables["vit"],
+        [
+            ("positive_black", "positive, black"),
+            ("negative_black", "negative, black"),
+            ("positive_ground", "positive, ground"),
+            ("negative_ground", "negative, ground"),
+        ],
+        "pixels",
+    )
+    vit.savefig(folder / "evidence_vit.png", dpi=130)
+    lxmert = curves(
+        tables["lxmert"],
+        [
+            ("image_positive", "regions, positive"),
+            ("image_negative", "regions, negative"),
+            ("text_positive", "words, positive"),
+            ("text_negative", "words, negative"),
+        ],
+        "tokens",
+    )
+    lxmert.savefig(folder / "evidence_lxmert.png", dpi=130)
+    questions(load_split("test", data)).savefig(folder / "evidence_questions.png", dpi=100)

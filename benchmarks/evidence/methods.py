@@ -1,0 +1,149 @@
+"""Which methods the tables compare, with the options that the authors use for each model, and the
+broken variants of ours that a benchmark must be able to tell from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from captum.attr import (
+    Attribution,
+    GradientShap,
+    InputXGradient,
+    IntegratedGradients,
+    KernelShap,
+    Saliency,
+)
+from tables import BROKEN, RANDOM
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from captum_generic_attn import (
+    AttentionGradCam,
+    AttentionRollout,
+    GenericAttention,
+    GradientAttention,
+    Lrp,
+    LrpRollout,
+    PartialLrp,
+    RawAttention,
+    TransformerAttribution,
+)
+from captum_generic_attn.metrics import RandomAttribution
+from captum_generic_attn.relevance import Relevance
+
+OURS = "Generic attention"
+Methods = dict[str, Attribution]
+
+
+def ablations(model: Callable[..., Any], *, across: bool) -> Methods:
+    """The paper's ablations of our method; `across`: those of attention between streams too."""
+    between: Methods = {
+        "– without normalisation (eq. 8, 9)": GenericAttention(model, normalize=False),
+        "– without R̄ in eq. 10": GenericAttention(model, self_in_cross=False),
+    }
+    return {
+        **(between if across else {}),
+        "– without aggregation": GenericAttention(model, aggregate=False),
+        "– with LRP": GenericAttention(model, lrp=True),
+    }
+
+
+def of_vit(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
+    """For a vision transformer: ours, the authors' baselines, Captum's methods, the control."""
+    return {
+        OURS: GenericAttention(model),
+        **ablations(model, across=False),
+        "Raw attention": RawAttention(model),
+        "Attention rollout": AttentionRollout(model, start_layer=1),
+        "Attention Grad-CAM": AttentionGradCam(model),
+        "Gradient attention": GradientAttention(model),
+        "Transformer attribution": TransformerAttribution(model),
+        "Partial LRP": PartialLrp(model),
+        "LRP rollout": LrpRollout(model),
+        "LRP": Lrp(model),
+        "LRP, frozen": Lrp(model, rules="frozen"),
+        "Saliency": Saliency(model),
+        "Input × gradient": InputXGradient(model),
+        "Integrated gradients": IntegratedGradients(model),
+        "Gradient SHAP": GradientShap(model),
+        "Kernel SHAP": KernelShap(model),
+        RANDOM: RandomAttribution(model, grid=grid),
+    }
+
+
+def of_lxmert(model: Callable[..., Any]) -> Methods:
+    """For LXMERT: ours with the paper's ablations, the authors' baselines, the control.
+
+    Captum's gradient methods need inputs to differentiate by, which word ids are not.
+    """
+    return {
+        OURS: GenericAttention(model),
+        **ablations(model, across=True),
+        "Raw attention": RawAttention(model),
+        "Attention rollout": AttentionRollout(model),
+        "Attention Grad-CAM": AttentionGradCam(model, weights_from="all", scale=None),
+        "Gradient attention": GradientAttention(model),
+        "Transformer attribution": TransformerAttribution(model),
+        "Partial LRP": PartialLrp(model, rules="ours", clamp=False, scale="minmax"),
+        "LRP rollout": LrpRollout(model),
+        "LRP": Lrp(model),
+        "LRP, frozen": Lrp(model, rules="frozen"),
+        RANDOM: RandomAttribution(model),
+    }
+
+
+def heads_first(probabilities: Tensor, gradient: Tensor) -> Tensor:
+    """Eq. 5 the wrong way round: heads are averaged before what speaks against is cut off."""
+    return (probabilities * gradient).mean(1).clamp(min=0)
+
+
+class Column(Attribution):
+    """The explained token's column of R instead of its row: what it gives, not what it gets.
+
+    `read` makes the attribution of each input from a `Relevance`.
+    """
+
+    def __init__(self, model: Callable[..., Any], read: Callable[[Relevance], tuple[Tensor, ...]]):
+        super().__init__(model)
+        self.read = read
+
+    def attribute(
+        self, inputs: Any, target: Any = None, additional_forward_args: Any = None
+    ) -> Any:
+        """As in `GenericAttention`, where `read` gives it another shape."""
+        found = GenericAttention(self.forward_func).relevance(
+            inputs, target, additional_forward_args
+        )
+        maps = self.read(found)
+        return maps if isinstance(inputs, tuple) else maps[0]
+
+
+def broken_vit(model: Callable[..., Any], grid: tuple[int, int], size: int) -> Methods:
+    """Our method with one mistake each, for a vision transformer whose input is called x."""
+
+    def column(found: Relevance) -> tuple[Tensor, ...]:
+        maps = found.matrix("x", "x")[:, 1:, 0].unflatten(1, grid)[:, None]
+        return (interpolate(maps, (size, size), mode="bilinear"),)
+
+    return {
+        f"{BROKEN}R transposed": Column(model, column),
+        f"{BROKEN}wrong row": GenericAttention(model, rows=-1),
+        f"{BROKEN}heads averaged first": GenericAttention(model, rule=heads_first),
+    }
+
+
+def broken_lxmert(model: Callable[..., Any]) -> Methods:
+    """Our method with one mistake each, for LXMERT: ids and region features are explained."""
+
+    def column(found: Relevance) -> tuple[Tensor, ...]:
+        words = found.matrix("input_ids", "input_ids")[:, :, 0].clone()
+        words[:, 0] = 0
+        return words, found.matrix("visual_feats", "input_ids")[:, :, 0]
+
+    return {
+        f"{BROKEN}R transposed": Column(model, column),
+        f"{BROKEN}wrong row": GenericAttention(model, rows={"input_ids": 1}),
+        f"{BROKEN}heads averaged first": GenericAttention(model, rule=heads_first),
+    }

@@ -1,0 +1,164 @@
+"""A table of evidence: methods against metrics, each figure with its interval, and how it was made.
+
+The experiments beside this file make tables and store them as JSON; `document.py` writes
+`docs/evidence.md` from what is stored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from captum_generic_attn.metrics import Curve, Estimate
+
+HERE = Path(__file__).resolve().parent
+STORED = HERE / "tables"
+LIBRARIES = ("captum-generic-attn", "torch", "captum", "timm", "transformers", "scipy")
+RANDOM = "Random"
+"""The name of the control."""
+BROKEN = "ours, broken: "
+"""How the names of variants with a mistake begin. Neither they nor the control can win a column."""
+
+
+Points = list[list[float]]
+
+
+def points(curve: Curve) -> Points:
+    """A curve's fractions and means, to four digits."""
+    ys = [round(y, 4) for y in curve.means.tolist()]
+    return [[round(x, 4) for x in curve.fractions], ys]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric: `key` in the rows, `title` over the column, which way is better, and with how many
+    digits behind the point its figures are written.
+    """
+
+    key: str
+    title: str
+    better: Literal["more", "less"]
+    digits: int = 1
+
+
+@dataclass(frozen=True)
+class Table:
+    """Methods against metrics.
+
+    `rows` maps a method to its figures by the columns' keys; a figure that a method
+    has not is left out. `about` says in Markdown what was
+    done; `samples` how many independent examples; `settings` everything that the figures depend on
+    beside them; `seconds` the wall time; `versions` those of Python and the libraries; `curves` the
+    points of the curves under some figures, by method and column: `[x, y]`.
+    """
+
+    name: str
+    title: str
+    about: str
+    columns: Sequence[Column]
+    rows: Mapping[str, Mapping[str, Estimate]]
+    samples: int
+    settings: Mapping[str, object]
+    seconds: float = 0.0
+    versions: Mapping[str, str] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[str, Points]] = field(default_factory=dict)
+
+    def store(self, folder: Path = STORED) -> Path:
+        """Writes the table to `<folder>/<name>.json`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = vars(self) | {
+            "columns": [vars(column) for column in self.columns],
+            "rows": {
+                method: {key: _rounded(found) for key, found in figures.items()}
+                for method, figures in self.rows.items()
+            },
+            "seconds": round(self.seconds, 1),
+        }
+        path = folder / f"{self.name}.json"
+        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        return path
+
+
+def load(name: str, folder: Path = STORED) -> Table:
+    """The stored table of that name."""
+    content = json.loads((folder / f"{name}.json").read_text("utf-8"))
+    content["columns"] = [Column(**column) for column in content["columns"]]
+    content["rows"] = {
+        method: {key: Estimate(*figures) for key, figures in found.items()}
+        for method, found in content["rows"].items()
+    }
+    return Table(**content)
+
+
+def _rounded(found: Estimate) -> list[float]:
+    """Six digits: what two runs must agree in."""
+    figures = [float(f"{value:.6g}") for value in (found.value, found.low, found.high)]
+    return [*figures, found.count]
+
+
+def versions(*others: str) -> dict[str, str]:
+    """Of Python and of the libraries that figures depend on."""
+    known = {name: version(name) for name in (*LIBRARIES, *others)}
+    return {"python": platform.python_version(), **known}
+
+
+@contextmanager
+def timed(what: str) -> Iterator[list[float]]:
+    """Prints what is measured, and puts the seconds that it took into the list it yields."""
+    print(f"{what} ...", flush=True)
+    start, taken = time.perf_counter(), [0.0]
+    yield taken
+    taken[0] = time.perf_counter() - start
+    print(f"{what}: {taken[0]:.0f} s on {os.cpu_count()} cores", flush=True)
+
+
+def markdown(table: Table) -> str:
+    """The table as Markdown: each figure with its interval; the best of a column in bold, with all
+    whose interval holds the best figure.
+    """
+    head = ["method", *(f"{c.title} {'↑' if c.better == 'more' else '↓'}" for c in table.columns)]
+    lines = [_line(head), _line(["---", *["--:"] * len(table.columns)])]
+    best = {column.key: _best(table, column) for column in table.columns}
+    for method, figures in table.rows.items():
+        cells = [method]
+        for column in table.columns:
+            found = figures.get(column.key)
+            if found is None:
+                cells.append("–")
+                continue
+            text = f"{found.value:.{column.digits}f}"
+            if found.low <= best[column.key] <= found.high and competes(method):
+                text = f"**{text}**"
+            half = max(found.high - found.value, found.value - found.low)
+            cells.append(f"{text} ± {half:.{column.digits}f}")
+        lines.append(_line(cells))
+    settings = ", ".join(f"{name} {value}" for name, value in table.settings.items())
+    of = ", ".join(f"{name} {value}" for name, value in table.versions.items())
+    note = f"{table.samples} samples; {settings}; {table.seconds:.0f} s. {of}."
+    return "\n".join([f"### {table.title}", "", table.about, "", *lines, "", f"*{note}*", ""])
+
+
+def competes(method: str) -> bool:
+    """Whether a row is a method's own, rather than the control's or a broken variant's."""
+    return method != RANDOM and not method.startswith(BROKEN)
+
+
+def _best(table: Table, column: Column) -> float:
+    values = [
+        figures[column.key].value
+        for method, figures in table.rows.items()
+        if column.key in figures and competes(method)
+    ]
+    return max(values) if column.better == "more" else min(values)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
