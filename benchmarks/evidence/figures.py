@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ ASKED = (0, 1, 2)
 """Of each kind, which of the questions with a deciding region are drawn."""
 
 
-def curves(table: Table, columns: Sequence[tuple[str, str]], unit: str) -> Figure:
+def curves(table: Table, columns: Sequence[tuple[str, str]], unit: str, watched: str) -> Figure:
     """Perturbation curves of the methods in `SHOWN`, one panel for each column."""
     figure = Figure(figsize=(3.3 * len(columns), 3.6), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(columns), sharey=True))
@@ -49,7 +49,7 @@ def curves(table: Table, columns: Sequence[tuple[str, str]], unit: str) -> Figur
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(0, 1.02)
-    panels[0].set_ylabel("answers that stay right", fontsize=9)
+    panels[0].set_ylabel(watched, fontsize=9)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
                   fontsize=8, frameon=False)  # fmt: skip
     return figure
@@ -113,28 +113,34 @@ def _words(axes: Axes, words: Sequence[str], shares: NDArray[np.float64]) -> Non
         axes.text(start + size[0] / 2, -7, word, ha="center", va="center", fontsize=8)
 
 
-def draw_all(tables: dict[str, Table], data: Path, folder: Path) -> None:
-    """Writes the figures into `folder`."""
-    vit = curves(
-        tables["vit"],
-        [
+DRAWN = {
+    "vit": (
+        (
             ("positive_black", "positive, black"),
             ("negative_black", "negative, black"),
             ("positive_ground", "positive, ground"),
             ("negative_ground", "negative, ground"),
-        ],
+        ),
         "pixels",
-    )
-    vit.savefig(folder / "evidence_vit.png", dpi=130)
-    lxmert = curves(
-        tables["lxmert"],
-        [
+        "canvases whose class is still named",
+    ),
+    "lxmert": (
+        (
             ("image_positive", "regions, positive"),
             ("image_negative", "regions, negative"),
             ("text_positive", "words, positive"),
             ("text_negative", "words, negative"),
-        ],
+        ),
         "tokens",
-    )
-    lxmert.savefig(folder / "evidence_lxmert.png", dpi=130)
+        "answers that are right",
+    ),
+}
+"""Columns of the tables whose curves are drawn, what is removed, and what is watched."""
+
+
+def draw_all(tables: Mapping[str, Table], data: Path, folder: Path) -> None:
+    """Writes the figures of these tables into `folder`."""
+    for name, asked_for in DRAWN.items():
+        if name in tables:
+            curves(tables[name], *asked_for).savefig(folder / f"evidence_{name}.png", dpi=130)
     questions(load_split("test", data)).savefig(folder / "evidence_questions.png", dpi=100)

@@ -30,7 +30,7 @@ from garments import (
 )
 from methods import Methods, broken_lxmert, of_lxmert
 from safetensors import safe_open
-from tables import Column, Points, Table, points, timed, versions
+from tables import Column, Points, Table, percent, points, timed, versions
 from torch import Tensor
 from transformers import LxmertConfig, LxmertForQuestionAnswering
 
@@ -196,10 +196,11 @@ def deciding(data: Asked, text: Tensor, image: Tensor) -> dict[str, Estimate]:
     for kind in KINDS:
         mine = torch.tensor([question.kind == kind for question in data.questions]) & data.right
         known = mine & data.regions.any(1)  # no region denies that something is there
-        found[f"region_{kind}"] = _percent(pointing(regions[known], data.regions[known]))
-        found[f"word_{kind}"] = _percent(pointing(words[mine], data.words[mine]))
+        found[f"region_{kind}"] = percent(estimate(pointing(regions[known], data.regions[known])))
+        found[f"word_{kind}"] = percent(estimate(pointing(words[mine], data.words[mine])))
         if kind == "relation":
-            found["answer_relation"] = _percent(pointing(regions[mine], data.answering[mine]))
+            answering = pointing(regions[mine], data.answering[mine])
+            found["answer_relation"] = percent(estimate(answering))
     return found
 
 
@@ -208,10 +209,6 @@ def _candidates(relevance: Tensor, candidates: Tensor) -> Tensor:
     relevance = relevance.double()
     below = relevance.amin(1, keepdim=True) - 1
     return torch.where(candidates, relevance, below)
-
-
-def _percent(hits: Tensor) -> Estimate:
-    return estimate(100 * hits)
 
 
 def every_method(model: Callable[..., Any]) -> Methods:

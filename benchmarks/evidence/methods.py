@@ -51,7 +51,7 @@ def ablations(model: Callable[..., Any], *, across: bool) -> Methods:
 
 
 def of_vit(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
-    """For a vision transformer: ours, the authors' baselines, Captum's methods, the control."""
+    """For a vision transformer: ours, the authors' baselines, Captum's methods, controls."""
     return {
         OURS: GenericAttention(model),
         **ablations(model, across=False),
@@ -70,6 +70,7 @@ def of_vit(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
         "Gradient SHAP": GradientShap(model),
         "Kernel SHAP": KernelShap(model),
         RANDOM: RandomAttribution(model, grid=grid),
+        f"{RANDOM}, pixels": RandomAttribution(model),
     }
 
 

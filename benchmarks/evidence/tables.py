@@ -23,9 +23,9 @@ HERE = Path(__file__).resolve().parent
 STORED = HERE / "tables"
 LIBRARIES = ("captum-generic-attn", "torch", "captum", "timm", "transformers", "scipy")
 RANDOM = "Random"
-"""The name of the control."""
+"""How the names of controls begin."""
 BROKEN = "ours, broken: "
-"""How the names of variants with a mistake begin. Neither they nor the control can win a column."""
+"""How the names of variants with a mistake begin. Neither they nor controls can win a column."""
 
 
 Points = list[list[float]]
@@ -35,6 +35,11 @@ def points(curve: Curve) -> Points:
     """A curve's fractions and means, to four digits."""
     ys = [round(y, 4) for y in curve.means.tolist()]
     return [[round(x, 4) for x in curve.fractions], ys]
+
+
+def percent(share: Estimate) -> Estimate:
+    """A share in 0 … 1 as percent."""
+    return Estimate(100 * share.value, 100 * share.low, 100 * share.high, share.count)
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ def markdown(table: Table) -> str:
     """
     head = ["method", *(f"{c.title} {'↑' if c.better == 'more' else '↓'}" for c in table.columns)]
     lines = [_line(head), _line(["---", *["--:"] * len(table.columns)])]
-    best = {column.key: _best(table, column) for column in table.columns}
+    best = {column.key: best_of(table, column)[1] for column in table.columns}
     for method, figures in table.rows.items():
         cells = [method]
         for column in table.columns:
@@ -137,8 +142,7 @@ def markdown(table: Table) -> str:
             text = f"{found.value:.{column.digits}f}"
             if found.low <= best[column.key] <= found.high and competes(method):
                 text = f"**{text}**"
-            half = max(found.high - found.value, found.value - found.low)
-            cells.append(f"{text} ± {half:.{column.digits}f}")
+            cells.append(f"{text} ± {found.margin:.{column.digits}f}")
         lines.append(_line(cells))
     settings = ", ".join(f"{name} {value}" for name, value in table.settings.items())
     of = ", ".join(f"{name} {value}" for name, value in table.versions.items())
@@ -147,17 +151,19 @@ def markdown(table: Table) -> str:
 
 
 def competes(method: str) -> bool:
-    """Whether a row is a method's own, rather than the control's or a broken variant's."""
-    return method != RANDOM and not method.startswith(BROKEN)
+    """Whether a row is a method's own, rather than a control's or a broken variant's."""
+    return not method.startswith((RANDOM, BROKEN))
 
 
-def _best(table: Table, column: Column) -> float:
+def best_of(table: Table, column: Column) -> tuple[str, float]:
+    """The best of those that compete, and its figure."""
     values = [
-        figures[column.key].value
+        (figures[column.key].value, method)
         for method, figures in table.rows.items()
         if column.key in figures and competes(method)
     ]
-    return max(values) if column.better == "more" else min(values)
+    value, method = max(values) if column.better == "more" else min(values)
+    return method, value
 
 
 def _line(cells: Sequence[str]) -> str:

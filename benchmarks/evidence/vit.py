@@ -15,7 +15,7 @@ import typer
 from captum.attr import Attribution, GradientShap
 from garments import DEBIAN_FOLDER, Drawn, draw, load_split
 from methods import Methods, broken_vit, of_vit
-from tables import Column, Points, Table, points, timed, versions
+from tables import Column, Points, Table, percent, points, timed, versions
 from torch import Tensor, nn
 
 from captum_generic_attn import demo
@@ -137,16 +137,12 @@ def pointed(data: Explained, maps: Tensor) -> dict[str, Estimate]:
     tokens = torch.nn.functional.avg_pool2d(heat[:, None], side)[:, 0]
     touched = torch.nn.functional.max_pool2d(boxes[:, None].float(), side)[:, 0] > 0
     return {
-        "accuracy": _percent(found.pixel_accuracy()),
-        "iou": _percent(found.mean_iou()),
-        "precision": _percent(found.mean_average_precision()),
-        "pixel": _percent(estimate(pointing(heat, boxes))),
-        "token": _percent(estimate(pointing(tokens, touched))),
+        "accuracy": percent(found.pixel_accuracy()),
+        "iou": percent(found.mean_iou()),
+        "precision": percent(found.mean_average_precision()),
+        "pixel": percent(estimate(pointing(heat, boxes))),
+        "token": percent(estimate(pointing(tokens, touched))),
     }
-
-
-def _percent(found: Estimate) -> Estimate:
-    return Estimate(100 * found.value, 100 * found.low, 100 * found.high, found.count)
 
 
 def every_method(model: nn.Module) -> Methods:
@@ -185,10 +181,11 @@ Explained is the class that it is surest of. *Positive*, *negative*: a growing s
 (0.1 to 0.9) is painted over, the most or the least relevant first; the area under the share of
 canvases of which the model still names the class (its probability is above one half; a model of
 several labels has no top 1). The most that can be had is 90. *Black* is the authors' way; on these
-pale canvases it adds dark shapes that look like garments, so that painting with the ground's colour
-is shown as well. *Deletion* and *insertion* as in RISE, in 20 steps: the area under the class's
-probability, deleted pixels in the ground's colour, inserted ones in place of a blurred picture.
-*SaCo* in 10 subsets, −1 to 1, a picture's mean for pixels that are taken away."""
+pale canvases it adds dark shapes that look like garments, so that painting with the mean colour of
+the grounds is shown as well. *Deletion* and *insertion* as in RISE, in 20 steps: the area under the
+class's probability; deleted pixels get the grounds' mean colour, inserted ones replace a blurred
+picture (of which the model still guesses much, so that chance gets high figures). *SaCo* in 10
+subsets, −1 to 1; pixels that are taken away get the picture's mean."""
 
 _POINTED = """The same explanations, of the canvases where the explained class is there. *Pixel
 accuracy* and *mIoU* (of background and foreground, over the whole set): the map above its mean

@@ -13,8 +13,8 @@ garment's 28 × 28 pixels with its box. Three kinds are asked, equally often:
 - existence: "do you see a boot ?" Where there is one (it is alone of its class), it decides;
   where there is none, no single region does. The word "boot" decides.
 
-Guessing fails: every garment is equally often the answer of the first two kinds, whatever the
-question, and half of the third kind are to be denied.
+Guessing fails: every garment is equally often the answer of the first two kinds (but never the one
+that a relation starts from), and half of the third kind are to be denied.
 """
 
 from __future__ import annotations

@@ -18,7 +18,11 @@ from captum_generic_attn.evaluation.batch import Batch, DataError, Examples, dra
 from captum_generic_attn.evaluation.plan import FAITHFULNESS, PictureData, Plan
 from captum_generic_attn.evaluation.tables import PlanError
 from captum_generic_attn.metrics import PIXELS, Pixels, Removal, blurred
-from captum_generic_attn.picture_files import UnreadablePictureError, open_picture
+from captum_generic_attn.picture_files import (
+    UnreadablePictureError,
+    open_picture,
+    picture_endings,
+)
 from captum_generic_attn.score import choose_output
 
 
@@ -44,6 +48,11 @@ class PictureSet(Examples):
         self._files = [found[i] for i in drawn(len(found), plan.limit, plan.seed)]
         self._check_masks()
         self.classifier = _load(plan)
+        if len(self.classifier.classes) < 2 and not self.classifier.multi_label:
+            raise DataError(
+                f"{self.classifier.name} has one class: whether it comes first says nothing, and "
+                "its probability is always 1"
+            )
         self._labels = None if plan.explain == "prediction" else self._named_by_folders()
         size = self._pixels(self._files[0]).shape[-2:]
         if plan.patch is not None and (size[0] % plan.patch or size[1] % plan.patch):
@@ -168,7 +177,7 @@ class PictureSet(Examples):
 
 def _listed(folder: Path) -> tuple[list[Path], int]:
     """The pictures under a folder, in order, and how many other files there are."""
-    endings = Image.registered_extensions()
+    endings = picture_endings()
     files = sorted(
         path
         for path in folder.rglob("*")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_generic_attn.base import ModelAttribution
 from captum_generic_attn.baselines import Lrp
-from captum_generic_attn.compare import all_methods, compare
+from captum_generic_attn.compare import all_methods, compare, patch_mask
 from captum_generic_attn.evaluation.batch import Batch, Examples
 from captum_generic_attn.evaluation.pictures import PictureSet
 from captum_generic_attn.evaluation.plan import PictureData, Plan
@@ -185,6 +185,8 @@ def _grids(methods: list[Attribution], batch: Batch) -> Iterator[tuple[int, int]
     """Tokens down and across a picture, as each of the methods sees them, if it does."""
     for method in methods:
         if isinstance(method, KernelShap):
+            patches = patch_mask(batch.inputs.shape)[0, 0]
+            yield len(set(patches[:, 0].tolist())), len(set(patches[0].tolist()))
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # told of when all are explained

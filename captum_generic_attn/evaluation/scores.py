@@ -93,13 +93,13 @@ def score(metric: str, examples: Examples, batch: Batch, attributions: Tensor) -
         return _of_words(examples, batch, attributions)
     # Token ids are the first of the arguments that tokens are dropped from.
     removal, size = batch.removal(metric), examples.batch_size
-    chance = probability(batch.targets, multi_label=examples.multi_label)
+    sure = probability(batch.targets, multi_label=examples.multi_label)
     if metric == "deletion":
-        return deletion(batch.forward, removal, attributions, chance, batch_size=size)
+        return deletion(batch.forward, removal, attributions, sure, batch_size=size)
     if metric == "insertion":
-        return insertion(batch.forward, removal, attributions, chance, batch_size=size)
+        return insertion(batch.forward, removal, attributions, sure, batch_size=size)
     if metric == "saco":
-        return saco(batch.forward, removal, attributions, chance, batch_size=size)
+        return saco(batch.forward, removal, attributions, sure, batch_size=size)
     return perturbation(
         batch.forward,
         removal,

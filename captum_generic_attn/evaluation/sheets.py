@@ -97,10 +97,11 @@ def legend(about: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     ]
     metrics = settings["metrics"]
     if {"positive", "negative"} & set(metrics):
+        most = 100 if kind == "texts" else 90  # pixels are removed up to 0.9 of them
         named = "names the class" if about["multi_label"] else "puts the class first"
         lines.append(
             f"positive, negative: area × 100 under the share that still {named}, while the most "
-            "or the least relevant parts are removed."
+            f"or the least relevant parts are removed; {most} is the most."
         )
     if {"deletion", "insertion"} & set(metrics):
         lines.append("deletion, insertion: area × 100 under the class's probability.")
@@ -133,4 +134,4 @@ def _cell(figure: Estimate | None, shown: Column) -> str:
     value = f"{figure.value:.{shown.digits}f}"
     if figure.count == 1:  # one example has no interval
         return value
-    return f"{value} ± {(figure.high - figure.low) / 2:.{shown.digits}f}"
+    return f"{value} ± {figure.margin:.{shown.digits}f}"

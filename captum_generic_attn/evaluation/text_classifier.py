@@ -45,7 +45,16 @@ class TextClassifier:
             return int(self.tokenizer.model_max_length)
         config: Any = self.model.config
         places = getattr(config, "max_position_embeddings", None)
-        return None if places is None else int(places)
+        if places is None:
+            return None
+        # RoBERTa and its like begin to count positions behind that of padding.
+        behind = [
+            module.padding_idx + 1
+            for name, module in self.model.named_modules()
+            if name.endswith("position_embeddings")
+            and getattr(module, "padding_idx", None) is not None
+        ]
+        return int(places) - max(behind, default=0)
 
     def index(self, label: object) -> int:
         """The index of a class given by its index or its name, whatever its case.

@@ -55,7 +55,8 @@ def read_texts(file: Path) -> list[Line]:
         (1,)
     """
     try:
-        lines = file.read_text("utf-8").splitlines()
+        # Not splitlines(): JSON strings may hold other line breaks than a file's.
+        lines = file.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{str(file)!r} cannot be read as text in UTF-8: {error}") from error
     found = [

@@ -118,8 +118,8 @@ def perturbation(
         A `Curve`; `.auc()` is the area under it.
 
     Raises:
-        ValueError: if shapes do not fit, fractions do not ascend in 0 … 1, or an attribution is NaN
-            or infinite.
+        ValueError: if shapes do not fit, fractions do not ascend in 0 … 1, or an attribution, the
+            model's output or the measure is NaN or infinite.
 
     Source: section 5 of arXiv 2103.15679, and its authors' code for the fractions.
 
@@ -134,19 +134,12 @@ def perturbation(
     """
     steps = _checked(fractions)
     steps = steps if steps[0] == 0 else (0.0, *steps)
-    place = _places(removal, attributions, most_relevant_first=most_relevant_first)
-    counts = removal.removable.sum(1).tolist()
-    keeps = (
-        _kept(removal, place, [removal.removed(fraction, count) for count in counts])
-        for fraction in steps
-    )
     title = "positive perturbation" if most_relevant_first else "negative perturbation"
-    with bar(title, len(steps), show=show_progress) as advance:
-        scores = []
-        for keep in keeps:
-            scores.append(measured(forward, removal, keep, measure, output, batch_size))
-            advance()
-    return Curve(steps, torch.stack(scores))
+    return _removing(
+        forward, removal, attributions, measure, steps, removal.removed,
+        most_relevant_first=most_relevant_first, output=output, batch_size=batch_size,
+        title=title if show_progress else None,
+    )  # fmt: skip
 
 
 def deletion(
@@ -186,10 +179,11 @@ def deletion(
         >>> deletion(forward, removal, torch.tensor([[2.0, 1.0]]), watch, steps=2).means.tolist()
         [1.0, 0.16..., 0.0]
     """
-    return perturbation(
-        forward, removal, attributions, measure,
-        fractions=[step / steps for step in range(steps + 1)],
-        output=output, batch_size=batch_size, show_progress=show_progress,
+    return _removing(
+        forward, removal, attributions, measure, _even(steps),
+        lambda fraction, count: round(fraction * steps) * count // steps,
+        most_relevant_first=True, output=output, batch_size=batch_size,
+        title="deletion" if show_progress else None,
     )  # fmt: skip
 
 
@@ -231,10 +225,11 @@ def insertion(
         [0.0, 0.83..., 1.0]
     """
     # Putting the most relevant back first is removing the least relevant first, read backwards.
-    curve = perturbation(
-        forward, removal, attributions, measure, most_relevant_first=False,
-        fractions=[step / steps for step in range(steps + 1)],
-        output=output, batch_size=batch_size, show_progress=show_progress,
+    curve = _removing(
+        forward, removal, attributions, measure, _even(steps),
+        lambda fraction, count: count - (steps - round(fraction * steps)) * count // steps,
+        most_relevant_first=False, output=output, batch_size=batch_size,
+        title="insertion" if show_progress else None,
     )  # fmt: skip
     return Curve(curve.fractions, curve.scores.flip(0))
 
@@ -254,13 +249,22 @@ def measured(
         output: which of the model's outputs.
         batch_size: at most so many examples at once.
     """
-    values = torch.empty(len(keep), dtype=torch.float64)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: it must be at least 1")
+    values = torch.full((len(keep),), torch.nan, dtype=torch.float64)
     for rows, inputs in removal.perturbed(keep, batch_size):
-        found = measure(choose_output(forward(*inputs), output), rows)
+        scores = choose_output(forward(*inputs), output)
+        found = measure(scores, rows)
         if found.shape != rows.shape:
             raise ValueError(
                 f"the measure returned shape {list(found.shape)} for {len(rows)} examples; it must "
                 "return one value each"
+            )
+        # Of NaN, a comparison would make a plain "no".
+        if bool(scores.isnan().any()) or not bool(found.isfinite().all()):
+            raise ValueError(
+                f"the model's output or the measure is NaN or infinite for some of the examples "
+                f"{rows.tolist()}, with {int(keep[rows].sum(1).min())} or more features kept"
             )
         values[rows.cpu()] = found.double().cpu()
     return values
@@ -291,14 +295,32 @@ def ranks(relevance: Tensor, removable: Tensor) -> Tensor:
     return order.argsort(dim=1)
 
 
-def _places(removal: Removal, attributions: Attributions, *, most_relevant_first: bool) -> Tensor:
+def _removing(
+    forward: Callable[..., Any], removal: Removal, attributions: Attributions, measure: Measure,
+    fractions: tuple[float, ...], removed: Callable[[float, int], int], *,
+    most_relevant_first: bool, output: OutputChoice, batch_size: int, title: str | None,
+) -> Curve:  # fmt: skip
+    """The measure at each fraction; `removed` says how many of how many features that is."""
     relevance = removal.features(attributions)
-    return ranks(relevance if most_relevant_first else -relevance, removal.removable)
+    if len(relevance) == 0:
+        raise ValueError("there is no example to measure")
+    place = ranks(relevance if most_relevant_first else -relevance, removal.removable)
+    counts = removal.removable.sum(1).tolist()
+    scores = []
+    with bar(title or "", len(fractions), show=title is not None) as advance:
+        for fraction in fractions:
+            gone = [removed(fraction, count) for count in counts]
+            gone_first = place < torch.tensor(gone, device=place.device)[:, None]
+            keep = ~(gone_first & removal.removable)
+            scores.append(measured(forward, removal, keep, measure, output, batch_size))
+            advance()
+    return Curve(fractions, torch.stack(scores))
 
 
-def _kept(removal: Removal, place: Tensor, removed: Sequence[int]) -> Tensor:
-    counts = torch.tensor(removed, device=place.device)
-    return (place >= counts[:, None]) | ~removal.removable
+def _even(steps: int) -> tuple[float, ...]:
+    if steps < 1:
+        raise ValueError(f"steps={steps}: it must be at least 1")
+    return tuple(step / steps for step in range(steps + 1))
 
 
 def _checked(fractions: Sequence[float]) -> tuple[float, ...]:

@@ -16,6 +16,5 @@ def needed(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"{module.partition('.')[0]} is needed to compute this metric: "
-            "pip install 'captum-generic-attn[metrics]'"
+            f"{module.partition('.')[0]} is needed here: pip install 'captum-generic-attn[metrics]'"
         ) from error

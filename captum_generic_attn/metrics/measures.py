@@ -27,7 +27,7 @@ def accuracy(targets: Targets) -> Measure:
         >>> accuracy([2, 0])(torch.tensor([[0.1, 0.2, 0.3]]), torch.tensor([0])).tolist()
         [1.0]
     """
-    picked = _picker(targets)
+    picked = _picker(targets, against_others=True)
     return lambda scores, rows: (scores.argmax(-1) == picked(scores, rows)).double()
 
 
@@ -42,7 +42,7 @@ def probability(targets: Targets, *, multi_label: bool = False) -> Measure:
         >>> probability(0)(torch.zeros(1, 4), torch.tensor([0])).tolist()
         [0.25]
     """
-    picked = _picker(targets)
+    picked = _picker(targets, against_others=not multi_label)
 
     def measure(scores: Tensor, rows: Tensor) -> Tensor:
         scores = scores.double()
@@ -63,7 +63,7 @@ def detected(targets: Targets, threshold: float = 0.0) -> Measure:
         >>> detected(1)(torch.tensor([[-3.0, 0.5]]), torch.tensor([0])).tolist()
         [1.0]
     """
-    picked = _picker(targets)
+    picked = _picker(targets, against_others=False)
     return lambda scores, rows: (
         scores.gather(-1, picked(scores, rows)[:, None])[:, 0] > threshold
     ).double()
@@ -89,10 +89,10 @@ def soft_accuracy(credit: Tensor) -> Measure:
     return measure
 
 
-def _picker(targets: Targets) -> Callable[[Tensor, Tensor], Tensor]:
-    """The targets of some examples, on their device."""
+def _picker(targets: Targets, *, against_others: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """The targets of some examples, on the device of their scores."""
     known = torch.as_tensor(targets)
-    if known.is_floating_point() or known.ndim > 1:
+    if known.is_floating_point() or known.dtype == torch.bool or known.ndim > 1:
         raise ValueError(
             f"targets are one index, or one of each example; not {known.dtype} of shape "
             f"{list(known.shape)}"
@@ -104,8 +104,19 @@ def _picker(targets: Targets) -> Callable[[Tensor, Tensor], Tensor]:
                 f"the output has shape {list(scores.shape)}, not [B, K]: pass output= to pick, or "
                 "a measure of your own"
             )
-        rows = rows.to(known.device)
-        chosen = known.expand(len(rows)) if known.ndim == 0 else known[rows]
-        return chosen.to(scores.device)
+        classes = scores.shape[1]
+        if classes < 2 and against_others:
+            raise ValueError(
+                "the output has one score for each example, which is always the largest: pass a "
+                "measure that looks at the score by itself, such as detected(0)"
+            )
+        if known.ndim == 1 and int(rows.max()) >= len(known):
+            raise ValueError(f"there are {len(known)} targets, but an example {int(rows.max())}")
+        chosen = known.expand(len(rows)) if known.ndim == 0 else known[rows.to(known.device)]
+        if bool(((chosen < -classes) | (chosen >= classes)).any()):
+            raise ValueError(
+                f"targets {sorted(set(chosen.tolist()))} are out of range for {classes} classes"
+            )
+        return (chosen % classes).to(scores.device)
 
     return picked

@@ -67,6 +67,11 @@ class Pixels:
         self.patch = 1 if patch is None else patch
         if self.patch < 1 or height % self.patch or width % self.patch:
             raise ValueError(f"patches of {patch} pixels do not tile {height} × {width} pixels")
+        if not images.is_floating_point():
+            raise ValueError(
+                f"pictures must be floats, as the model takes them, not {images.dtype}"
+            )
+        _check_sizes(images, further)
         self.images = images
         fill = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
         try:
@@ -89,7 +94,7 @@ class Pixels:
         Args:
             attributions: `[B, C, H, W]` or `[B, H, W]`; of a tuple, the first.
         """
-        maps = attributions[0] if isinstance(attributions, tuple) else attributions
+        maps = _part(attributions, 0).detach().to(self.images.device)
         if maps.ndim == 4:
             alike = (maps == maps[:, :1]).all().item()
             maps = maps[:, 0] if alike else maps.sum(1)
@@ -129,6 +134,7 @@ class Tokens:
 
     Raises:
         ValueError: if shapes do not fit.
+        TypeError: if an input is no tensor.
 
     Example:
         >>> ids = torch.tensor([[101, 7, 8, 102], [101, 9, 102, 0]])
@@ -146,6 +152,7 @@ class Tokens:
         self.dropped = frozenset(range(len(self.inputs))[place] for place in dropped)
         if not self.dropped:
             raise ValueError("dropped names no input: say which of them hold the tokens")
+        _check_sizes(self.inputs[min(self.dropped)], self.inputs)
         shapes = {tuple(self.inputs[place].shape[:2]) for place in self.dropped}
         given = {"present": present, "protected": protected}
         shapes |= {tuple(mask.shape) for mask in given.values() if mask is not None}
@@ -166,15 +173,8 @@ class Tokens:
         Args:
             attributions: of the dropped input; of a tuple, the part at the first dropped place.
         """
-        if isinstance(attributions, tuple):
-            place = min(self.dropped)
-            if len(attributions) <= place:
-                raise ValueError(
-                    f"{len(attributions)} attributions, but the dropped input is the one at "
-                    f"{place}: pass its attribution alone"
-                )
-            attributions = attributions[place]
-        values = attributions.double()
+        attributions = _part(attributions, min(self.dropped))
+        values = attributions.detach().to(self.removable.device).double()
         if values.ndim > 2:
             values = values.flatten(2)
             alike = (values == values[..., :1]).all().item()
@@ -215,6 +215,30 @@ class Tokens:
         return tensor.gather(1, index.expand(*places.shape, *tensor.shape[2:]))
 
 
+def _part(attributions: Attributions, place: int) -> Tensor:
+    if not isinstance(attributions, tuple):
+        return attributions
+    if len(attributions) <= place:
+        raise ValueError(
+            f"{len(attributions)} attributions, but that of the input at {place} is needed: pass "
+            "it alone"
+        )
+    return attributions[place]
+
+
+def _check_sizes(first: object, others: Sequence[object]) -> None:
+    sizes = set()
+    for tensor in (first, *others):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"an argument is {type(tensor).__name__}, no tensor: fix it in the function that "
+                "calls the model"
+            )
+        sizes.add(len(tensor))
+    if len(sizes) > 1:
+        raise ValueError(f"all arguments must hold as many examples; they hold {sorted(sizes)}")
+
+
 def blurred(images: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:
     """The pictures out of focus: what insertion starts from.
 
@@ -223,11 +247,19 @@ def blurred(images: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:
         size: of the Gaussian kernel, odd.
         sigma: its standard deviation, in pixels.
 
+    Raises:
+        ValueError: if a picture is smaller than half the kernel.
+
     Source: V. Petsiuk, A. Das, K. Saenko, *RISE*, BMVC 2018, whose kernel is the default.
 
     Example:
         >>> bool((blurred(torch.ones(1, 3, 16, 16)) - 1).abs().max() < 1e-6)
         True
     """
+    if min(images.shape[-2:]) <= size // 2:
+        raise ValueError(
+            f"a kernel of {size} pixels is too large for {images.shape[-2]} × {images.shape[-1]} "
+            "pixels: pass a smaller size="
+        )
     soft: Tensor = transforms.gaussian_blur(images, [size, size], [sigma, sigma])
     return soft

@@ -32,8 +32,12 @@ def saco(
     """The salience-guided faithfulness coefficient of each example.
 
     The features, ordered by relevance, are cut into equal subsets; each is removed alone. For every
-    pair of subsets the difference of their summed relevance counts for the attribution where the
-    more relevant one changes the measure at least as much, and against it where it does not.
+    pair of subsets the difference of their relevance counts for the attribution where the more
+    relevant one changes the measure at least as much, and against it where it does not.
+
+    Where the features cannot be cut equally, relevance and change are those per feature: of sums, a
+    larger subset would have more of both whatever the attribution says. In equal subsets that is
+    the paper's coefficient.
 
     Args:
         forward: the model; called without gradients.
@@ -47,11 +51,11 @@ def saco(
         show_progress: whether a bar on stderr counts the subsets.
 
     Returns:
-        `[B]` float64 in −1 … 1; 1 is best, a random attribution comes to about 0. An attribution
-        that tells no subset from another (a constant one, where subsets are of one size) gets 0.
+        `[B]` float64 in −1 … 1; 1 is best, a random attribution comes to about 0. A constant
+        attribution, which tells no subset from another, gets 0.
 
     Raises:
-        ValueError: if shapes do not fit, or an attribution is NaN or infinite.
+        ValueError: if shapes do not fit, or an attribution or the measure is NaN or infinite.
 
     Source: algorithm 1 of J. Wu et al., *On the Faithfulness of Vision Transformer Explanations*,
     CVPR 2024 (arXiv 2404.01415); its default is 10 subsets.
@@ -78,22 +82,23 @@ def saco(
         everything = torch.ones_like(removable)
         clean = measured(forward, removal, everything, measure, output, batch_size)
         advance()
-        changes, sums = [], []
+        changes, means = [], []
         for index in range(subsets):
             chosen = subset == index
+            size = chosen.sum(1).clamp(min=1)
             left = measured(forward, removal, ~chosen, measure, output, batch_size)
-            changes.append(clean - left)
-            sums.append((relevance.double() * chosen).sum(1).cpu())
+            changes.append((clean - left) / size.cpu())
+            means.append((relevance.masked_fill(~chosen, 0).sum(1) / size).cpu())
             advance()
-    return coefficient(torch.stack(sums, 1), torch.stack(changes, 1), cut[:, 0].cpu())
+    return coefficient(torch.stack(means, 1), torch.stack(changes, 1), cut[:, 0].cpu())
 
 
-def coefficient(sums: Tensor, changes: Tensor, counts: Tensor | None = None) -> Tensor:
+def coefficient(means: Tensor, changes: Tensor, counts: Tensor | None = None) -> Tensor:
     """SaCo from what each subset is said to matter and from what it does.
 
     Args:
-        sums: `[B, K]` summed relevance of the subsets, the most relevant first.
-        changes: `[B, K]` by how much the measure falls without each.
+        means: `[B, K]` relevance per feature of the subsets, the most relevant first.
+        changes: `[B, K]` by how much the measure falls without each, per feature.
         counts: `[B]` how many of the K subsets an example has; `None`: all.
 
     Returns:
@@ -103,8 +108,10 @@ def coefficient(sums: Tensor, changes: Tensor, counts: Tensor | None = None) -> 
         >>> coefficient(torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([[0.5, 0.7, 0.1]])).tolist()
         [0.33...]
     """
-    first, second = torch.triu_indices(sums.shape[1], sums.shape[1], offset=1)
-    weight = sums[:, first] - sums[:, second]
+    first, second = torch.triu_indices(means.shape[1], means.shape[1], offset=1)
+    weight = means[:, first] - means[:, second]
+    # Means of equal numbers differ by rounding alone.
+    weight = weight * (weight.abs() > 1e-12 * means.abs().amax(1, keepdim=True))
     if counts is not None:
         weight = weight * (second < counts[:, None])
     right = changes[:, first] >= changes[:, second]

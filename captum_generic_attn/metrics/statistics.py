@@ -33,6 +33,11 @@ class Estimate:
     high: float
     count: int
 
+    @property
+    def margin(self) -> float:
+        """Half the width of the interval, which need not lie evenly round the value."""
+        return (self.high - self.low) / 2
+
     def __str__(self) -> str:
         return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g}, n = {self.count})"
 
@@ -78,7 +83,8 @@ def estimate(
         An `Estimate`. Of a single example the interval is the value itself.
 
     Raises:
-        ValueError: if there is no value, one is NaN or infinite, or lengths differ.
+        ValueError: if there is no value, one is NaN or infinite, lengths differ, an option is out
+            of its range, or the statistic is undefined for what was drawn.
 
     Source: B. Efron, R. Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13.
 
@@ -87,6 +93,10 @@ def estimate(
         >>> print(estimate(hits))
         0.75 (0.375 to 1, n = 8)
     """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence}: it must lie between 0 and 1, such as 0.95")
+    if resamples < 1:
+        raise ValueError(f"resamples={resamples}: it must be at least 1")
     arrays = [_array(part) for part in values]
     if not arrays or not arrays[0].size:
         raise ValueError("there is no value to estimate from")
@@ -122,7 +132,13 @@ def estimate(
         batch=max(1, 2**22 // count),
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Estimate(value, float(interval.low), float(interval.high), count)
+    found = Estimate(value, float(interval.low), float(interval.high), count)
+    if not np.isfinite([found.value, found.low, found.high]).all():
+        raise ValueError(
+            f"the statistic is {found.value} over all examples and undefined for some draws of "
+            "them (a sum of denominators is 0?): there is no interval"
+        )
+    return found
 
 
 def _array(values: ArrayLike | torch.Tensor) -> NDArray[np.float64]:

