@@ -9,7 +9,7 @@ import socket
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import torch
@@ -83,6 +83,56 @@ def host_answers(url: str, seconds: float = 5.0) -> bool:
     except OSError:
         return False
     return True
+
+
+def from_hugging_face(
+    name: str, kind: str, model_class: str, beside: str, beside_class: str
+) -> tuple[Any, Any, str]:
+    """A trained model of transformers and what belongs to it, from a folder or from the hub.
+
+    Args:
+        name: a folder that `save_pretrained` wrote, or the id of the hub.
+        kind: what the model is, for messages.
+        model_class: the name of the class of transformers that loads it.
+        beside: what belongs to it, for messages.
+        beside_class: the name of the class that loads that.
+
+    Returns:
+        The model, in float32 and evaluation mode; what belongs to it; and where they are from, in
+        words.
+
+    Raises:
+        UnavailableWeightsError: they cannot be loaded, or the model was never trained.
+        ImportError: transformers is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            f"{name!r} is looked for on the Hugging Face hub, which needs transformers: "
+            "pip install 'captum-generic-attn[hf]'"
+        ) from error
+    folder = Path(name).is_dir()
+    local = {"local_files_only": not folder and not host_answers(hub_endpoint())}
+    what = f"the folder {name!r}" if folder else f"{name!r} of the Hugging Face hub"
+    advice = "" if folder else "; a folder that save_pretrained wrote can be given in its place"
+    try:
+        model, report = getattr(transformers, model_class).from_pretrained(
+            name, output_loading_info=True, **local
+        )
+        companion = getattr(transformers, beside_class).from_pretrained(name, **local)
+    except (OSError, ValueError) as error:
+        raise UnavailableWeightsError(
+            f"no {kind} with its {beside} can be loaded from {what}{advice}. "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
+    if report["missing_keys"]:
+        # transformers fills them at random: a model that was never trained.
+        raise UnavailableWeightsError(
+            f"{what} holds no trained {kind}: weights are missing for "
+            f"{', '.join(sorted(report['missing_keys'])[:5])}"
+        )
+    return model.float().eval(), companion, what
 
 
 def require_host(url: str) -> None:

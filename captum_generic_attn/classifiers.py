@@ -18,9 +18,7 @@ from captum_generic_attn.checkpoints import (
     UnavailableWeightsError,
     cached_file,
     fill,
-    first_line,
-    host_answers,
-    hub_endpoint,
+    from_hugging_face,
     pretrained_weights,
     read_state,
     require_host,
@@ -264,34 +262,10 @@ def _hugging_face(name: str, weights: Path | None) -> ImageClassifier:
             "a Hugging Face model brings its own weights: leave --weights out, or give a timm or "
             "torchvision name"
         )
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            f"{name!r} is looked for on the Hugging Face hub, which needs transformers: "
-            "pip install 'captum-generic-attn[hf]'"
-        ) from error
-    folder = Path(name).is_dir()
-    local = {"local_files_only": not folder and not host_answers(hub_endpoint())}
-    what = f"the folder {name!r}" if folder else f"{name!r} of the Hugging Face hub"
-    advice = "" if folder else "; a folder that save_pretrained wrote can be given in its place"
-    try:
-        model, report = transformers.AutoModelForImageClassification.from_pretrained(
-            name, output_loading_info=True, **local
-        )
-        processor = transformers.AutoImageProcessor.from_pretrained(name, **local)
-    except (OSError, ValueError) as error:
-        kind = type(error).__name__
-        raise UnavailableWeightsError(
-            f"no image classifier with its image processor can be loaded from {what}{advice}. "
-            f"{kind}: {first_line(error)}"
-        ) from error
-    if report["missing_keys"]:
-        # transformers fills them at random: a classifier that was never trained.
-        raise UnavailableWeightsError(
-            f"{what} holds no trained image classifier: weights are missing for "
-            f"{', '.join(sorted(report['missing_keys'])[:5])}"
-        )
+    model, processor, _ = from_hugging_face(
+        name, "image classifier", "AutoModelForImageClassification",
+        "image processor", "AutoImageProcessor",
+    )  # fmt: skip
 
     def preprocess(image: Image) -> Tensor:
         pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
@@ -300,7 +274,7 @@ def _hugging_face(name: str, weights: Path | None) -> ImageClassifier:
     normalised = getattr(processor, "do_normalize", False)
     return ImageClassifier(
         name,
-        model.float().eval(),
+        model,
         preprocess,
         tuple(model.config.id2label[i] for i in range(model.config.num_labels)),
         model.config.problem_type == "multi_label_classification",

@@ -46,7 +46,6 @@ def figures(monkeypatch):
 def unreachable(monkeypatch, tmp_path):
     """No host answers, and nothing was downloaded before."""
     monkeypatch.setattr(checkpoints, "host_answers", lambda *args: False)
-    monkeypatch.setattr("captum_generic_attn.classifiers.host_answers", lambda *args: False)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **options: None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 

@@ -759,9 +759,7 @@ def test_text_models_that_cannot_be_had(bert, monkeypatch):
     output = run(plan_file(folder, HEAD.replace('"bert"', '"untrained"')), code=1)
     assert "holds no trained sequence classifier" in output
     assert "classifier.weight" in output
-    monkeypatch.setattr(
-        "captum_generic_attn.evaluation.text_classifier.host_answers", lambda *args: False
-    )
+    monkeypatch.setattr("captum_generic_attn.checkpoints.host_answers", lambda *args: False)
     assert "a folder that save_pretrained wrote can be given in its place" in run(
         plan_file(folder, HEAD.replace('"bert"', '"nobody/nothing"')), code=1
     )

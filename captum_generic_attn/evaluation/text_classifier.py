@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from captum_generic_attn.checkpoints import (
     UnavailableWeightsError,
-    first_line,
-    host_answers,
-    hub_endpoint,
+    from_hugging_face,
 )
 from captum_generic_attn.evaluation.tables import nearest
 
@@ -89,33 +86,10 @@ def load_text_classifier(name: str) -> TextClassifier:
         UnavailableWeightsError: there is none, it was never trained, or its tokenizer is not fast.
         ImportError: transformers is not installed.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            f"{name!r} is a text classifier of Hugging Face, which needs transformers: "
-            "pip install 'captum-generic-attn[hf]'"
-        ) from error
-    folder = Path(name).is_dir()
-    local = {"local_files_only": not folder and not host_answers(hub_endpoint())}
-    what = f"the folder {name!r}" if folder else f"{name!r} of the Hugging Face hub"
-    advice = "" if folder else "; a folder that save_pretrained wrote can be given in its place"
-    try:
-        model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
-            name, output_loading_info=True, **local
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **local)
-    except (OSError, ValueError) as error:
-        raise UnavailableWeightsError(
-            f"no sequence classifier with its tokenizer can be loaded from {what}{advice}. "
-            f"{type(error).__name__}: {first_line(error)}"
-        ) from error
-    if report["missing_keys"]:
-        # transformers fills them at random: a classifier that was never trained.
-        raise UnavailableWeightsError(
-            f"{what} holds no trained sequence classifier: weights are missing for "
-            f"{', '.join(sorted(report['missing_keys'])[:5])}"
-        )
+    model, tokenizer, what = from_hugging_face(
+        name, "sequence classifier", "AutoModelForSequenceClassification",
+        "tokenizer", "AutoTokenizer",
+    )  # fmt: skip
     if not tokenizer.is_fast:
         raise UnavailableWeightsError(
             f"the tokenizer of {what} is a slow one, which does not tell from where in the text a "
@@ -128,7 +102,7 @@ def load_text_classifier(name: str) -> TextClassifier:
         )
     return TextClassifier(
         name,
-        model.float().eval(),
+        model,
         tokenizer,
         tuple(model.config.id2label[i] for i in range(count)),
         model.config.problem_type == "multi_label_classification",
