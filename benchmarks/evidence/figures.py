@@ -110,7 +110,9 @@ def _words(axes: Axes, words: Sequence[str], shares: NDArray[np.float64]) -> Non
         colour = colormaps["YlOrRd"](share)
         size = (end - start - 0.6, 8)
         axes.add_patch(Rectangle((start, -11), *size, facecolor=colour, alpha=0.85 * share**0.5))
-        axes.text(start + size[0] / 2, -7, word, ha="center", va="center", fontsize=8)
+        style = {"ha": "center", "va": "center", "fontsize": 8}
+        ink = "white" if share > 0.6 else "black"
+        axes.text(start + size[0] / 2, -7, word, color=ink, **style)
 
 
 DRAWN = {
