@@ -488,6 +488,32 @@ def test_files_that_pillow_only_writes_or_measures_are_no_pictures(tmp_path):
     assert found.notes[0].startswith("5 files in the folder are no pictures")
 
 
+def test_devices_that_are_not_there_are_told(pictures):
+    for device, reason in (("warp 9", "warp"), ("meta", "it holds no numbers")):
+        text = f'[model]\ndevice = "{device}"\n[data]\nimages = "pictures"'
+        with pytest.raises(PlanError, match=rf"device = '{device}'.*cannot compute.*{reason}"):
+            read_plan(plan_file(pictures, text))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch can use")
+@pytest.mark.parametrize("kind", ["pictures", "texts"])
+def test_a_gpu_gives_the_figures_of_the_cpu(kind, pictures, bert):
+    folder = pictures if kind == "pictures" else bert[0]
+    text = '[data]\nimages = "pictures"\nmasks = "masks"' if kind == "pictures" else HEAD
+    model = "[model]\n" if kind == "pictures" else ""
+    reports = [
+        report_of(
+            folder,
+            f'{model}device = "cuda"\n{text}' if kind == "pictures"
+            else text.replace("[data]", 'device = "cuda"\n[data]'),
+        ),
+        report_of(folder, text),
+    ]  # fmt: skip
+    for name, figures in reports[1].figures.items():
+        for key, figure in figures.items():
+            assert reports[0].figures[name][key].value == pytest.approx(figure.value, abs=3), key
+
+
 def test_a_classifier_of_one_class_has_nothing_to_choose(tmp_path):
     model = timm.create_model("test_vit", num_classes=1)
     save_file(model.state_dict(), tmp_path / "vit.safetensors")

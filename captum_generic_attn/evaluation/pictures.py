@@ -48,6 +48,7 @@ class PictureSet(Examples):
         self._files = [found[i] for i in drawn(len(found), plan.limit, plan.seed)]
         self._check_masks()
         self.classifier = _load(plan)
+        self.classifier.model.to(plan.device)
         if len(self.classifier.classes) < 2 and not self.classifier.multi_label:
             raise DataError(
                 f"{self.classifier.name} has one class: whether it comes first says nothing, and "
@@ -97,11 +98,11 @@ class PictureSet(Examples):
                 f"{self.classifier.name} preprocesses pictures to different sizes: "
                 f"{sorted(shapes)}; give pictures of one size"
             )
-        pixels = torch.stack(tensors)
+        pixels = torch.stack(tensors).to(self._plan.device)
         if self._labels is None:
             targets = self.classifier.probabilities(pixels).argmax(-1)
         else:
-            targets = torch.tensor([self._labels[place] for place in places])
+            targets = torch.tensor([self._labels[p] for p in places], device=pixels.device)
         model = self.classifier.model
         return Batch(
             first=places.start,

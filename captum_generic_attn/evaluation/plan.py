@@ -37,7 +37,7 @@ _OF_PICTURES = ("pointing", "segmentation")
 _OF_TEXTS = ("token_f1",)
 _ON_IDS = "made for continuous inputs, while token ids are whole numbers"
 _KEYS = {
-    "model": ("name", "weights"),
+    "model": ("name", "weights", "device"),
     "data": ("images", "masks", "texts", "limit"),
     "evaluation": (
         "methods", "metrics", "explain", "removed", "patch", "batch_size", "seed",
@@ -68,6 +68,7 @@ class Plan:
         file: the TOML file.
         model: name of the model; `None` for the shipped one.
         weights: its weights; `None` for those that its library has.
+        device: where it runs, as PyTorch names it.
         data: pictures or texts.
         limit: at most so many of them, drawn at random; `None`: all.
         methods: names as in `compare.all_methods`.
@@ -83,6 +84,7 @@ class Plan:
     file: Path
     model: str | None
     weights: Path | None
+    device: str
     data: PictureData | TextData
     limit: int | None
     methods: tuple[str, ...]
@@ -133,6 +135,7 @@ def read_plan(file: Path) -> Plan:
         file=file,
         model=name,
         weights=weights,
+        device=_device(model),
         data=source,
         limit=data.whole("limit", least=1),
         methods=methods,
@@ -177,6 +180,20 @@ def _model(model: Table, *, texts: bool) -> tuple[str | None, Path | None]:
     if weights is not None and (texts or folder):
         model.wrong("weights", "a Hugging Face model brings its own weights: leave them out")
     return str(beside) if folder else name, weights
+
+
+def _device(model: Table) -> str:
+    import torch
+
+    name = model.text("device") or "cpu"
+    try:
+        usable = torch.empty(0, device=name).device.type != "meta"
+        reason = "it holds no numbers"
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        usable, reason = False, str(error).partition("\n")[0]
+    if not usable:
+        model.wrong("device", f"PyTorch cannot compute on it here: {reason}")
+    return name
 
 
 def _methods(chosen: Table, *, texts: bool) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -210,6 +210,7 @@ def _settings(plan: Plan, examples: Examples) -> dict[str, object]:
         "explain": plan.explain,
         "limit": plan.limit,
         "batch_size": examples.batch_size,
+        "device": plan.device,
         "seed": plan.seed,
     }
     if isinstance(plan.data, PictureData):

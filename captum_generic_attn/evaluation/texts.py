@@ -112,6 +112,8 @@ class TextSet(Examples):
         found = read_texts(plan.data.texts)
         lines = [found[i] for i in drawn(len(found), plan.limit, plan.seed)]
         self.classifier = load_text_classifier(plan.model)
+        self._device = plan.device
+        self.classifier.model.to(plan.device)
         self._tokenizer = self.classifier.tokenizer
         self._labels = None if plan.explain == "prediction" else _labels(lines, self.classifier)
         self._encoded = [self._encode(line) for line in lines]
@@ -150,13 +152,14 @@ class TextSet(Examples):
             padded: Mapping[str, Tensor] = {n: torch.tensor(v) for n, v in given.items()}
         else:
             padded = self._tokenizer.pad(given, return_tensors="pt")
+        padded = {name: tensor.to(self._device) for name, tensor in padded.items()}
         encoding = {n: t for n, t in padded.items() if n != "special_tokens_mask"}
         special = padded["special_tokens_mask"].bool()
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
         order = torch.arange(special.shape[1])
         if self._tokenizer.padding_side == "left":
             order = order.flip(0)
-        present = order < lengths[:, None]
+        present = (order < lengths[:, None]).to(self._device)
         model, ids, rest = hf.unpack(self.classifier.model, encoding, "input_ids")
 
         def forward(*inputs: Tensor) -> Tensor:
@@ -166,7 +169,7 @@ class TextSet(Examples):
             with torch.no_grad():
                 targets = forward(ids, *rest).argmax(-1)  # type: ignore[arg-type]
         else:
-            targets = torch.tensor([self._labels[place] for place in places])
+            targets = torch.tensor([self._labels[p] for p in places], device=self._device)
         assert isinstance(ids, Tensor)  # noqa: S101 - one name, one tensor
         arguments = (ids, *rest)
         removal = Tokens(
