@@ -8,12 +8,14 @@ Fashion-MNIST's test split that lies in the repository.
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from captum_generic_attn import GenericAttention, RawAttention
 from captum_generic_attn.metrics import Curve, Estimate
@@ -130,6 +132,22 @@ def test_the_page_is_that_of_the_stored_tables(evidence) -> None:
 
 
 # --- what is asked
+
+
+def test_lxmerts_weights_are_small_and_say_how_they_were_made(evidence) -> None:
+    import questions as script
+
+    path = evidence.lxmert.WEIGHTS
+    assert path.stat().st_size <= 2_000_000
+    with safe_open(path, framework="pt") as file:
+        notes = {name: json.loads(note) for name, note in file.metadata().items()}
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
+    assert tuple(notes["answers"]) == script.ANSWERS
+    assert tuple(notes["vocabulary"]) == script.VOCABULARY
+    training = notes["training"]
+    assert training["canvases"] == training["steps"] * training["batch_size"]
+    assert training["core_seconds"] < 2 * 30 * 60
+    assert {"seed", "learning_rate", "versions"} <= set(training)
 
 
 @pytest.fixture(scope="module")

@@ -273,7 +273,7 @@ def test_training_cut_off_and_resumed_ends_the_same(small, split, tmp_path):
         whole.state_dict().items(), resumed.state_dict().values(), strict=True
     ):
         assert torch.equal(weight, other), name
-    assert training["examples"] == 20
+    assert training["canvases"] == 20
     assert training["seed"] == 1
 
 

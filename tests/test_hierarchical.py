@@ -50,7 +50,8 @@ def shipped(garments, count):
             classes[i, k] = demo.CLASSES.index(garment.name)
             labels[i, classes[i, k]] = 1
             boxes[i, k] = garment.box
-    return garments.canvases.Drawn(np.stack(pictures), labels, classes, boxes)
+    unread = np.zeros((count, 4, 64, 64), bool)
+    return garments.canvases.Drawn(np.stack(pictures), labels, classes, boxes, unread)
 
 
 def pointed(garments, model, drawn, start_layer=0):

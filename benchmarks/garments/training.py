@@ -177,7 +177,7 @@ def train(
     seconds += time.perf_counter() - started
     core_seconds += time.process_time() - core_started
     return model.eval(), vars(settings) | {
-        "examples": steps * count,
+        "canvases": steps * count,
         "seconds": round(seconds),
         "core_seconds": round(core_seconds),
         "cores": os.cpu_count(),
