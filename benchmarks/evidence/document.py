@@ -79,7 +79,7 @@ def verdict(table: Table) -> str:
             good.append(column.title)
         else:
             theirs, mine = (f"{value:.{column.digits}f}" for value in (best, ours.value))
-            worse.append(f"{column.title} ({name.removeprefix('– ')} {theirs}, ours {mine})")
+            worse.append(f"{column.title} ({name.replace('– ', 'ours ')} {theirs}, ours {mine})")
     among = "; ".join(good) or "no column"
     behind = f" Better elsewhere: {'; '.join(worse)}." if worse else ""
     return f"- **{table.title}** Generic attention is among the best in: {among}.{behind}"
