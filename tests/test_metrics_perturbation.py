@@ -496,6 +496,16 @@ def test_the_control_has_the_grain_that_is_asked_for() -> None:
     assert torch.equal(again, coarse)
 
 
+def test_the_controls_numbers_can_be_had_as_they_are() -> None:
+    inputs = torch.zeros(4, 3, 8, 8), torch.zeros(4, 2, 6)
+    control = RandomAttribution(torch.nn.Identity(), grid=(2, 2), seed=0)
+    whole, few = control.attribute(inputs), control.attribute(inputs, return_input_shape=False)
+    assert [tuple(part.shape) for part in few] == [(4, 2, 2), (4, 2)]
+    fine = torch.nn.functional.interpolate(few[0][:, None], (8, 8), mode="bilinear")
+    assert torch.equal(whole[0], fine.expand(4, 3, 8, 8))
+    assert torch.equal(whole[1], few[1][..., None].expand(4, 2, 6))
+
+
 def test_an_unseeded_control_goes_on_with_torchs_numbers() -> None:
     control, pictures = RandomAttribution(torch.nn.Identity()), torch.zeros(1, 1, 4, 4)
     torch.manual_seed(3)

@@ -7,7 +7,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "garments"))
 
-from canvases import DEBIAN_FOLDER, Drawn, Split, draw, load_split
+from canvases import (
+    DEBIAN_FOLDER,
+    Drawn,
+    Split,
+    draw,
+    inputs,
+    load_split,
+    right_places,
+)
 from questions import (
     ANSWERS,
     CLS,
@@ -39,6 +47,8 @@ __all__ = [
     "ask",
     "collate",
     "draw",
+    "inputs",
     "load_split",
     "picture",
+    "right_places",
 ]

@@ -30,7 +30,7 @@ from garments import (
 )
 from methods import Methods, broken_lxmert, of_lxmert
 from safetensors import safe_open
-from tables import Column, Points, Table, percent, points, timed, versions
+from tables import Column, Found, Points, Table, percent, points, through, versions
 from torch import Tensor
 from transformers import LxmertConfig, LxmertForQuestionAnswering
 
@@ -138,7 +138,7 @@ def attributions(method: Attribution, data: Asked) -> tuple[Tensor, Tensor]:
         given = {"additional_forward_args": tuple(rest), "return_input_shape": False}
         found = run(method, (ids, features), answers, given, SEED + chunk)
         text.append(found[0])
-        image.append(found[1] if found[1].ndim == 2 else found[1][..., 0])
+        image.append(found[1])
     return torch.cat(text), torch.cat(image)
 
 
@@ -222,21 +222,20 @@ def experiment(
     """Both tables, of the first `samples` questions; of all methods, or these."""
     split, model = load_split("test", data), load_model()
     seen = asked(model, ask(split, SEED, 0, samples), split)
-    first: dict[str, dict[str, Estimate]] = {}
-    second: dict[str, dict[str, Estimate]] = {}
-    curves: dict[str, dict[str, Points]] = {}
-    with timed(f"LXMERT, {samples} questions") as taken:
-        for name, method in (methods or every_method(model)).items():
-            with timed(f"  {name}"):
-                text, image = attributions(method, seen)
-                first[name], curves[name] = needed(model, seen, text, image)
-                second[name] = deciding(seen, text, image)
+
+    def figures(method: Attribution) -> Found:
+        text, image = attributions(method, seen)
+        return *needed(model, seen, text, image), deciding(seen, text, image)
+
+    first, curves, second, seconds = through(
+        f"LXMERT, {samples} questions", methods or every_method(model), figures
+    )
     settings = {
         "seed": SEED,
         "accuracy": f"{100 * seen.right.double().mean():.1f} %",
         "bootstrap": "2000 resamples, 95 %",
     }
-    shared = {"settings": settings, "seconds": taken[0], "versions": versions()}
+    shared = {"settings": settings, "seconds": seconds, "versions": versions()}
     return (
         Table("lxmert", "LXMERT: does the model need what is ranked first?", _NEEDED, NEEDED,
               first, samples, curves=curves, **shared),

@@ -10,12 +10,14 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
+
+from captum.attr import Attribution
 
 from captum_generic_attn.metrics import Curve, Estimate
 
@@ -123,6 +125,25 @@ def timed(what: str) -> Iterator[list[float]]:
     yield taken
     taken[0] = time.perf_counter() - start
     print(f"{what}: {taken[0]:.0f} s on {os.cpu_count()} cores", flush=True)
+
+
+Found = tuple[dict[str, Estimate], dict[str, Points], dict[str, Estimate]]
+"""Of one method: figures of an experiment's first table, their curves, figures of its second."""
+
+
+def through(
+    what: str, methods: Mapping[str, Attribution], figures: Callable[[Attribution], Found]
+) -> tuple[
+    dict[str, dict[str, Estimate]], dict[str, dict[str, Points]], dict[str, dict[str, Estimate]],
+    float,
+]:  # fmt: skip
+    """What is found of each method, by its name, and the seconds that all took."""
+    first, curves, second = {}, {}, {}
+    with timed(what) as taken:
+        for name, method in methods.items():
+            with timed(f"  {name}"):
+                first[name], curves[name], second[name] = figures(method)
+    return first, curves, second, taken[0]
 
 
 def markdown(table: Table) -> str:

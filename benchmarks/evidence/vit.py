@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 import typer
 from captum.attr import Attribution, GradientShap
-from garments import DEBIAN_FOLDER, Drawn, draw, load_split
+from garments import DEBIAN_FOLDER, Drawn, draw, inputs, load_split, right_places
 from methods import Methods, broken_vit, of_vit
-from tables import Column, Points, Table, percent, points, timed, versions
+from tables import Column, Found, Points, Table, percent, points, through, versions
 from torch import Tensor, nn
 
 from captum_generic_attn import demo
@@ -76,16 +76,12 @@ class Explained:
 @torch.no_grad()
 def explained(model: nn.Module, drawn: Drawn) -> Explained:
     """What the model says of canvases."""
-    pixels = torch.from_numpy(drawn.pictures).permute(0, 3, 1, 2).float() / 255
-    pictures = (pixels - demo.MEAN) / demo.STD
+    pictures = inputs(drawn)
     targets = torch.cat([model(chunk).argmax(1) for chunk in pictures.split(CHUNK)])
     mine = torch.from_numpy(drawn.classes) == targets[:, None]
-    boxes = torch.zeros(drawn.masks.shape, dtype=torch.bool)
-    for canvas, slot in mine.nonzero().tolist():
-        left, top, right, bottom = drawn.boxes[canvas, slot].tolist()
-        boxes[canvas, slot, top:bottom, left:right] = True
     masks = torch.from_numpy(drawn.masks) & mine[:, :, None, None]
-    return Explained(pictures, targets, masks.any(1), boxes.any(1))
+    boxes = right_places(drawn)[torch.arange(len(targets)), targets]
+    return Explained(pictures, targets, masks.any(1), boxes)
 
 
 def attributions(method: Attribution, data: Explained) -> Tensor:
@@ -98,11 +94,12 @@ def attributions(method: Attribution, data: Explained) -> Tensor:
         "perturbations_per_eval": 100,
     }
     chunks = zip(data.pictures.split(CHUNK), data.targets.split(CHUNK), strict=True)
-    maps = [
-        run(method, pictures, targets, given, SEED + chunk)
-        for chunk, (pictures, targets) in enumerate(chunks)
-    ]
-    return torch.cat([found for found in maps if isinstance(found, Tensor)])
+    return torch.cat(
+        [
+            run(method, pictures, targets, given, SEED + chunk)
+            for chunk, (pictures, targets) in enumerate(chunks)
+        ]
+    )
 
 
 def needed(
@@ -157,17 +154,16 @@ def experiment(
     model = demo.load_model()
     seen = explained(model, draw(load_split("test", data), SEED, 0, samples))
     right = int(seen.masks.flatten(1).any(1).sum())
-    first: dict[str, dict[str, Estimate]] = {}
-    second: dict[str, dict[str, Estimate]] = {}
-    curves: dict[str, dict[str, Points]] = {}
-    with timed(f"ViT, {samples} canvases") as taken:
-        for name, method in (methods or every_method(model)).items():
-            with timed(f"  {name}"):
-                maps = attributions(method, seen)
-                first[name], curves[name] = needed(model, seen, maps)
-                second[name] = pointed(seen, maps)
+
+    def figures(method: Attribution) -> Found:
+        maps = attributions(method, seen)
+        return *needed(model, seen, maps), pointed(seen, maps)
+
+    first, curves, second, seconds = through(
+        f"ViT, {samples} canvases", methods or every_method(model), figures
+    )
     settings = {"seed": SEED, "bootstrap": "2000 resamples, 95 %"}
-    shared = {"settings": settings, "seconds": taken[0], "versions": versions("torchmetrics")}
+    shared = {"settings": settings, "seconds": seconds, "versions": versions("torchmetrics")}
     return (
         Table("vit", "ViT: does the model need what the map points at?", _NEEDED, NEEDED, first,
               samples, curves=curves, **shared),

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from captum_generic_attn.demo import CLASSES, SIZE
+from captum_generic_attn.demo import CLASSES, MEAN, SIZE, STD
 
 SOURCE = 28
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -142,6 +144,21 @@ def draw(split: Split, seed: int, start: int, count: int) -> Drawn:
     classes = np.where(present, classes, -1)
     labels = (classes[..., None] == np.arange(len(CLASSES))).any(1).astype(np.float32)
     return Drawn(pictures, labels, classes, boxes, opacity(cloth) >= 0.5)
+
+
+def inputs(drawn: Drawn) -> Tensor:
+    """The canvases as the models take them: `[B, 3, 64, 64]`, normalised."""
+    pixels = torch.from_numpy(drawn.pictures).permute(0, 3, 1, 2).float() / 255
+    return (pixels - MEAN) / STD
+
+
+def right_places(drawn: Drawn) -> Tensor:
+    """Where each class is on each canvas, by the boxes of its garments: bool [B, 7, 64, 64]."""
+    places = torch.zeros(*drawn.labels.shape, SIZE, SIZE, dtype=torch.bool)
+    for canvas, slot in zip(*np.nonzero(drawn.classes >= 0), strict=True):
+        left, top, right, bottom = drawn.boxes[canvas, slot]
+        places[canvas, drawn.classes[canvas, slot], top:bottom, left:right] = True
+    return places
 
 
 class _Dice:

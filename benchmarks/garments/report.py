@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import typer
-from canvases import DEBIAN_FOLDER, TEST_SEED, Drawn, Floats, draw, load_split
+from canvases import DEBIAN_FOLDER, TEST_SEED, Drawn, Floats, draw, load_split, right_places
 from PIL import Image
 from safetensors import safe_open
 from scipy.stats import bootstrap
@@ -83,15 +83,6 @@ def generic_attention(model: nn.Module, start_layer: int) -> TokenMaps:
     return lambda pictures, classes: method.attribute(
         pictures, target=classes, return_input_shape=False
     )
-
-
-def right_places(drawn: Drawn) -> Tensor:
-    """Where each class is on each canvas, by the boxes of its garments: bool [B, 7, 64, 64]."""
-    places = torch.zeros(*drawn.labels.shape, demo.SIZE, demo.SIZE, dtype=torch.bool)
-    for canvas, slot in zip(*np.nonzero(drawn.classes >= 0), strict=True):
-        left, top, right, bottom = drawn.boxes[canvas, slot]
-        places[canvas, drawn.classes[canvas, slot], top:bottom, left:right] = True
-    return places
 
 
 def points(maps: Tensor, right: Tensor) -> Floats:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import typer
-from canvases import DEBIAN_FOLDER, Split, draw
+from canvases import DEBIAN_FOLDER, Split, draw, inputs
 from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -36,8 +36,7 @@ LIBRARIES = ("torch", "timm", "numpy", "safetensors")
 def batch(split: Split, seed: int, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Canvases as the model takes them: pictures [B, 3, 64, 64], labels [B, 7]."""
     drawn = draw(split, seed, start, count)
-    pixels = torch.from_numpy(drawn.pictures).permute(0, 3, 1, 2).float() / 255
-    return (pixels - MEAN) / STD, torch.from_numpy(drawn.labels)
+    return inputs(drawn), torch.from_numpy(drawn.labels)
 
 
 @torch.no_grad()

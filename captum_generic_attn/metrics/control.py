@@ -46,6 +46,7 @@ class RandomAttribution(Attribution):
         inputs: TensorOrTupleOfTensorsGeneric,
         target: TargetType = None,  # noqa: ARG002 - part of Captum's contract
         additional_forward_args: object = None,  # noqa: ARG002
+        return_input_shape: bool = True,
     ) -> TensorOrTupleOfTensorsGeneric:
         """Uniform numbers in 0 … 1, in the shape of the inputs.
 
@@ -54,6 +55,8 @@ class RandomAttribution(Attribution):
                 for all channels, other inputs one number for each entry along axis 1.
             target: not used.
             additional_forward_args: not used.
+            return_input_shape: `False` gives the numbers themselves: `[B, h, w]` of pictures,
+                `[B, N]` of other inputs.
 
         Returns:
             A tensor, or a tuple like `inputs`, float32.
@@ -62,14 +65,20 @@ class RandomAttribution(Attribution):
         if self.seed is not None:
             generator = torch.Generator().manual_seed(self.seed)
         parts = inputs if isinstance(inputs, tuple) else (inputs,)
-        maps = tuple(self._of(part, generator).to(part.device) for part in parts)
+        maps = tuple(
+            self._of(part, generator, whole=return_input_shape).to(part.device) for part in parts
+        )
         formatted: TensorOrTupleOfTensorsGeneric = _format_output(_is_tuple(inputs), maps)
         return formatted
 
-    def _of(self, part: Tensor, generator: torch.Generator) -> Tensor:
+    def _of(self, part: Tensor, generator: torch.Generator, *, whole: bool) -> Tensor:
         if part.ndim == 4:
             size = part.shape[-2:]
             values = torch.rand(len(part), 1, *(self.grid or size), generator=generator)
+            if not whole:
+                return values[:, 0]
             return interpolate(values, size, mode="bilinear").expand(part.shape)
         values = torch.rand(part.shape[:2], generator=generator)
+        if not whole:
+            return values
         return values.view(*part.shape[:2], *[1] * (part.ndim - 2)).expand(part.shape)

@@ -136,7 +136,8 @@ def perturbation(
     steps = steps if steps[0] == 0 else (0.0, *steps)
     title = "positive perturbation" if most_relevant_first else "negative perturbation"
     return _removing(
-        forward, removal, attributions, measure, steps, removal.removed,
+        forward, removal, attributions, measure, steps,
+        lambda place, count: removal.removed(steps[place], count),
         most_relevant_first=most_relevant_first, output=output, batch_size=batch_size,
         title=title if show_progress else None,
     )  # fmt: skip
@@ -181,7 +182,7 @@ def deletion(
     """
     return _removing(
         forward, removal, attributions, measure, _even(steps),
-        lambda fraction, count: round(fraction * steps) * count // steps,
+        lambda step, count: step * count // steps,
         most_relevant_first=True, output=output, batch_size=batch_size,
         title="deletion" if show_progress else None,
     )  # fmt: skip
@@ -227,7 +228,7 @@ def insertion(
     # Putting the most relevant back first is removing the least relevant first, read backwards.
     curve = _removing(
         forward, removal, attributions, measure, _even(steps),
-        lambda fraction, count: count - (steps - round(fraction * steps)) * count // steps,
+        lambda step, count: count - (steps - step) * count // steps,
         most_relevant_first=False, output=output, batch_size=batch_size,
         title="insertion" if show_progress else None,
     )  # fmt: skip
@@ -297,10 +298,12 @@ def ranks(relevance: Tensor, removable: Tensor) -> Tensor:
 
 def _removing(
     forward: Callable[..., Any], removal: Removal, attributions: Attributions, measure: Measure,
-    fractions: tuple[float, ...], removed: Callable[[float, int], int], *,
+    fractions: tuple[float, ...], removed: Callable[[int, int], int], *,
     most_relevant_first: bool, output: OutputChoice, batch_size: int, title: str | None,
 ) -> Curve:  # fmt: skip
-    """The measure at each fraction; `removed` says how many of how many features that is."""
+    """The measure at each fraction; `removed` says how many of how many features are gone at the
+    first, second, ... of them.
+    """
     relevance = removal.features(attributions)
     if len(relevance) == 0:
         raise ValueError("there is no example to measure")
@@ -308,8 +311,8 @@ def _removing(
     counts = removal.removable.sum(1).tolist()
     scores = []
     with bar(title or "", len(fractions), show=title is not None) as advance:
-        for fraction in fractions:
-            gone = [removed(fraction, count) for count in counts]
+        for step in range(len(fractions)):
+            gone = [removed(step, count) for count in counts]
             gone_first = place < torch.tensor(gone, device=place.device)[:, None]
             keep = ~(gone_first & removal.removable)
             scores.append(measured(forward, removal, keep, measure, output, batch_size))
