@@ -40,10 +40,11 @@ def evidence():
         import methods
         import tables
         import vit
+        import vqa
 
         yield SimpleNamespace(
             document=document, figures=figures, lxmert=lxmert, methods=methods, tables=tables,
-            vit=vit,
+            vit=vit, vqa=vqa,
         )  # fmt: skip
         for name in set(sys.modules) - before:
             file = getattr(sys.modules[name], "__file__", None)
@@ -152,9 +153,9 @@ def test_lxmerts_weights_are_small_and_say_how_they_were_made(evidence) -> None:
 
 @pytest.fixture(scope="module")
 def questions(evidence):
-    split = evidence.lxmert.load_split("test", SAMPLE)
-    model = evidence.lxmert.load_model()
-    return model, evidence.lxmert.asked(model, evidence.lxmert.ask(split, 1, 0, 60), split), split
+    split = evidence.vqa.load_split("test", SAMPLE)
+    lxmert = evidence.lxmert.answerer()
+    return lxmert, evidence.vqa.asked(lxmert, evidence.vqa.ask(split, 1, 0, 60), split), split
 
 
 def test_what_is_known_to_decide_reaches_the_table(questions) -> None:
@@ -172,15 +173,16 @@ def test_what_is_known_to_decide_reaches_the_table(questions) -> None:
             assert split.classes[question.garments[place]] == [
                 "top", "trouser", "dress", "sandal", "sneaker", "bag", "boot"
             ].index(question.answer)  # fmt: skip
-    ends = seen.special.sum(1)
+    ends = seen.kept.sum(1)
     assert (ends == 2).all()
 
 
 def test_perfect_and_inverted_maps_of_questions(evidence, questions) -> None:
     """What decides, and its opposite, in place of a method."""
-    _, seen, _ = questions
-    perfect = evidence.lxmert.deciding(seen, seen.words.float(), seen.regions.float())
-    inverted = evidence.lxmert.deciding(seen, -seen.words.float(), -seen.regions.float())
+    lxmert, seen, _ = questions
+    words, regions = seen.words.float(), seen.regions.float()
+    perfect = evidence.vqa.deciding(lxmert, seen, words, regions)
+    inverted = evidence.vqa.deciding(lxmert, seen, -words, -regions)
     for key, figure in perfect.items():
         if key != "answer_relation":
             assert figure.value == 100, key
@@ -189,20 +191,15 @@ def test_perfect_and_inverted_maps_of_questions(evidence, questions) -> None:
 
 
 def test_a_question_may_lose_all_of_its_regions(evidence, questions) -> None:
-    model, seen, _ = questions
+    lxmert, seen, _ = questions
     inputs = [tensor[:3] for tensor in seen.inputs]
     empty = [tensor[:, :0] if place in {1, 3, 4} else tensor for place, tensor in enumerate(inputs)]
     zeros = [
         torch.zeros_like(tensor[:, :1]) if place in {1, 3, 4} else tensor
         for place, tensor in enumerate(inputs)
     ]
-    forward = evidence.lxmert.without_regions(model)
-    assert torch.equal(
-        forward(*empty).question_answering_score, model(*zeros).question_answering_score
-    )
-    assert torch.equal(
-        forward(*inputs).question_answering_score, model(*inputs).question_answering_score
-    )
+    for given, expected in ((empty, zeros), (inputs, inputs)):
+        assert torch.equal(lxmert.scores(*given), lxmert.model(*expected).question_answering_score)
 
 
 def test_explained_canvases_have_their_garments_marked(evidence) -> None:
@@ -238,7 +235,7 @@ def test_heads_first_differs_where_heads_disagree(evidence) -> None:
 
 
 def test_the_figure_of_questions_shows_them_as_they_are(evidence) -> None:
-    split = evidence.lxmert.load_split("test", SAMPLE)
+    split = evidence.vqa.load_split("test", SAMPLE)
     figure = evidence.figures.questions(split)
     assert len(figure.axes) == 9
     for axes in figure.axes:
@@ -281,7 +278,7 @@ def vit_tables(evidence):
 
 @pytest.fixture(scope="module")
 def lxmert_tables(evidence):
-    model = evidence.lxmert.load_model()
+    model = evidence.lxmert.answerer().model
     return evidence.lxmert.experiment(SAMPLE, 300, chosen(evidence, model, "lxmert"))
 
 
@@ -348,7 +345,7 @@ def test_the_same_table_twice(evidence, tmp_path) -> None:
             name: evidence.methods.of_vit(model, (8, 8))[name]
             for name in (evidence.methods.OURS, "Gradient SHAP", evidence.tables.RANDOM)
         }
-        asking = evidence.lxmert.load_model()
+        asking = evidence.lxmert.answerer().model
         some = {"Generic attention": GenericAttention(asking), "Raw": RawAttention(asking)}
         tables = (
             *evidence.vit.experiment(SAMPLE, 16, few),

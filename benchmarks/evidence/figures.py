@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from garments import EXTENT, Split, ask, load_split, picture
-from lxmert import KINDS, SEED, asked, attributions, load_model
+from garments import EXTENT, KINDS, Split, ask, load_split, picture
+from lxmert import answerer
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 from methods import OURS
 from numpy.typing import NDArray
 from tables import RANDOM, Table
+from vqa import SEED, asked, attributions
 
 from captum_generic_attn import GenericAttention
 
@@ -57,15 +58,15 @@ def curves(table: Table, columns: Sequence[tuple[str, str]], unit: str, watched:
 
 def questions(split: Split) -> Figure:
     """Explained questions, each kind in a row: regions and words in the colours of relevance."""
-    model = load_model()
+    lxmert = answerer()
     pool = ask(split, SEED, 0, 100)
     chosen = [
         [q for q in pool if q.kind == kind and q.deciding_regions][place]
         for kind in KINDS
         for place in ASKED
     ]
-    seen = asked(model, chosen, split)
-    text, image = attributions(GenericAttention(model), seen)
+    seen = asked(lxmert, chosen, split)
+    text, image = attributions(GenericAttention(lxmert.model), seen)
     figure = Figure(figsize=(10.5, 11.4), layout="constrained")
     panels = figure.subplots(len(KINDS), len(ASKED))
     for axes, question, words, regions, right in zip(

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from captum.attr import (
     Attribution,
     GradientShap,
@@ -95,13 +96,73 @@ def of_lxmert(model: Callable[..., Any]) -> Methods:
     }
 
 
+def of_visualbert(model: Callable[..., Any]) -> Methods:
+    """For VisualBERT, likewise."""
+    return {
+        OURS: GenericAttention(model),
+        **ablations(model, across=False),
+        "Raw attention": RawAttention(model),
+        "Attention rollout": AttentionRollout(model, row_normalize=False),
+        "Attention Grad-CAM": AttentionGradCam(model, weights_from="all"),
+        "Gradient attention": GradientAttention(model),
+        "Transformer attribution": TransformerAttribution(model),
+        "Partial LRP": PartialLrp(model, clamp=False, scale="minmax"),
+        "LRP rollout": LrpRollout(model),
+        "LRP": Lrp(model),
+        "LRP, frozen": Lrp(model, rules="frozen"),
+        RANDOM: RandomAttribution(model),
+    }
+
+
+def of_clip(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
+    """For a CLIP, likewise; of ours also the last layer of each tower alone, as in the authors'
+    notebook.
+    """
+    return {
+        OURS: GenericAttention(model),
+        "– last layer alone (start_layer = −1)": GenericAttention(model, start_layer=-1),
+        **ablations(model, across=False),
+        "Raw attention": RawAttention(model),
+        "Attention rollout": AttentionRollout(model),
+        "Attention Grad-CAM": AttentionGradCam(model),
+        "Gradient attention": GradientAttention(model),
+        "Transformer attribution": TransformerAttribution(model),
+        "Partial LRP": PartialLrp(model),
+        "LRP rollout": LrpRollout(model),
+        "LRP": Lrp(model),
+        "LRP, frozen": Lrp(model, rules="frozen"),
+        RANDOM: RandomAttribution(model, grid=grid),
+    }
+
+
+def of_detr(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
+    """For a DETR, likewise; and those of Captum's methods that need one gradient."""
+    return {
+        OURS: GenericAttention(model),
+        **ablations(model, across=True),
+        "Raw attention": RawAttention(model),
+        "Attention rollout": AttentionRollout(model),
+        "Attention Grad-CAM": AttentionGradCam(model, weights_from="all", scale=None),
+        "Gradient attention": GradientAttention(model),
+        "Transformer attribution": TransformerAttribution(model),
+        "Partial LRP": PartialLrp(model, rules="ours", clamp=False, scale="minmax"),
+        "LRP rollout": LrpRollout(model),
+        "LRP": Lrp(model),
+        "LRP, frozen": Lrp(model, rules="frozen"),
+        "Saliency": Saliency(model),
+        "Input × gradient": InputXGradient(model),
+        RANDOM: RandomAttribution(model, grid=grid),
+    }
+
+
 def heads_first(probabilities: Tensor, gradient: Tensor) -> Tensor:
     """Eq. 5 the wrong way round: heads are averaged before what speaks against is cut off."""
     return (probabilities * gradient).mean(1).clamp(min=0)
 
 
-class Column(Attribution):
-    """The explained token's column of R instead of its row: what it gives, not what it gets.
+class Misread(Attribution):
+    """Relevance that is read in another way than it should be, such as the explained token's column
+    of R instead of its row: what it gives, not what it gets.
 
     `read` makes the attribution of each input from a `Relevance`.
     """
@@ -129,10 +190,34 @@ def broken_vit(model: Callable[..., Any], grid: tuple[int, int], size: int) -> M
         return (interpolate(maps, (size, size), mode="bilinear"),)
 
     return {
-        f"{BROKEN}R transposed": Column(model, column),
+        f"{BROKEN}R transposed": Misread(model, column),
         f"{BROKEN}wrong row": GenericAttention(model, rows=-1),
         f"{BROKEN}heads averaged first": GenericAttention(model, rule=heads_first),
     }
+
+
+def broken_clip(model: Callable[..., Any], grid: tuple[int, int], size: int) -> Methods:
+    """Our method with one mistake each, for a CLIP."""
+
+    def column(found: Relevance) -> tuple[Tensor, ...]:
+        picture = found.matrix("pixel_values", "pixel_values")[:, 1:, 0].unflatten(1, grid)
+        return (
+            interpolate(picture[:, None], (size, size), mode="bilinear"),
+            transposed(found, "input_ids"),
+        )
+
+    return {
+        f"{BROKEN}R transposed": Misread(model, column),
+        f"{BROKEN}wrong row": GenericAttention(model, rows={"pixel_values": -1, "input_ids": 1}),
+        f"{BROKEN}heads averaged first": GenericAttention(model, rule=heads_first),
+    }
+
+
+def transposed(found: Relevance, stream: str) -> Tensor:
+    """The explained tokens' column of a stream, `[B, N]`, their own entries left out."""
+    rows = found.rows[stream]
+    values = torch.einsum("bji,bi->bj", found.matrix(stream, stream), rows)
+    return values.masked_fill(rows > 0, 0)
 
 
 def broken_lxmert(model: Callable[..., Any]) -> Methods:
@@ -144,7 +229,42 @@ def broken_lxmert(model: Callable[..., Any]) -> Methods:
         return words, found.matrix("visual_feats", "input_ids")[:, :, 0]
 
     return {
-        f"{BROKEN}R transposed": Column(model, column),
+        f"{BROKEN}R transposed": Misread(model, column),
         f"{BROKEN}wrong row": GenericAttention(model, rows={"input_ids": 1}),
+        f"{BROKEN}heads averaged first": GenericAttention(model, rule=heads_first),
+    }
+
+
+def broken_visualbert(model: Callable[..., Any]) -> Methods:
+    """Our method with one mistake each, for VisualBERT: ids and regions are one stream."""
+
+    def column(found: Relevance) -> tuple[Tensor, ...]:
+        ((name, stream),) = found.streams.items()
+        values = transposed(found, name)
+        return tuple(values[:, part] for part in stream.parts.values())
+
+    return {
+        f"{BROKEN}R transposed": Misread(model, column),
+        f"{BROKEN}wrong row": GenericAttention(model, rows=0),
+        f"{BROKEN}heads averaged first": GenericAttention(model, rule=heads_first),
+    }
+
+
+def broken_detr(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
+    """Our method with one mistake each, for a DETR."""
+
+    def wrong_query(found: Relevance) -> tuple[Tensor, ...]:
+        ((query, rows),) = found.rows.items()
+        maps = torch.einsum("bi,bij->bj", rows.roll(1, 1), found.matrix(query, "pixel_values"))
+        return (maps.unflatten(1, grid),)
+
+    def turned(found: Relevance) -> tuple[Tensor, ...]:
+        ((query, rows),) = found.rows.items()
+        maps = torch.einsum("bi,bij->bj", rows, found.matrix(query, "pixel_values"))
+        return (maps.unflatten(1, grid).mT,)
+
+    return {
+        f"{BROKEN}map transposed": Misread(model, turned),
+        f"{BROKEN}wrong query": Misread(model, wrong_query),
         f"{BROKEN}heads averaged first": GenericAttention(model, rule=heads_first),
     }
