@@ -263,9 +263,9 @@ def test_masks_are_resized_with_aligned_edges() -> None:
     maps = torch.tensor([[[0.0, 1.0]]])
     # Eight pixels of two cells: the mask rises from 0 to 1 in steps of 1/4 between their middles.
     half = [False] * 4 + [True] * 4
-    assert otsu_masks(maps, (1, 8)).tolist() == [[half]]
+    assert otsu_masks(maps, (1, 8), level=0.5).tolist() == [[half]]
     reached = [False] * 2 + [True] * 6
-    assert otsu_masks(maps, (1, 8), level=0).tolist() == [[reached]]
+    assert otsu_masks(maps, (1, 8)).tolist() == [[reached]]
 
 
 @given(scale=st.floats(0.01, 100), shift=st.floats(-10, 10), seed=SEEDS)

@@ -147,14 +147,14 @@ def segment(
     )
 
 
-def otsu_masks(maps: Tensor, size: tuple[int, int], *, level: float = 0.5) -> Tensor:
+def otsu_masks(maps: Tensor, size: tuple[int, int], *, level: float = 0.0) -> Tensor:
     """Masks of things from their maps: Otsu's threshold for each map, then resized bilinearly.
 
     Args:
         maps: `[Q, h, w]`, at the resolution of the model's features.
         size: height and width of the masks, in pixels.
-        level: what the resized mask, 0 … 1, must exceed. The authors' implementation comes to 0,
-            which takes every pixel that a foreground cell reaches.
+        level: what the resized mask, 0 … 1, must exceed. 0, as the authors have it, takes every
+            pixel that a foreground cell reaches; 0.5 keeps the cells' own size.
 
     Returns:
         bool, `[Q, height, width]`, on the CPU. A constant map has no foreground.
@@ -166,7 +166,7 @@ def otsu_masks(maps: Tensor, size: tuple[int, int], *, level: float = 0.5) -> Te
     al., *Generic Attention-model Explainability*, ICCV 2021, section 5.
 
     Example:
-        >>> otsu_masks(torch.tensor([[[0.1, 0.9], [0.2, 0.8]]]), (1, 4))
+        >>> otsu_masks(torch.tensor([[[0.1, 0.9], [0.2, 0.8]]]), (1, 4), level=0.5)
         tensor([[[False, False,  True,  True]]])
     """
     if maps.ndim != 3:
