@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-EVIDENCE = Path(__file__).resolve().parents[1] / "benchmarks" / "evidence"
+EVIDENCE = Path(__file__).resolve().parents[2] / "benchmarks" / "evidence"
 REACTIONS = Path.home() / ".cache" / "captum-generic-attn" / "drfp-0.3.7.tar.gz"
 FEW = 12
 ESTER = "CCO.CC(=O)O.Cl>>CC(=O)OCC"
