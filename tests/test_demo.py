@@ -55,16 +55,25 @@ def holds_the_maximum(heatmap, boxes):
     )
 
 
-def test_weights_are_small_half_precision_and_say_where_they_are_from():
-    path = FOLDER / "vit.safetensors"
+@pytest.mark.parametrize("name", ["vit", "clip", "detr"])
+def test_weights_are_small_half_precision_and_say_where_they_are_from(name):
+    path = FOLDER / f"{name}.safetensors"
     assert path.stat().st_size <= 1_000_000
     with safe_open(path, framework="pt") as file:
         notes = {name: json.loads(note) for name, note in file.metadata().items()}
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
-    assert tuple(notes["classes"]) == demo.CLASSES
+    if name == "clip":
+        assert tuple(notes["vocabulary"]) == demo.VOCABULARY
+        assert notes["config"]["vision_config"]["image_size"] == demo.SIZE
+    else:
+        assert tuple(notes["classes"]) == demo.CLASSES
     assert (notes["mean"], notes["std"]) == (demo.MEAN, demo.STD)
-    assert notes["config"]["img_size"] == demo.SIZE
     assert {"seed", "steps", "versions", "core_seconds"} <= set(notes["training"])
+    assert notes["training"]["core_seconds"] < 2 * 30 * 60
+
+
+def test_all_weights_leave_room_in_the_wheel():
+    assert sum(path.stat().st_size for path in FOLDER.glob("*.safetensors")) < 2_550_000
 
 
 def test_model_is_timms_own_in_evaluation_mode(model):
@@ -187,3 +196,105 @@ def test_each_class_has_its_own_place_on_one_picture(heatmaps, shown, canvases):
         for other in places:
             held = holds_the_maximum(heatmaps[one], shown[other][2])
             assert held == (one == other), (canvases[1].garments, one, other)
+
+
+# --- captions
+
+
+@pytest.fixture(scope="module")
+def clip():
+    pytest.importorskip("transformers")
+    return demo.load_clip()
+
+
+def test_clip_is_hugging_faces_own_in_evaluation_mode(clip):
+    from transformers import CLIPModel
+
+    assert type(clip) is CLIPModel
+    assert not clip.training
+    assert {parameter.dtype for parameter in clip.parameters()} == {torch.float32}
+
+
+def test_captions_are_framed_and_filled_up():
+    ids = demo.tokenize(["A bag in the  upper left", "a boot"])
+    words = [[demo.VOCABULARY[token] for token in row] for row in ids.tolist()]
+    assert words == [
+        ["[START]", "a", "bag", "in", "the", "upper", "left", "[END]"],
+        ["[START]", "a", "boot", "[END]", *["[PAD]"] * 4],
+    ]
+    assert len(set(demo.VOCABULARY)) == len(demo.VOCABULARY) == 18
+
+
+@torch.no_grad()
+def test_a_caption_is_read_at_its_end(clip):
+    """Its last word counts, and padding behind it does not."""
+
+    def read(*texts):
+        return clip.get_text_features(input_ids=demo.tokenize(texts)).pooler_output
+
+    left, right = read("a bag in the upper left", "a bag in the upper right")
+    assert (left - right).abs().max() > 0.1
+    alone, padded = read("a bag")[0], read("a bag", "a bag and a boot and a top")[0]
+    torch.testing.assert_close(alone, padded, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["a hat"], r"does not know 'hat' of 'a hat'\. Its words are: a, and, in, .*bag, boot$"),
+        (["[END]"], r"does not know '\[end\]'"),
+        ([""], r"'' has 0 words: the shipped CLIP takes 1 to 27"),
+        (["a bag and " * 9 + "a"], r"has 28 words: the shipped CLIP takes 1 to 27"),
+        ([], r"takes a sequence of captions, not \[\]"),
+        ("a bag", r"takes a sequence of captions, not 'a bag'"),
+    ],
+)
+def test_captions_that_cannot_be_read(texts, message):
+    with pytest.raises(ValueError, match=message):
+        demo.tokenize(texts)
+
+
+@torch.no_grad()
+def test_clip_tells_the_classes(clip, pictures, shown):
+    """Of each class on a canvas and each that is not there, which the model finds likelier."""
+    names = demo.VOCABULARY[10:17]
+    scores = clip(
+        pixel_values=pictures, input_ids=demo.tokenize([f"a {name}" for name in names])
+    ).logits_per_image
+    there = torch.zeros(24, 7, dtype=torch.bool)
+    for index, kind, _ in shown:
+        there[index, kind] = True
+    right = [
+        (row[held, None] > row[~held]).float().mean()
+        for row, held in zip(scores, there, strict=True)
+    ]
+    assert torch.stack(right).mean() > 0.95
+
+
+# --- detections
+
+
+@torch.no_grad()
+def test_detr_finds_the_boxes(pictures, canvases):
+    """Most garments have a query that is sure of their class, whose box overlaps theirs."""
+    pytest.importorskip("transformers")
+    from torchvision.ops import box_convert, box_iou
+    from transformers import DetrForObjectDetection
+
+    model = demo.load_detr()
+    assert type(model) is DetrForObjectDetection
+    assert not model.training
+    found = model(pictures)
+    shares = found.logits.softmax(-1)[..., :-1].max(-1)
+    hits, garments, sure = 0, 0, int((shares.values > 0.5).sum())
+    for canvas, values, kinds, boxes in zip(
+        canvases, shares.values, shares.indices, found.pred_boxes, strict=True
+    ):
+        mine = box_convert(64 * boxes[values > 0.5], "cxcywh", "xyxy")
+        for garment in canvas.garments:
+            overlap = box_iou(torch.tensor([garment.box]).float(), mine)[0]
+            same = kinds[values > 0.5] == demo.CLASSES.index(garment.name)
+            hits += bool((overlap[same] > 0.5).any())
+        garments += len(canvas.garments)
+    assert hits / garments > 0.6
+    assert hits / sure > 0.7

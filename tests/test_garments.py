@@ -32,17 +32,24 @@ def garments():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks" / "garments")
         import canvases
+        import captions
         import muon
         import questions
         import report
+        import train_clip
+        import train_detr
         import train_lxmert
+        import train_visualbert
         import train_vit
         import training
 
         scripts = {
             module.__name__: module
-            for module in (canvases, muon, questions, report, train_lxmert, train_vit, training)
-        }
+            for module in (
+                canvases, captions, muon, questions, report, train_clip, train_detr, train_lxmert,
+                train_visualbert, train_vit, training,
+            )
+        }  # fmt: skip
         yield SimpleNamespace(**scripts)
         for name in scripts:
             sys.modules.pop(name)
@@ -282,6 +289,9 @@ def test_a_checkpoint_of_other_settings_is_refused(small, split, tmp_path):
     small.train(small.recipe, split, tmp_path / "vit.pt", settings)
     with pytest.raises(ValueError, match=r"belongs to a run with .*'seed': 1.*--runs"):
         small.train(small.recipe, split, tmp_path / "vit.pt", dataclasses.replace(settings, seed=2))
+    other = dataclasses.replace(small.recipe, notes={**small.recipe.notes, "mean": 0.5})
+    with pytest.raises(ValueError, match=r'belongs to a run with .*"mean": 0.95.*--runs'):
+        small.train(other, split, tmp_path / "vit.pt", settings)
 
 
 def test_training_moves_every_parameter(small, split, tmp_path):
@@ -542,3 +552,195 @@ def test_the_shipped_canvases_are_the_first_of_their_seed(garments):
     drawn = garments.canvases.draw(split, garments.canvases.TEST_SEED, 0, 24)
     for canvas, picture in zip(demo.canvases(), drawn.pictures, strict=True):
         assert (np.asarray(canvas.image()) == picture).all(), canvas.path.name
+
+
+def test_visualbert_is_asked_the_same(garments, split, questions):
+    """Its regions hold their boxes as four more features; its loss is that of the answers."""
+    batch = garments.questions.collate(questions[:6], split)
+    given = garments.train_visualbert.inputs(batch)
+    assert torch.equal(given["visual_embeds"][..., :784], batch.visual_feats)
+    assert torch.equal(given["visual_embeds"][..., 784:], 8 * batch.visual_pos)
+    model, layers = garments.train_visualbert.visualbert()
+    assert layers is model.visual_bert.encoder
+    shares = model.eval()(**given).logits.softmax(-1)
+    expected = -shares[torch.arange(6), batch.answers].log().mean()
+    torch.testing.assert_close(garments.train_visualbert.loss(model, split, 0, 0, 6), expected)
+
+
+# --- captions
+
+
+@pytest.fixture(scope="module")
+def captioned(garments, split):
+    drawn = garments.canvases.draw(split, 5, 0, 400)
+    return drawn, garments.captions.describe(drawn, 9, 0)
+
+
+def read(words, names):
+    """A reader of captions, written apart from their writer: (garment, place) of each mention."""
+    found = []
+    for mention in " ".join(words).split(" and "):
+        article, garment, *rest = mention.split()
+        assert article == "a"
+        assert rest[:2] == (["in", "the"] if rest else [])
+        found.append((names.index(garment), tuple(rest[2:]) or None))
+    return found
+
+
+def lies_in(box, place, slack):
+    """Whether the centre of a box is in a quarter, or outside it by less than so many pixels."""
+    x, y = (box[0] + box[2]) / 2 - 32, (box[1] + box[3]) / 2 - 32
+    down, aside = {"upper": -1, "lower": 1}[place[0]], {"left": -1, "right": 1}[place[1]]
+    return y * down >= -slack and x * aside >= -slack
+
+
+def holds(drawn, row, mention, slack):
+    """The garments of a canvas that a mention may mean."""
+    garment, place = mention
+    return [
+        slot
+        for slot in range(4)
+        if drawn.classes[row, slot] == garment
+        and (place is None or lies_in(drawn.boxes[row, slot], place, slack))
+    ]
+
+
+def test_captions_are_true_of_their_canvases(garments, captioned):
+    drawn, captions = captioned
+    names = garments.questions.GARMENTS
+    told, lengths = [], set()
+    for row, caption in enumerate(captions):
+        mentions = read(caption.words, names)
+        assert str(caption) == " ".join(caption.words)
+        assert len({garment for garment, _ in mentions}) == len(mentions)
+        # Where a place is told, the garment is clearly there.
+        assert all(holds(drawn, row, mention, -5) for mention in mentions)
+        told += [place is not None for _, place in mentions]
+        lengths.add(len(mentions))
+        for mention, (garment, place) in zip(caption.mentions, mentions, strict=True):
+            meant = garments.captions.meant(drawn, row, mention)
+            assert np.flatnonzero(meant).tolist() == holds(drawn, row, (garment, place), 5)
+    assert lengths == {1, 2, 3, 4}
+    assert 0.4 < np.mean(told) < 0.6
+
+
+def test_wrong_captions_are_wrong_in_one_thing(garments, captioned):
+    drawn, captions = captioned
+    names = garments.questions.GARMENTS
+    wrong = garments.captions.distort(captions, drawn, 9, 0)
+    changes = []
+    for row, (caption, others) in enumerate(zip(captions, wrong, strict=True)):
+        mine = read(caption.words, names)
+        assert len({str(other) for other in others}) == len(others) >= 3
+        for other in others:
+            its = read(other.words, names)
+            ((before, after),) = [
+                both for both in zip(mine, its, strict=True) if both[0] != both[1]
+            ]
+            assert (before[0] == after[0]) != (before[1] == after[1])
+            assert not holds(drawn, row, after, 5)  # not even a garment near the middle
+            changes.append(before[0] == after[0])
+    assert 0.2 < np.mean(changes) < 0.5  # places; the others are garments
+    some = garments.captions.distort(captions, drawn, 9, 0, 2)
+    assert some == [others[:2] for others in wrong]
+
+
+def test_a_caption_depends_on_its_canvas_seed_and_index_alone(garments, captioned):
+    drawn, captions = captioned
+    one = drawn.part(7, 8)
+    assert garments.captions.describe(one, 9, 7) == [captions[7]]
+    wrong = garments.captions.distort(captions, drawn, 9, 0)
+    assert garments.captions.distort([captions[7]], one, 9, 7) == [wrong[7]]
+    others = garments.captions.describe(drawn, 10, 0)
+    assert sum(one == other for one, other in zip(captions, others, strict=True)) < 200
+
+
+def test_captions_do_not_hang_on_what_drew_their_canvas(garments, split):
+    """Under the canvas's own seed: one, two or three of three classes are named equally often."""
+    drawn = garments.canvases.draw(split, 9, 0, 1200)
+    captions = garments.captions.describe(drawn, 9, 0)
+    for classes in (2, 3):
+        counts = np.bincount(
+            [
+                len(caption.mentions)
+                for caption, labels in zip(captions, drawn.labels, strict=True)
+                if labels.sum() == classes
+            ],
+            minlength=classes + 1,
+        )[1:]
+        assert counts.sum() > 250
+        assert counts / counts.sum() == pytest.approx(np.full(classes, 1 / classes), abs=0.09)
+
+
+def test_what_is_true_by_chance_is_known(garments, captioned):
+    drawn, captions = captioned
+    names = garments.questions.GARMENTS
+    found = garments.captions.true_of(captions[:40], drawn.part(0, 60))
+    assert found.shape == (60, 40)
+    assert found.diagonal().all()
+    for row in range(60):
+        for column, caption in enumerate(captions[:40]):
+            mentions = read(caption.words, names)
+            expected = all(holds(drawn, row, mention, 5) for mention in mentions)
+            assert found[row, column].item() is expected
+    assert 0.05 < found.float().mean() < 0.4
+
+
+def test_clips_loss_is_contrastive(garments, captioned, split):
+    """A slow twin, one canvas and caption at a time."""
+    from captum_generic_attn import demo
+
+    clip = garments.train_clip
+    model, _ = clip.clip()
+    count, seed = 6, 4
+    drawn = garments.canvases.draw(split, seed, 0, count)
+    captions = garments.captions.describe(drawn, seed, 0)
+    wrong = garments.captions.distort(captions, drawn, seed, 0, clip.WRONG)
+    true = garments.captions.true_of(captions, drawn)
+    pictures = garments.canvases.inputs(drawn)
+
+    def score(row, caption):
+        ids = demo.tokenize([str(caption)])
+        return model(pixel_values=pictures[row : row + 1], input_ids=ids).logits_per_image[0, 0]
+
+    losses = []
+    for row in range(count):
+        own = score(row, captions[row])
+        others = [j for j in range(count) if j != row and not true[row, j]]
+        choices = [own, *(score(row, captions[j]) for j in others)]
+        choices += [score(row, caption) for caption in wrong[row]]
+        losses.append(torch.stack(choices).logsumexp(0) - own)
+        canvases = [j for j in range(count) if j == row or not true[j, row]]
+        losses.append(torch.stack([score(j, captions[row]) for j in canvases]).logsumexp(0) - own)
+    singles = []
+    names = garments.questions.GARMENTS
+    for row in range(count):
+        scores = {
+            text: (score(row, text), holds(drawn, row, read(text.split(), names)[0], -5),
+                   holds(drawn, row, read(text.split(), names)[0], 5))
+            for text in clip.MENTIONS
+        }  # fmt: skip
+        false = [value for value, _, possible in scores.values() if not possible]
+        singles += [
+            torch.stack([value, *false]).logsumexp(0) - value
+            for value, certain, _ in scores.values()
+            if certain
+        ]
+    assert len(clip.MENTIONS) == len(set(clip.MENTIONS)) == 7 * 5
+    expected = torch.stack(losses).mean() + torch.stack(singles).mean()
+    torch.testing.assert_close(clip.loss(model, split, seed, 0, count), expected)
+
+
+def test_detr_is_given_boxes_and_classes(garments, split):
+    drawn = garments.canvases.draw(split, 2, 0, 5)
+    labels = garments.train_detr.labels(drawn)
+    for row, label in enumerate(labels):
+        present = drawn.classes[row] >= 0
+        assert label["class_labels"].tolist() == drawn.classes[row][present].tolist()
+        middle, size = 64 * label["boxes"].numpy()[:, :2], 64 * label["boxes"].numpy()[:, 2:]
+        corners = np.concatenate([middle - size / 2, middle + size / 2], 1)
+        np.testing.assert_allclose(corners, drawn.boxes[row][present], atol=1e-4)
+    model, _ = garments.train_detr.detr()
+    model.eval()
+    expected = model(garments.canvases.inputs(drawn), labels=labels).loss
+    torch.testing.assert_close(garments.train_detr.loss(model, split, 2, 0, 5), expected)

@@ -1,7 +1,8 @@
 """Canvases: small colour pictures of several garments, whose places are known.
 
-Used by `train_vit.py` (training split), `report.py` (figures on the test split) and
-`ship_canvases.py` (the pictures inside the package). A canvas is a pure function of the split,
+Used by `train_vit.py`, `train_swin.py`, `train_clip.py` and `train_detr.py` (training split), by
+the reports and the tables of `benchmarks/evidence` (test split) and by `ship_canvases.py` (the
+pictures inside the package). A canvas is a pure function of the split,
 a seed and its own index, so that any canvas can be drawn again alone.
 
 Fashion-MNIST's ten classes become seven: T-shirt, pullover, coat and shirt are one class "top",
@@ -88,6 +89,10 @@ class Drawn:
     classes: Ints
     boxes: Ints
     masks: NDArray[np.bool_]
+
+    def part(self, start: int, stop: int) -> Drawn:
+        """The canvases `start` to `stop` (exclusive) alone."""
+        return Drawn(*(values[start:stop] for values in vars(self).values()))
 
 
 def load_split(name: str, folder: Path = DEBIAN_FOLDER) -> Split:

@@ -1,6 +1,7 @@
 """Questions about garments on a canvas, with their answers and with what decides them.
 
-Used by `train_lxmert.py` (training split) and by the tables of `benchmarks/evidence` (test split).
+Used by `train_lxmert.py` and `train_visualbert.py` (training split) and by the tables of
+`benchmarks/evidence` (test split).
 A question is a pure function of the split, a seed and its own index, so that any can be asked again
 alone.
 

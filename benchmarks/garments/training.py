@@ -36,7 +36,8 @@ class Recipe:
     """What is trained, and on what.
 
     `build` returns an untrained model and the part of it whose matrices Muon trains; `loss` of a
-    model, a split, a seed, the first example and their count is the mean loss of those examples;
+    model, a split, a seed, the first example and their count is the loss of those examples, of
+    which half a batch is given at a time;
     `notes` is written beside the weights, all that is needed to use them; `libraries` are those
     whose versions matter.
     """
@@ -131,13 +132,15 @@ def train(
     model.train()
     optimizers = optimizers_of(model, layers, settings.learning_rate)
     done, seconds, core_seconds = 0, 0.0, 0.0
+    notes = json.dumps(dict(recipe.notes))
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
-        if state["settings"] != vars(settings):
-            raise ValueError(
-                f"{checkpoint} belongs to a run with {state['settings']}, this one has "
-                f"{vars(settings)}; delete it or give another folder with --runs"
-            )
+        for name, mine in (("settings", vars(settings)), ("notes", notes)):
+            if state[name] != mine:
+                raise ValueError(
+                    f"{checkpoint} belongs to a run with {state[name]}, this one has {mine}; "
+                    "delete it or give another folder with --runs"
+                )
         model.load_state_dict(state["model"])
         for optimizer, held in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(held)
@@ -164,6 +167,7 @@ def train(
                     checkpoint,
                     {
                         "settings": vars(settings),
+                        "notes": notes,
                         "model": model.state_dict(),
                         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                         "done": step + 1,

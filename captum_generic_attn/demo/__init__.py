@@ -1,157 +1,44 @@
-"""A small trained model and pictures to try the package with, offline: for the command line, the
+"""Small trained models and pictures to try the package with, offline: for the command line, the
 README, the tutorials and the tests.
 
-The model names the garments on a canvas of two to four of them, so that one picture has several
-right answers and the right place of each is known. `benchmarks/garments/` trains it, draws the
-canvases and measures both; Fashion-MNIST's licence is in `LICENSE.fashion-mnist`.
+They know garments on a canvas of two to four of them, so that one picture has several right answers
+and the right place of each is known: a vision transformer names them, a CLIP compares them with
+captions, a DETR finds their boxes. `benchmarks/` draws the canvases, trains the models and measures
+them; Fashion-MNIST's licence is in `LICENSE.fashion-mnist`.
 """
 
-from __future__ import annotations
-
-import json
-from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
-from PIL import Image
-from safetensors import safe_open
-from torchvision.transforms.v2 import functional as transforms
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from captum_generic_attn.demo.models import (
+    LONGEST,
+    VOCABULARY,
+    load_clip,
+    load_detr,
+    load_model,
+    tokenize,
+)
+from captum_generic_attn.demo.pictures import (
+    CLASSES,
+    MEAN,
+    SIZE,
+    STD,
+    Canvas,
+    Garment,
+    canvases,
+    preprocess,
+)
 
 __all__ = [
     "CLASSES",
+    "LONGEST",
     "MEAN",
     "SIZE",
     "STD",
+    "VOCABULARY",
     "Canvas",
     "Garment",
     "canvases",
+    "load_clip",
+    "load_detr",
     "load_model",
     "preprocess",
+    "tokenize",
 ]
-
-CLASSES: tuple[str, ...] = ("top", "trouser", "dress", "sandal", "sneaker", "bag", "ankle boot")
-"""The classes, in the order of the model's logits. "top" is Fashion-MNIST's T-shirt, pullover, coat
-and shirt."""
-
-SIZE = 64
-"""Height and width of the model's pictures, in pixels."""
-
-MEAN, STD = 0.95, 0.3
-"""`preprocess` takes `MEAN` from every channel (in 0 … 1) and divides by `STD`. Like this the pale
-ground of a canvas lies near zero, and only garments are far from it."""
-
-# The format of the weights is read by path, hence no support for packages imported from a zip.
-_FOLDER = Path(str(resources.files(__name__)))
-
-
-@dataclass(frozen=True)
-class Garment:
-    """One garment on a canvas.
-
-    Attributes:
-        name: one of `CLASSES`.
-        box: (left, top, right, bottom) in pixels; right and bottom are exclusive.
-    """
-
-    name: str
-    box: tuple[int, int, int, int]
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """A picture of two to four garments, some of which may be of the same class.
-
-    Attributes:
-        path: the PNG file, 64 × 64 pixels, RGB.
-        garments: what it shows and where, boxes without overlap.
-    """
-
-    path: Path
-    garments: tuple[Garment, ...]
-
-    def image(self) -> Image.Image:
-        """The picture, read from `path`: RGB, 64 × 64 pixels."""
-        with Image.open(self.path) as image:
-            return image.convert("RGB")
-
-
-def canvases() -> tuple[Canvas, ...]:
-    """The 24 canvases that the package ships: garments of Fashion-MNIST's test split, which the
-    model has not seen. They are the first 24 of their seed, not chosen.
-
-    Example:
-        >>> from captum_generic_attn import demo
-        >>> first = demo.canvases()[0]
-        >>> first.image().size
-        (64, 64)
-        >>> all(garment.name in demo.CLASSES for garment in first.garments)
-        True
-    """
-    entries = json.loads((_FOLDER / "canvases" / "canvases.json").read_text("utf-8"))
-    return tuple(
-        Canvas(
-            path=_FOLDER / "canvases" / entry["file"],
-            garments=tuple(
-                Garment(garment["name"], tuple(garment["box"])) for garment in entry["garments"]
-            ),
-        )
-        for entry in entries
-    )
-
-
-def load_model() -> nn.Module:
-    """The trained model: timm's `VisionTransformer` (64 × 64 pixels, patches of 8, width 96, 4
-    layers, class token), as timm has it, float32, in evaluation mode.
-
-    Takes pictures `[B, 3, 64, 64]` from `preprocess`; returns logits `[B, 7]`, one per entry of
-    `CLASSES`. Each says by itself whether its class is on the picture (`sigmoid`, not `softmax`).
-
-    Raises:
-        ImportError: timm is not installed.
-
-    Example:
-        >>> import torch
-        >>> from captum_generic_attn import demo
-        >>> canvas = demo.canvases()[0]
-        >>> with torch.no_grad():
-        ...     logits = demo.load_model()(demo.preprocess(canvas.image())[None])
-        >>> logits.shape
-        torch.Size([1, 7])
-    """
-    from timm.models.vision_transformer import VisionTransformer
-
-    with safe_open(_FOLDER / "vit.safetensors", framework="pt") as file:
-        config = json.loads(file.metadata()["config"])
-        weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    model: nn.Module = VisionTransformer(**config)
-    model.load_state_dict(weights)
-    return model.eval()
-
-
-def preprocess(image: Image.Image) -> Tensor:
-    """The picture as the model takes it: `[3, 64, 64]`, float32.
-
-    Converts to RGB, cuts out the largest centred square, scales it to 64 × 64 pixels (bilinear,
-    antialiased; a picture of this size is left as it is) and normalises by `MEAN` and `STD`, so
-    that values lie in −3.17 … 0.17.
-
-    Raises:
-        TypeError: `image` is not a PIL picture.
-
-    Example:
-        >>> from PIL import Image
-        >>> from captum_generic_attn.demo import preprocess
-        >>> white = preprocess(Image.new("L", (300, 200), 255))
-        >>> white.shape, round(white.min().item(), 2)
-        (torch.Size([3, 64, 64]), 0.17)
-    """
-    if not isinstance(image, Image.Image):
-        raise TypeError(f"preprocess takes a PIL.Image.Image, not {type(image).__name__}")
-    square = transforms.center_crop(image.convert("RGB"), [min(image.size)])
-    pixels: Tensor = transforms.pil_to_tensor(transforms.resize(square, [SIZE, SIZE]))
-    return (pixels.to(torch.float32) / 255 - MEAN) / STD
