@@ -1,5 +1,5 @@
 """Weights of models: read from files safely, or found to be out of reach without a long wait. The
-loaders in `classifiers` call it.
+loaders in `classifiers`, `dual_encoders`, `detectors` and `evaluation` call it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -105,27 +106,11 @@ def from_hugging_face(
         UnavailableWeightsError: they cannot be loaded, or the model was never trained.
         ImportError: transformers is not installed.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            f"{name!r} is looked for on the Hugging Face hub, which needs transformers: "
-            "pip install 'captum-generic-attn[hf]'"
-        ) from error
-    folder = Path(name).is_dir()
-    local = {"local_files_only": not folder and not host_answers(hub_endpoint())}
-    what = f"the folder {name!r}" if folder else f"{name!r} of the Hugging Face hub"
-    advice = "" if folder else "; a folder that save_pretrained wrote can be given in its place"
-    try:
+    with _library(name, f"{kind} with its {beside}") as (transformers, options, what):
         model, report = getattr(transformers, model_class).from_pretrained(
-            name, output_loading_info=True, **local
+            name, output_loading_info=True, **options
         )
-        companion = getattr(transformers, beside_class).from_pretrained(name, **local)
-    except (OSError, ValueError) as error:
-        raise UnavailableWeightsError(
-            f"no {kind} with its {beside} can be loaded from {what}{advice}. "
-            f"{type(error).__name__}: {first_line(error)}"
-        ) from error
+        companion = getattr(transformers, beside_class).from_pretrained(name, **options)
     if report["missing_keys"]:
         # transformers fills them at random: a model that was never trained.
         raise UnavailableWeightsError(
@@ -133,6 +118,47 @@ def from_hugging_face(
             f"{', '.join(sorted(report['missing_keys'])[:5])}"
         )
     return model.float().eval(), companion, what
+
+
+def hugging_face_config(name: str) -> Any:
+    """The configuration of a model of transformers, from a folder or from the hub.
+
+    Raises:
+        UnavailableWeightsError: there is none.
+        ImportError: transformers is not installed.
+    """
+    with _library(name, "model") as (transformers, options, _):
+        return transformers.AutoConfig.from_pretrained(name, **options)
+
+
+@contextmanager
+def _library(name: str, wanted: str) -> Iterator[tuple[Any, dict[str, bool], str]]:
+    """transformers, how its `from_pretrained` is to look for `name`, and where that is, in words;
+    what goes wrong meanwhile becomes an error about what is `wanted`.
+    """
+    transformers = require_transformers(f"{name!r} is looked for on the Hugging Face hub, which")
+    folder = Path(name).is_dir()
+    options = {"local_files_only": not folder and not host_answers(hub_endpoint())}
+    what = f"the folder {name!r}" if folder else f"{name!r} of the Hugging Face hub"
+    advice = "" if folder else "; a folder that save_pretrained wrote can be given in its place"
+    try:
+        yield transformers, options, what
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UnavailableWeightsError(
+            f"no {wanted} can be loaded from {what}{advice}. "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def require_transformers(what: str) -> Any:
+    """The library, or an `ImportError` that says how `what` gets the transformers that it needs."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            f"{what} needs transformers: pip install 'captum-generic-attn[hf]'"
+        ) from error
+    return transformers
 
 
 def require_host(url: str) -> None:
@@ -143,7 +169,6 @@ def require_host(url: str) -> None:
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by name, out of the wrapping that training scripts put round them."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:

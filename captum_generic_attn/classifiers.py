@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import torch
@@ -23,13 +22,12 @@ from captum_generic_attn.checkpoints import (
     read_state,
     require_host,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
-    from PIL.Image import Image
+from captum_generic_attn.kinds import SHIPPED_CLIP, SHIPPED_DETR, SHIPPED_VIT, is_hugging_face
+from captum_generic_attn.picture_models import (
+    ClassModel,
+    preprocessing_of,
+    shipped_preprocessing,
+)
 
 __all__ = ["ImageClassifier", "UnknownModelError", "load_classifier"]
 
@@ -39,93 +37,36 @@ class UnknownModelError(ValueError):
 
 
 @dataclass(frozen=True)
-class ImageClassifier:
-    """A model in evaluation mode with what is needed to feed it a picture and to read its scores.
+class ImageClassifier(ClassModel):
+    """A model that says of a picture which of its classes it shows.
 
     Attributes:
-        name: how to call it in a message.
         model: `[B, 3, H, W]` to logits `[B, K]` (or to an output with `.logits`).
-        preprocess: a PIL picture to the model's `[3, H, W]`, normalised.
-        classes: the K names; `"class 3"` where the model brings none.
         multi_label: whether each class is judged by itself (sigmoid) instead of against the others
             (softmax).
-        mean: what `preprocess` subtracted from each channel, for values in 0 … 1.
-        std: what it divided each channel by.
     """
 
-    name: str
-    model: nn.Module
-    preprocess: Callable[[Image], Tensor]
-    classes: tuple[str, ...]
     multi_label: bool
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """`[B, 3, H, W]` to the model's scores `[B, K]`, as a tensor whatever it returns."""
+        output = self.model(pixels)
+        logits: Tensor = output if isinstance(output, Tensor) else output.logits
+        return logits
 
     @torch.no_grad()
     def probabilities(self, pixels: Tensor) -> Tensor:
         """`[B, 3, H, W]` to probabilities `[B, K]`: sigmoid if `multi_label`, else softmax."""
-        output = self.model(pixels)
-        logits: Tensor = output if isinstance(output, Tensor) else output.logits
+        logits = self.logits(pixels)
         return logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)
-
-    def picture(self, pixels: Tensor) -> NDArray[np.float32]:
-        """What the model was shown, for people: `[3, H, W]` as `preprocess` made it to
-        `[H, W, 3]` in 0 … 1.
-        """
-        shape = (-1, 1, 1)
-        restored = pixels * torch.tensor(self.std).view(shape) + torch.tensor(self.mean).view(shape)
-        array: NDArray[np.float32] = restored.clamp(0, 1).permute(1, 2, 0).contiguous().numpy()
-        return array
-
-    def index(self, target: str) -> int:
-        """The index of a class given by its index or its name.
-
-        A whole number is always an index. A name counts whatever its case, and each of the
-        synonyms that an ImageNet name lists (`"tabby, tabby cat"`) counts by itself.
-
-        Raises:
-            ValueError: there is no such class (the message lists the nearest names), or several
-                classes share the name.
-
-        Example:
-            >>> from captum_generic_attn.classifiers import load_classifier
-            >>> garments = load_classifier()
-            >>> garments.index("Ankle boot"), garments.index("2")
-            (6, 2)
-        """
-        count = len(self.classes)
-        if target.strip().lstrip("+-").isdecimal():
-            index = int(target)
-            if not 0 <= index < count:
-                raise ValueError(
-                    f"class index {index} is out of range: {self.name} has the classes "
-                    f"0 to {count - 1}"
-                )
-            return index
-        wanted = target.strip().casefold()
-        whole = [i for i, name in enumerate(self.classes) if name.casefold() == wanted]
-        parts = [_synonyms(name) for name in self.classes]
-        found = whole or [i for i, names in enumerate(parts) if wanted in names]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            listed = "; ".join(f"{i} = {self.classes[i]!r}" for i in found)
-            raise ValueError(f"class {target!r} is ambiguous, give its index: {listed}")
-        known = sorted({name for names in parts for name in names})
-        near = [name for name in known if wanted and wanted in name][:5]
-        near = near or difflib.get_close_matches(wanted, known, n=5)
-        if not near and count <= 20:
-            near = list(self.classes)
-        hint = f"; nearest: {', '.join(near)}" if near else ""
-        raise ValueError(f"{self.name} has no class {target!r} among its {count}{hint}")
 
 
 def load_classifier(name: str | None = None, weights: Path | None = None) -> ImageClassifier:
     """The classifier of that name, on the CPU, float32, in evaluation mode.
 
     Args:
-        name: `None` for the shipped one; a timm name (`vit_tiny_patch16_224`, also
-            `timm/vit_tiny_patch16_224`); a torchvision name (`vit_b_16`, also
+        name: `None` or `garments-vit` for the shipped one; a timm name (`vit_tiny_patch16_224`,
+            also `timm/vit_tiny_patch16_224`); a torchvision name (`vit_b_16`, also
             `torchvision/vit_b_16`); the id of a Hugging Face image classifier (`owner/model`) or a
             folder that holds one. A name that both timm and torchvision have is timm's.
         weights: a state dict (safetensors, or what `torch.save` wrote; nothing but tensors is
@@ -142,19 +83,20 @@ def load_classifier(name: str | None = None, weights: Path | None = None) -> Ima
         >>> load_classifier().classes[:3]
         ('top', 'trouser', 'dress')
     """
-    if name is None:
+    if name is None or name == SHIPPED_VIT:
         if weights is not None:
             raise UnavailableWeightsError(
-                "weights need the name of the model that they belong to (--model NAME)"
+                "the shipped model brings its own weights: these need the name of the model that "
+                "they belong to (--model NAME)"
             )
         return _shipped()
+    if name in {SHIPPED_CLIP, SHIPPED_DETR}:
+        raise UnknownModelError(f"{name} is no image classifier; the shipped one is {SHIPPED_VIT}")
     if weights is not None and not weights.is_file():
         raise UnavailableWeightsError(f"there is no file of weights {str(weights)!r}")
+    if is_hugging_face(name):
+        return _hugging_face(name, weights)
     owner, _, rest = name.partition("/")
-    if Path(name).is_dir():
-        return _hugging_face(name, weights)
-    if rest and owner not in {"timm", "torchvision"}:
-        return _hugging_face(name, weights)
 
     import timm
     from torchvision import models
@@ -176,13 +118,7 @@ def _shipped() -> ImageClassifier:
     from captum_generic_attn import demo
 
     return ImageClassifier(
-        "the shipped model",
-        demo.load_model(),
-        demo.preprocess,
-        demo.CLASSES,
-        True,
-        (demo.MEAN,) * 3,
-        (demo.STD,) * 3,
+        "the shipped model", demo.load_model(), *shipped_preprocessing(), demo.CLASSES, True
     )
 
 
@@ -217,12 +153,12 @@ def _timm(name: str, weights: Path | None) -> ImageClassifier:
         f"timm/{name}",
         model.eval(),
         create_transform(**data, is_training=False),
+        tuple(data["mean"]),
+        tuple(data["std"]),
         _numbered(model.num_classes)
         if subset is None
         else tuple(ImageNetInfo(subset).label_descriptions()),
         False,
-        tuple(data["mean"]),
-        tuple(data["std"]),
     )
 
 
@@ -249,10 +185,10 @@ def _torchvision(name: str, weights: Path | None) -> ImageClassifier:
         f"torchvision/{name}",
         model.eval(),
         transform,
-        classes,
-        False,
         tuple(transform.mean),
         tuple(transform.std),
+        classes,
+        False,
     )
 
 
@@ -266,20 +202,12 @@ def _hugging_face(name: str, weights: Path | None) -> ImageClassifier:
         name, "image classifier", "AutoModelForImageClassification",
         "image processor", "AutoImageProcessor",
     )  # fmt: skip
-
-    def preprocess(image: Image) -> Tensor:
-        pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
-        return pixels
-
-    normalised = getattr(processor, "do_normalize", False)
     return ImageClassifier(
         name,
         model,
-        preprocess,
+        *preprocessing_of(processor),
         tuple(model.config.id2label[i] for i in range(model.config.num_labels)),
         model.config.problem_type == "multi_label_classification",
-        tuple(processor.image_mean) if normalised else (0.0,),
-        tuple(processor.image_std) if normalised else (1.0,),
     )
 
 
@@ -295,7 +223,3 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _numbered(count: int) -> tuple[str, ...]:
     return tuple(f"class {index}" for index in range(count))
-
-
-def _synonyms(name: str) -> Sequence[str]:
-    return [part.strip().casefold() for part in name.split(",")]

@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from command_line import explain, recorded, run
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 from captum_generic_attn import (
     GenericAttention,
@@ -19,8 +20,8 @@ from captum_generic_attn import (
     demo,
     visualization,
 )
-from captum_generic_attn.classifiers import load_classifier
-from captum_generic_attn.cli import app
+from captum_generic_attn.checkpoints import UnavailableWeightsError
+from captum_generic_attn.classifiers import UnknownModelError, load_classifier
 
 
 @pytest.fixture(autouse=True)
@@ -48,18 +49,6 @@ def unreachable(monkeypatch, tmp_path):
     monkeypatch.setattr(checkpoints, "host_answers", lambda *args: False)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **options: None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, (result.output, result.exception)
-    assert isinstance(result.exception, SystemExit | None)
-    # Errors come in a box as wide as the terminal.
-    return " ".join(re.sub("[│╭╮╰╯─]", " ", result.output).split())
-
-
-def explain(*arguments, code=0):
-    return run("explain", *arguments, code=code)
 
 
 def listed(output):
@@ -138,6 +127,11 @@ def test_the_heat_lies_on_the_garment_that_the_class_names(figures):
             )
     assert len(hits) >= 12
     assert np.mean(hits) > 0.75
+
+
+def test_the_shipped_model_has_a_name(figures):
+    assert explain("--model", "garments-vit") == explain()
+    assert (figures[0]["heatmaps"] == figures[1]["heatmaps"]).all()
 
 
 def test_targets_are_names_in_any_case_or_indices_and_come_in_order(figures):
@@ -266,6 +260,32 @@ def test_a_folder_of_hugging_face(problem, kind, tmp_path, figures):
     assert figures[0]["image"].max() > 0.9
 
 
+def save_vit(folder):
+    transformers = pytest.importorskip("transformers")
+    transformers.ViTForImageClassification(hugging_face_vit()).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
+def test_captums_methods_explain_a_folder_of_hugging_face(tmp_path, monkeypatch):
+    save_vit(tmp_path / "saved")
+    drawn = recorded(monkeypatch, "comparison_figure")
+    explain("--model", "saved", "--methods", "Generic attention,Saliency")
+    assert list(drawn[0][1].attributions) == ["Generic attention", "Saliency"]
+
+
+@pytest.mark.parametrize("name", ["garments-clip", "garments-detr"])
+def test_shipped_models_of_another_kind_are_no_classifiers(name):
+    with pytest.raises(UnknownModelError, match=f"{name} is no image classifier; the shipped one"):
+        load_classifier(name)
+
+
+def test_weights_for_a_model_that_has_its_own(tmp_path):
+    (tmp_path / "x.pth").touch()
+    for name, message in [(None, "the shipped model"), (str(tmp_path), "a Hugging Face model")]:
+        with pytest.raises(UnavailableWeightsError, match=f"{message} brings its own weights"):
+            load_classifier(name, tmp_path / "x.pth")
+
+
 def test_a_folder_without_a_trained_classifier_is_refused(tmp_path):
     transformers = pytest.importorskip("transformers")
     transformers.ViTModel(hugging_face_vit()).save_pretrained(tmp_path / "saved")
@@ -304,7 +324,9 @@ def test_a_folder_without_an_image_processor_is_refused(tmp_path):
         (["--model", "test_vit", "--weights", "text.png"], 1, "no weights that can be read safely"),
         (["--model", "test_vit", "--weights", "list.pth"], 1, "holds no state dict, but list"),
         (["--model", "test_vit", "--weights", "odd.pth"], 1, "do not fit timm/test_vit: Missing"),
-        (["--model", ".", "--weights", "odd.pth"], 1, "Hugging Face model brings its own weights"),
+        (["--model", ".", "--weights", "odd.pth"], 2, ". brings its own weights: leave them out"),
+        (["--model", "garments-vit", "--weights", "odd.pth"], 2, "vit brings its own weights"),
+        (["--model", "."], 1, "no model can be loaded from the folder '.'"),
         (["--start-layer", "4"], 1, "start_layer=4"),
         (["--top", "0"], 2, "Invalid value for '--top'"),
         (["--output", "figure.doc"], 2, "'figure.doc' ends with no picture format"),
@@ -420,16 +442,9 @@ def test_a_name_that_several_classes_share_needs_an_index():
 
 
 def test_all_methods_explain_one_class(monkeypatch):
-    drawn = []
-    draw = visualization.comparison_figure
-
-    def record(image, comparison, **options):
-        drawn.append((comparison, options))
-        return draw(image, comparison, **options)
-
-    monkeypatch.setattr(visualization, "comparison_figure", record)
+    drawn = recorded(monkeypatch, "comparison_figure")
     output = explain("--methods", "all", "--target", "sandal")
-    ((comparison, options),) = drawn
+    ((_, comparison, options),) = drawn
     assert options == {"title": "sandal"}
     assert list(comparison.attributions) == list(all_methods(demo.load_model()))
     pixels = demo.preprocess(demo.canvases()[0].image())[None]
@@ -441,16 +456,28 @@ def test_all_methods_explain_one_class(monkeypatch):
     assert Image.open("explanation.png").size[0] > 1000
 
 
-def test_some_methods_by_name():
-    output = explain("--methods", "Generic attention, LRP")
-    assert "LRP" in output
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("Generic attention, LRP", ["Generic attention", "LRP"]),
+        ("LRP, frozen", ["LRP, frozen"]),
+        ("LRP,LRP, frozen , ours", ["LRP", "LRP, frozen", "Generic attention"]),
+        ("Raw attention,Raw attention", ["Raw attention"]),
+    ],
+)
+def test_some_methods_by_name(given, names, monkeypatch):
+    drawn = recorded(monkeypatch, "comparison_figure")
+    output = explain("--methods", given)
+    ((_, comparison, _),) = drawn
+    assert list(comparison.attributions) == names
     assert "Saliency" not in output
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "LRP,theirs"], "theirs: there are ours, all, Generic attention, Raw"),
+        (["--methods", "LRP,theirs, LRP"], "'theirs': there are all; ours; Generic attention; Raw"),
+        (["--methods", "LRP,,LRP"], "'': there are all; ours; Generic attention; Raw"),
         (["--methods", "all", "--target", "0", "--target", "1"], "several methods explain one"),
         (["--methods", "all", "--start-layer", "1"], "an option of our method alone"),
     ],
@@ -459,13 +486,44 @@ def test_wrong_choices_of_methods_are_told(arguments, message):
     assert message in explain(*arguments, code=2)
 
 
+def test_wrong_methods_are_told_before_a_model_is_loaded():
+    """There is no such folder on the hub, and none is asked for."""
+    output = explain("--model", "nobody/nothing", "--methods", "theirs", code=2)
+    assert "'theirs': there are all; ours" in output
+
+
+def test_a_format_whose_program_is_missing_is_told(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    output = explain("--output", "figure.pgf", code=1)
+    assert "Error: 'figure.pgf' cannot be written: 'xelatex' not found" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("broken", ["cut off", "other shapes"])
+def test_broken_folders_of_hugging_face_are_told(tmp_path, broken):
+    save_vit(tmp_path / "saved")
+    weights = tmp_path / "saved" / "model.safetensors"
+    if broken == "cut off":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        config = json.loads((tmp_path / "saved" / "config.json").read_text())
+        config["hidden_size"] *= 2
+        (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
+    output = explain("--model", "./saved", code=1)
+    assert "no image classifier with its image processor can be loaded from the folder" in output
+    assert "Traceback" not in output
+
+
 def test_version_and_help():
     from importlib.metadata import version
 
     expected = f"captum-generic-attn {version('captum-generic-attn')}"
     assert run("--version") == expected
-    for option in ("IMAGE", "--model", "--weights", "--target", "--output", "--start-layer"):
-        assert option in explain("--help")
+    shown = explain("--help")
+    for option in ("IMAGE", "--model", "--weights", "--text", "--target", "--output", "--top"):
+        assert option in shown
+    for model in ("garments-vit", "garments-clip", "garments-detr"):
+        assert model in shown
     module = [sys.executable, "-m", "captum_generic_attn", "--version"]
     answer = subprocess.run(module, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == expected

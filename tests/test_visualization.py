@@ -8,7 +8,12 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from captum_generic_attn.visualization import heatmap_figure, overlay
+from captum_generic_attn.visualization import (
+    detections_figure,
+    heatmap_figure,
+    overlay,
+    pairs_figure,
+)
 
 
 def redness(panel):
@@ -164,4 +169,242 @@ def test_figures_of_threads_are_equal_and_unknown_to_pyplot():
         thread.join()
     assert all((result == results[0]).all() for result in results)
     assert plt.get_fignums() == []
-    assert "pyplot" not in vars(sys.modules["captum_generic_attn.visualization"])
+    package = "captum_generic_attn.visualization"
+    modules = [module for name, module in sys.modules.items() if name.startswith(package)]
+    assert len(modules) >= 6
+    assert all("pyplot" not in vars(module) for module in modules)
+
+
+def test_file_names_and_class_names_are_no_formulas():
+    strange = r"$\frac{x_{1}$ 5$ ^_{"
+    figure = heatmap_figure(np.zeros((8, 8)), np.ones((1, 8, 8)), [strange], title=strange)
+    assert drawn(figure)[0].shape[0] > 100
+    assert [axes.get_title() for axes in figure.axes[:2]] == [strange, strange]
+
+
+# ---------------------------------------------------------------- detections
+
+
+def pixel_of(figure, axes, x, y):
+    """The drawn colour at a place of a picture, in its pixels: (0, 0) is its upper left corner."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    page = np.asarray(canvas.buffer_rgba())[..., :3]
+    # Matplotlib has whole numbers in the middle of pixels.
+    column, row = axes.transData.transform((x - 0.5, y - 0.5))
+    return page[page.shape[0] - 1 - round(row), round(column)].astype(int)
+
+
+def test_a_box_is_drawn_at_its_pixels_and_in_one_colour():
+    heat = np.zeros((40, 60))
+    heat[25:30, 5:20] = 1
+    boxes = [(5, 25, 20, 30), (30, 4, 55, 36)]
+    figure = detections_figure(np.ones((40, 60, 3)), boxes, ["low", "high"], [heat, heat])
+    picture, first, second = figure.axes[:3]
+    colours = {}
+    for axes, box in [(picture, 0), (picture, 1), (first, 0), (second, 1)]:
+        left, top, right, bottom = boxes[box]
+        middle = (left + right) / 2, (top + bottom) / 2
+        edges = [
+            (left, middle[1]), (right, middle[1]), (middle[0], bottom)
+        ]  # fmt: skip
+        for x, y in edges:
+            colours.setdefault(box, pixel_of(figure, axes, x, y))
+            assert np.abs(pixel_of(figure, axes, x, y) - colours[box]).max() <= 90
+    assert np.abs(colours[0] - colours[1]).max() > 40
+    # The other detection's box is on the picture alone; the heat fills its own.
+    assert (pixel_of(figure, first, 55, 20) > 240).all()
+    reds = pixel_of(figure, first, 12, 27)
+    assert reds[0] - reds[2] > 60
+    assert np.ptp(pixel_of(figure, first, 12, 12)) < 10  # not upside down
+
+
+def test_each_detection_has_its_own_scale_and_title():
+    boxes = [(0, 0, 4, 4), (4, 4, 8, 8), (0, 4, 4, 8)]
+    labels = ["bag  0.99", "$b$  0.80", "top  0.60"]
+    heatmaps = np.stack([np.eye(8), 0.25 * np.eye(8)])
+    figure = detections_figure(np.ones((8, 8)), boxes, labels, heatmaps, title="picture")
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["picture", *labels[:2]]
+    assert [text.get_text() for text in figure.axes[0].texts] == labels
+    assert scales(figure, 2) == ([(0.0, 1.0), (0.0, 0.25)], ["1", "0.25"])
+
+
+@pytest.mark.parametrize("size", [(40, 60), (60, 40), (600, 800)])
+@pytest.mark.parametrize("count", [1, 3, 8, 12])
+def test_labels_keep_inside_the_picture_and_apart(size, count):
+    height, width = size
+    rng = np.random.default_rng(count)
+    starts = rng.random((count, 2)) * 0.8
+    ends = starts + 0.02 + rng.random((count, 2)) * (0.98 - starts)
+    boxes = np.concatenate([starts, ends], axis=1) * [width, height, width, height]
+    boxes[-1] = boxes[0]  # twice the same box
+    labels = [f"potted plant  0.{i:02}" for i in range(count)]
+    heatmaps = np.ones((min(count, 8), height, width))
+    figure = detections_figure(np.zeros(size), boxes, labels, heatmaps)
+    FigureCanvasAgg(figure).draw()
+    panel = figure.axes[0].get_window_extent()
+    extents = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(extents) == count
+    for extent in extents:
+        assert panel.x0 <= extent.x0
+        assert extent.x1 <= panel.x1
+        assert panel.y0 - 1 <= extent.y0
+        assert extent.y1 <= panel.y1 + 1
+    pairs = [(a, b) for i, a in enumerate(extents) for b in extents[:i]]
+    # Letters may touch where they have no ascenders; they never cover each other.
+    shared = [
+        max(0, min(a.x1, b.x1) - max(a.x0, b.x0)) * max(0, min(a.y1, b.y1) - max(a.y0, b.y0) - 2)
+        for a, b in pairs
+    ]
+    assert max(shared, default=0) == 0
+
+
+@pytest.mark.parametrize(
+    ("boxes", "labels", "count", "message"),
+    [
+        ([(0, 0, 1, 1)], [], 1, "1 boxes need as many labels, not 0"),
+        ([(0, 0, 1, 1)], ["bag"], 2, "there are 2 heat maps and 1 boxes"),
+        ([(0, 0, 1, 1)], ["bag"], 0, "there are 0 heat maps and 1 boxes"),
+        ([(3, 0, 1, 1)], ["bag"], 1, r"\(left, top, right, bottom\) in pixels, not \[3, 0, 1, 1\]"),
+        ([(0, 0, 1)], ["bag"], 1, r"not \[0, 0, 1\]"),
+        ([(0, 0, 1, np.nan)], ["bag"], 1, "nan"),
+    ],
+)
+def test_detections_say_what_does_not_fit(boxes, labels, count, message):
+    with pytest.raises(ValueError, match=message):
+        detections_figure(np.zeros((4, 4)), boxes, labels, np.ones((count, 4, 4)))
+
+
+# ---------------------------------------------------------------- pictures and texts
+
+SENTENCE = (
+    "a bag and a boot in the upper left and a dress in the lower right and an unusually long "
+    "word: Donaudampfschifffahrtsgesellschaftskapitän $x^2_{"
+)
+WORDS = SENTENCE.split()
+
+
+def text_of(count, seed=0):
+    """So many words with a relevance each."""
+    values = np.random.default_rng(seed).random(count)
+    return [[(WORDS[i % len(WORDS)], float(value))] for i, value in enumerate(values)]
+
+
+def word_axes(figure):
+    return [axes for axes in figure.axes if axes.texts]
+
+
+def test_words_are_coloured_by_their_relevance():
+    text = [[("pale", 0.0)], [("mid", 0.5), ("dle", 0.25)], [("dark", 2.0)], [("against", -1.0)]]
+    figure = pairs_figure(np.ones((4, 4)), [np.eye(4)], [text], ["logit 3"], title="picture")
+    (axes,) = word_axes(figure)
+    assert [word.get_text() for word in axes.texts] == ["pale", "mid", "dle", "dark", "against"]
+    backs = [patch.get_facecolor()[:3] for patch in axes.patches]
+    strip = overlay(np.ones((1, 5)), np.array([[0.0, 0.5, 0.25, 2.0, 0.0]]))[0]
+    assert np.abs(np.array(backs) - strip).max() < 1e-6
+    assert [word.get_color() for word in axes.texts] == [
+        "black",
+        "black",
+        "black",
+        "white",
+        "black",
+    ]
+    # Pieces of a word stand together, words apart.
+    lefts = [patch.get_x() for patch in axes.patches]
+    rights = [left + patch.get_width() for left, patch in zip(lefts, axes.patches, strict=True)]
+    gaps = np.array(lefts[1:]) - rights[:-1]
+    assert gaps == pytest.approx([gaps[0], 0.0, gaps[0], gaps[0]], abs=1e-9)
+    assert gaps[0] > 1
+    # The bars tell both scales: of the picture, and of the words.
+    _, labels = scales(figure, 3)
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["picture", "logit 3"]
+    assert "2" in labels
+
+
+def test_words_are_legible_on_every_colour():
+    text = [[(str(i), i / 40)] for i in range(41)]
+    (axes,) = word_axes(pairs_figure(np.ones((4, 4)), [np.eye(4)], [text], [""]))
+    for word, patch in zip(axes.texts, axes.patches, strict=True):
+        linear = np.array(patch.get_facecolor()[:3]) ** 2.2
+        back = linear @ [0.2126, 0.7152, 0.0722]
+        front = 1.0 if word.get_color() == "white" else 0.0
+        contrast = (max(back, front) + 0.05) / (min(back, front) + 0.05)
+        assert contrast > 3.0
+
+
+@pytest.mark.parametrize("size", [(64, 64), (30, 60), (60, 30)])
+@pytest.mark.parametrize("counts", [(2,), (25, 3), (7, 25, 2), (12, 2, 25, 19)])
+def test_nothing_of_pairs_overlaps_or_leaves_the_page(size, counts):
+    texts = [text_of(count, seed) for seed, count in enumerate(counts)]
+    heatmaps = np.ones((len(counts), *size))
+    titles = ["logit 24.13, softmax 0.93"] * len(counts)
+    figure = pairs_figure(np.zeros(size), heatmaps, texts, titles, title="a_long_file-name.png")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    page = figure.bbox
+    blocks = []
+    for axes in figure.axes:
+        tight = axes.get_tightbbox()
+        assert page.x0 <= tight.x0
+        assert tight.x1 <= page.x1
+        assert page.y0 <= tight.y0
+        assert tight.y1 <= page.y1
+        blocks.append(tight)
+    for i, a in enumerate(blocks):
+        for b in blocks[:i]:
+            wide, tall = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+            assert min(wide, tall) < 1.5
+    for axes, text in zip(word_axes(figure), texts, strict=True):
+        room = axes.get_window_extent()
+        drawn_words = [word.get_text() for word in axes.texts]
+        assert len(drawn_words) == len(text)
+        for word, patch, ((given, _),) in zip(axes.texts, axes.patches, text, strict=True):
+            # Letters within their colour, colours within the axes.
+            letters, back = word.get_window_extent(), patch.get_window_extent()
+            assert back.x0 <= letters.x0 + 1
+            assert letters.x1 <= back.x1 + 1
+            assert back.y0 <= letters.y0
+            assert letters.y1 <= back.y1
+            assert room.x0 - 1 <= back.x0
+            assert back.x1 <= room.x1 + 1
+            assert word.get_text() == given or given.startswith(word.get_text().removesuffix("…"))
+        # Line after line, from left to right.
+        places = [(-patch.get_window_extent().y0, patch.get_x()) for patch in axes.patches]
+        assert [(round(y), x) for y, x in places] == sorted((round(y), x) for y, x in places)
+
+
+def test_a_word_wider_than_a_line_is_broken_between_its_pieces():
+    long = [("Donaudampfschifffahrts", 0.5), ("gesellschafts", 0.2), ("kapitänsmütze", 0.1)]
+    figure = pairs_figure(np.ones((4, 4)), [np.eye(4)], [[long, [("x" * 90, 1.0)]]], [""])
+    (axes,) = word_axes(figure)
+    words = [word.get_text() for word in axes.texts]
+    assert words[:3] == [text for text, _ in long]
+    assert words[3].startswith("xxxx")
+    assert words[3].endswith("x…")
+    assert len(words[3]) < 60
+
+
+def test_pairs_are_the_right_way_up():
+    heat = np.zeros((8, 8))
+    heat[4:, :4] = 1.0
+    figure = pairs_figure(np.full((8, 8), 0.5), [heat], [text_of(3)], [""])
+    panel = drawn(figure)[1]
+    reds = {at: redness(quarter(panel, *at).astype(int)) for at in np.ndindex(2, 2)}
+    assert reds.pop((1, 0)) > 60
+    assert set(reds.values()) == {0}
+
+
+@pytest.mark.parametrize(
+    ("texts", "titles", "message"),
+    [
+        ([], [""], "1 heat maps need as many texts and titles, not 0 and 1"),
+        ([text_of(2)], [], "not 1 and 0"),
+        ([[]], [""], "a text has no words"),
+        ([[[("a", np.nan)]]], [""], "the relevance of a word is NaN or infinite"),
+    ],
+)
+def test_pairs_say_what_does_not_fit(texts, titles, message):
+    with pytest.raises(ValueError, match=message):
+        pairs_figure(np.zeros((4, 4)), [np.eye(4)], texts, titles)
+    with pytest.raises(ValueError, match="no heat map"):
+        pairs_figure(np.zeros((4, 4)), [], [], [])

@@ -1,0 +1,242 @@
+"""The command `captum-generic-attn`: which parts of a picture, and which words, made a model give a
+score, and whether what explains it is right.
+
+Here are the commands and their options; `classes`, `texts` and `detections` explain a model of each
+kind. What a command alone needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from captum_generic_attn.cli.choices import Choices
+from captum_generic_attn.cli.classes import explain_classes
+from captum_generic_attn.cli.comparing import chosen_methods
+from captum_generic_attn.cli.detections import explain_detections
+from captum_generic_attn.cli.terminal import fail, loaded, warn, wrong
+from captum_generic_attn.cli.texts import explain_texts
+
+__all__ = ["main"]
+
+_COMMAND = "captum-generic-attn"
+
+app = typer.Typer(
+    name=_COMMAND,
+    help="Generic attention explainability (Chefer, Gur, Wolf, ICCV 2021) for transformers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+
+def main() -> None:
+    """Run the command line; leaves by `SystemExit`: 0, 1 for a failure, 2 for wrong arguments."""
+    app(prog_name=_COMMAND)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"{_COMMAND} {version(_COMMAND)}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def explain(
+    image: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="IMAGE",
+            help="The picture to explain; without it, one that comes with the package.",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A timm or torchvision name (vit_tiny_patch16_224, vit_b_16); the Hugging Face id "
+            "(owner/model) or folder of an image classifier, a dual encoder (CLIP, SigLIP) or a "
+            "detector (DETR); or one of the small models that come with the package: garments-vit "
+            "(the default), garments-clip, garments-detr.",
+            show_default=False,
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A state dict for the timm or torchvision model (safetensors or torch.save), in "
+            "place of its pretrained weights.",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="For a dual encoder: a text to compare the picture with; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLASS|INDEX",
+            help="A class to explain, by name or index; of a detector, the detections of this "
+            "class. May be repeated. Without it, the --top most probable ones.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Where the figure goes; the ending says the format."),
+    ] = Path("explanation.png"),
+    start_layer: Annotated[
+        int,
+        typer.Option(
+            metavar="K", help="Leave out the first K attention layers; -1 keeps only the last."
+        ),
+    ] = 0,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            min=1,
+            help="How many of the most probable classes to print (3 if not given); of a detector, "
+            "how many of its detections to explain (8 if not given).",
+            show_default=False,
+        ),
+    ] = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="ours|all|NAME,...",
+            help="Which methods explain: ours; all, which draws them side by side for one class, "
+            "text or detection; or some of these by name.",
+        ),
+    ] = "ours",
+) -> None:
+    """Explain what a transformer sees in a picture.
+
+    Prints what the model says of the picture, and writes a figure: the picture
+    as the model gets it, and a heat map for each explained score.
+
+    An image classifier gives the scores of its classes. A dual encoder gives
+    that of the picture with each --text, and the words are coloured as well.
+    A detector gives those of its detections, the queries whose most probable
+    class has a probability above 0.5, and their boxes are drawn.
+    """
+    from captum_generic_attn.kinds import brings_weights, kind_of
+
+    _check_output(output, image)
+    if weights is not None and model is None:
+        wrong("--weights", "give the model that they belong to as well: --model NAME")
+    if weights is not None and brings_weights(model):
+        wrong(
+            "--weights",
+            f"{model} brings its own weights: leave them out, or give a timm or torchvision name",
+        )
+    choices = Choices(
+        image, model, weights, tuple(text or ()), tuple(target or ()), top, output, start_layer,
+        methods,
+    )  # fmt: skip
+    if choices.several_methods:
+        chosen_methods(choices)  # to complain before minutes of work, not after
+    explaining = {
+        "image classifier": explain_classes,
+        "dual encoder": explain_texts,
+        "detector": explain_detections,
+    }
+    explaining[loaded(lambda: kind_of(model))](choices)
+    typer.echo(f"Wrote {output}")
+
+
+@app.command()
+def evaluate(
+    config: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG.toml",
+            help="What to evaluate: the model, the pictures or texts, methods and metrics.",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the report goes as well: .json with every number, or .md.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Measure on many pictures or texts whether explanations are right.
+
+    Prints what each method comes to by each metric, beside a random control.
+    The file says which model, data, methods and metrics; all but the data may
+    be left out, and docs/evaluate.toml in the sources shows every key.
+    """
+    from captum_generic_attn.checkpoints import UnavailableWeightsError
+    from captum_generic_attn.evaluation import DataError, PlanError, read_plan
+    from captum_generic_attn.evaluation import evaluate as run
+    from captum_generic_attn.evaluation.report import FORMATS
+    from captum_generic_attn.evaluation.terminal import print_report
+
+    if output is not None:
+        if output.suffix.lower() not in FORMATS:
+            wrong("--output", f"{output.name!r} must end with one of {', '.join(FORMATS)}")
+        if output.is_dir() or not output.parent.is_dir():
+            wrong("--output", f"{str(output)!r} is no file in an existing folder")
+    try:
+        report = run(read_plan(config), show_progress=True)
+    except PlanError as error:
+        wrong("CONFIG.toml", str(error))
+    except (DataError, UnavailableWeightsError, ImportError) as error:
+        fail(str(error))
+    for name, reason in report.refused.items():
+        warn(f"{name} is refused: {reason}")
+    if set(report.figures) <= set(report.controls):
+        fail(f"{report.about['model']}: no method could explain it")
+    print_report(report)
+    if output is not None:
+        try:
+            report.save(output)
+        except OSError as error:
+            fail(f"{str(output)!r} cannot be written: {error.strerror or error}")
+        typer.echo(f"Wrote {output}")
+
+
+def _check_output(output: Path, image: Path | None) -> None:
+    """Complain about an unusable place before minutes of work, not after."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if output.suffix[1:].lower() not in formats:
+        wrong("--output", f"{output.name!r} ends with no picture format: {', '.join(formats)}")
+    if output.is_dir() or not output.parent.is_dir():
+        wrong("--output", f"{str(output)!r} is no file in an existing folder")
+    if image is not None and output.exists() and output.samefile(image):
+        wrong("--output", f"{str(output)!r} is the picture to explain: it would be overwritten")

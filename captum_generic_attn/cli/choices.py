@@ -1,0 +1,56 @@
+"""What the user of `captum-generic-attn explain` chose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from captum_generic_attn.cli.terminal import fail, short
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from captum_generic_attn.picture_models import PictureModel
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The options of the command, as they were given."""
+
+    image: Path | None
+    model: str | None
+    weights: Path | None
+    texts: tuple[str, ...]
+    targets: tuple[str, ...]
+    top: int | None
+    output: Path
+    start_layer: int
+    methods: str
+
+    @property
+    def title(self) -> str:
+        """What to call the picture."""
+        return short("picture" if self.image is None else self.image.name)
+
+    @property
+    def several_methods(self) -> bool:
+        """Whether other methods than ours explain."""
+        return self.methods != "ours"
+
+    def pixels(self, model: PictureModel) -> Tensor:
+        """The picture `[3, H, W]` as the model takes it; if it cannot be read, that is said."""
+        from captum_generic_attn import demo
+        from captum_generic_attn.picture_files import UnreadablePictureError, open_picture
+
+        try:
+            if self.image is None:
+                picture = demo.canvases()[0].image()
+            else:
+                picture = open_picture(self.image).convert("RGB")
+        except UnreadablePictureError as error:
+            fail(str(error))
+        try:
+            return model.preprocess(picture)
+        except ValueError as error:
+            fail(f"{model.name}: {error}")

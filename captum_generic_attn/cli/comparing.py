@@ -1,0 +1,82 @@
+"""`--methods`: one score by several methods, whatever kind of model gives it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from captum_generic_attn.cli.choices import Choices
+from captum_generic_attn.cli.terminal import fail, save, short, told, warn, wrong
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from captum_generic_attn.picture_models import PictureModel
+
+
+def chosen_methods(choices: Choices) -> list[str]:
+    """The names of the chosen methods; what cannot be chosen is said."""
+    from torch import nn
+
+    from captum_generic_attn.compare import all_methods
+
+    if choices.start_layer != 0:
+        wrong("--start-layer", "it is an option of our method alone: leave --methods out")
+    names = list(all_methods(nn.Identity()))
+    if choices.methods == "all":
+        return names
+    known = {("ours",): names[0]} | {tuple(name.split(", ")): name for name in names}
+    chosen, rest = [], [part.strip() for part in choices.methods.split(",")]
+    while rest:
+        # Names may hold a comma ("LRP, frozen"): the longest that fits is meant.
+        fitting = [parts for parts in known if tuple(rest[: len(parts)]) == parts]
+        if not fitting:
+            wrong("--methods", f"{rest[0]!r}: there are all; ours; {'; '.join(names)}")
+        parts = max(fitting, key=len)
+        chosen.append(known[parts])
+        rest = rest[len(parts) :]
+    return list(dict.fromkeys(chosen))
+
+
+def compare_methods(
+    choices: Choices,
+    model: PictureModel,
+    forward: Callable[..., Any],
+    inputs: Tensor | tuple[Tensor, ...],
+    target: object,
+    rest: tuple[Tensor, ...] = (),
+    *,
+    title: str,
+) -> None:
+    """Prints how long each method took, and writes a figure of what they say of the picture.
+
+    Args:
+        choices: which methods, and where the figure goes.
+        model: whose scores are explained.
+        forward: returns them as a tensor.
+        inputs: one example: the picture `[1, 3, H, W]`, or a tuple that begins with it.
+        target: which score.
+        rest: further arguments of `forward`.
+        title: what is explained, in words.
+    """
+    from captum_generic_attn.compare import all_methods, compare
+    from captum_generic_attn.visualization import comparison_figure
+
+    every = all_methods(forward)
+    methods = {name: every[name] for name in chosen_methods(choices)}
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("default", UserWarning)  # those of left out methods are printed below
+        found = compare(methods, inputs, target, rest, strict=False, show_progress=True)
+    for name, seconds in found.seconds.items():
+        typer.echo(f"{name:24} {seconds:8.2f} s")
+    for name, reason in found.refused.items():
+        warn(f"{name} is left out: {reason}")
+    if not found.attributions:
+        fail(f"{model.name}: no method could explain it")
+    pictures = inputs[0] if isinstance(inputs, tuple) else inputs
+    picture = model.picture(pictures[0])
+    with told(model.name):
+        save(comparison_figure(picture, found, title=short(title)), choices.output)

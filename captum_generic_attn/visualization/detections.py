@@ -1,0 +1,162 @@
+"""The figure of what a detector found: its boxes on the picture, and a heat map for each one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+
+from captum_generic_attn.visualization.heatmaps import panels_of
+from captum_generic_attn.visualization.overlays import (
+    checked_heat,
+    checked_picture,
+    overlay,
+    scale_bar,
+)
+from captum_generic_attn.visualization.words import text_width
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike, NDArray
+
+Box = tuple[float, float, float, float]
+
+# Dark enough for white letters, and none of them a colour of the heat.
+_COLOURS = (
+    "#0072b2", "#00795a", "#a3307a", "#000000", "#6a3d9a", "#5c5c5c", "#0f3d6e", "#3d5c10",
+)  # fmt: skip
+# In points: the height of the letters in a label, and what is left free beside them.
+_LABEL, _PAD = 7, 2
+
+
+def detections_figure(
+    image: ArrayLike,
+    boxes: Sequence[ArrayLike] | NDArray[np.floating[Any]],
+    labels: Sequence[str],
+    heatmaps: Sequence[ArrayLike] | NDArray[np.floating[Any]],
+    *,
+    title: str = "",
+) -> Figure:
+    """A figure with the picture and all boxes, and one overlay per heat map with its own box.
+
+    Each map has its own scale, which the bar under it shows. A box has one colour throughout.
+
+    Args:
+        image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes.
+        boxes: at least one (left, top, right, bottom) in pixels; the left edge of the picture is 0,
+            the right one W.
+        labels: one per box.
+        heatmaps: `[H, W]` each, or an array `[T, H, W]`; one finite value per pixel. They belong to
+            the first T boxes, of which there may be more.
+        title: stands over the picture.
+
+    Raises:
+        ValueError: no heat map, more than there are boxes, not one label for each box, or shapes
+            that do not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> from captum_generic_attn.visualization import detections_figure
+        >>> boxes = [(0, 0, 4, 4), (4, 4, 8, 8)]
+        >>> figure = detections_figure(np.zeros((8, 8)), boxes, ["bag", "boot"], np.ones((1, 8, 8)))
+        >>> [axes.get_title() for axes in figure.axes[:2]]
+        ['', 'bag']
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['bag', 'boot']
+    """
+    placed = [_checked_box(box) for box in boxes]
+    if len(placed) != len(labels):
+        raise ValueError(f"{len(placed)} boxes need as many labels, not {len(labels)}")
+    if not 0 < len(heatmaps) <= len(placed):
+        raise ValueError(
+            f"there are {len(heatmaps)} heat maps and {len(placed)} boxes: each map needs the box "
+            "of its detection, and one map at least is needed"
+        )
+    picture = checked_picture(image)
+    figure, panels = panels_of(picture, len(heatmaps), title)
+    for place, (axes, heatmap) in enumerate(zip(panels, heatmaps, strict=True)):
+        maximum = max(float(checked_heat(heatmap).max()), 0.0)
+        axes.imshow(overlay(picture, heatmap, maximum=maximum))
+        _draw_box(axes, placed[place], _COLOURS[place % len(_COLOURS)])
+        axes.set_title(labels[place], fontsize=11, parse_math=False)
+        scale_bar(figure, axes, 0.0, maximum, "relevance")
+    figure.draw_without_rendering()  # how large the panels are is known from here on
+    _draw_all(figure.axes[0], placed, labels, picture.shape[1], picture.shape[0])
+    return figure
+
+
+def _checked_box(box: ArrayLike) -> Box:
+    values = np.asarray(box, dtype=np.float64)
+    if values.shape != (4,) or not np.isfinite(values).all() or (values[2:] < values[:2]).any():
+        raise ValueError(
+            f"a box is (left, top, right, bottom) in pixels, not {np.asarray(box).tolist()}"
+        )
+    left, top, right, bottom = values.tolist()
+    return left, top, right, bottom
+
+
+def _draw_box(axes: Axes, box: Box, colour: str) -> None:
+    left, top, right, bottom = box
+    # Matplotlib's pixels have whole numbers in their middle.
+    frame = Rectangle(
+        (left - 0.5, top - 0.5), right - left, bottom - top, fill=False, color=colour, linewidth=1.4
+    )
+    frame.set_path_effects([withStroke(linewidth=2.8, foreground="white", alpha=0.8)])
+    axes.add_patch(frame)
+
+
+def _draw_all(axes: Axes, boxes: list[Box], labels: Sequence[str], width: int, height: int) -> None:
+    """All boxes, with labels that keep out of each other's way as far as they can."""
+    # A point, of which letters have sizes, in pixels of the picture.
+    point = width / axes.get_window_extent().width * axes.figure.dpi / 72
+    tall = 1.6 * _LABEL * point
+    taken: list[Box] = []
+    for place, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+        colour = _COLOURS[place % len(_COLOURS)]
+        _draw_box(axes, box, colour)
+        wide = (text_width(label, _LABEL) + 2 * _PAD) * point
+        spots = [_kept(spot, width, height) for spot in _spots(box, wide, tall, height)]
+        spot = min(spots, key=lambda spot: sum(_shared(spot, other) for other in taken))
+        taken.append(spot)
+        left, top, right, bottom = spot
+        back = Rectangle(
+            (left - 0.5, top - 0.5), right - left, bottom - top, color=colour, alpha=0.85,
+            linewidth=0, zorder=2,
+        )  # fmt: skip
+        axes.add_patch(back)
+        axes.text(
+            left + _PAD * point - 0.5, bottom - 0.45 * _LABEL * point - 0.5, label,
+            fontsize=_LABEL, color="white", parse_math=False, in_layout=False,
+        )  # fmt: skip
+
+
+def _spots(box: Box, wide: float, tall: float, height: float) -> list[Box]:
+    """Where the label of a box may be, best first: over it, in it, under it; else ever farther."""
+    left, top, right, bottom = box
+    farther = [
+        top + side * step * tall for step in range(2, int(height / tall) + 1) for side in (1, -1)
+    ]
+    return [
+        (x, y, x + wide, y + tall)
+        for y in (top - tall, top, bottom, bottom - tall, *farther)
+        for x in (left, right - wide)
+    ]
+
+
+def _kept(spot: Box, width: float, height: float) -> Box:
+    """Moved into the picture."""
+    right = min(max(spot[0], 0.0), max(width - (spot[2] - spot[0]), 0.0)) - spot[0]
+    down = min(max(spot[1], 0.0), max(height - (spot[3] - spot[1]), 0.0)) - spot[1]
+    return spot[0] + right, spot[1] + down, spot[2] + right, spot[3] + down
+
+
+def _shared(a: Box, b: Box) -> float:
+    """The area that two boxes share."""
+    wide = min(a[2], b[2]) - max(a[0], b[0])
+    tall = min(a[3], b[3]) - max(a[1], b[1])
+    return max(wide, 0.0) * max(tall, 0.0)

@@ -1,0 +1,156 @@
+"""Figures of a picture and heat maps over it: of several scores, or of several methods."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from captum_generic_attn.visualization.overlays import (
+    checked_heat,
+    checked_picture,
+    overlay,
+    scale_bar,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike, NDArray
+
+    from captum_generic_attn.compare import Attributions, Comparison
+
+# Gradients have outliers: in a comparison, the darkest colour stands for this share of the pixels.
+_PERCENTILE = 99.5
+_PANEL = 2.6  # how wide a panel is, in inches
+
+
+def heatmap_figure(
+    image: ArrayLike,
+    heatmaps: Sequence[ArrayLike] | NDArray[np.floating[Any]],
+    titles: Sequence[str],
+    *,
+    title: str = "",
+    shared_scale: bool = False,
+) -> Figure:
+    """A figure with the picture and one overlay per heat map, each over the bar of its scale.
+
+    By default each map has its own scale, since one class often gets many times the relevance of
+    another: the colours say where, the bars' numbers how much.
+
+    Args:
+        image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes.
+        heatmaps: at least one `[H, W]`, or an array `[T, H, W]`; one finite value per pixel.
+        titles: one per heat map.
+        title: stands over the picture.
+        shared_scale: one scale for all, so that colours can be compared from map to map.
+
+    Raises:
+        ValueError: no heat map, not one title for each, or shapes that do not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> from captum_generic_attn.visualization import heatmap_figure
+        >>> left, right = np.eye(8), np.eye(8)[::-1]
+        >>> figure = heatmap_figure(np.zeros((8, 8)), [left, right], ["left", "right"])
+        >>> [axes.get_title() for axes in figure.axes[:3]]
+        ['', 'left', 'right']
+    """
+    if len(heatmaps) == 0:
+        raise ValueError("there is no heat map to draw")
+    if len(heatmaps) != len(titles):
+        raise ValueError(f"{len(heatmaps)} heat maps need as many titles, not {len(titles)}")
+    picture = checked_picture(image)
+    maxima = [max(float(checked_heat(heatmap).max()), 0.0) for heatmap in heatmaps]
+    if shared_scale:
+        maxima = [max(maxima)] * len(maxima)
+
+    figure, panels = panels_of(picture, len(heatmaps), title)
+    for axes, heatmap, maximum, name in zip(panels, heatmaps, maxima, titles, strict=True):
+        axes.imshow(overlay(picture, heatmap, maximum=maximum))
+        axes.set_title(name, fontsize=11, parse_math=False)
+        scale_bar(figure, axes, 0.0, maximum, "relevance")
+    return figure
+
+
+def comparison_figure(
+    image: ArrayLike, comparison: Comparison, *, example: int = 0, part: int = 0, title: str = ""
+) -> Figure:
+    r"""A figure with the picture and one overlay for each method of a comparison.
+
+    Each has its own scale: methods have different units. Channels are summed, unless they are all
+    alike. Red speaks for the score; blue, in methods that tell, against it. The darkest colours
+    stand for the 99.5th percentile of a map's magnitudes, so that single pixels hide nothing.
+
+    Args:
+        image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes: the picture of that example.
+        comparison: what `compare` returned, of pictures `[B, C, H, W]`.
+        example: which of the batch.
+        part: which input holds the pictures, where there are several.
+        title: stands over the picture.
+
+    Raises:
+        ValueError: if nothing of the comparison can be drawn, or it is of no pictures.
+
+    Example:
+        >>> import torch
+        >>> from captum_generic_attn.compare import Comparison
+        >>> from captum_generic_attn.visualization import comparison_figure
+        >>> found = Comparison({"ours": torch.rand(1, 3, 8, 8)}, {"ours": 0.25}, {}, {})
+        >>> figure = comparison_figure(np.zeros((8, 8)), found)
+        >>> [axes.get_title() for axes in figure.axes[:2]]
+        ['', 'ours\n0.25 s']
+    """
+    if not comparison.attributions:
+        raise ValueError("no method of this comparison could be run: there is nothing to draw")
+    picture = checked_picture(image)
+    # Titles of two lines.
+    figure, panels = panels_of(picture, len(comparison.attributions), title, around=0.95)
+    for axes, (name, found) in zip(panels, comparison.attributions.items(), strict=True):
+        heat = _one_map(found, example, part, name)
+        top = float(np.percentile(np.abs(heat), _PERCENTILE)) or float(np.abs(heat).max())
+        signed = bool(heat.min() < 0)
+        axes.imshow(overlay(picture, heat, maximum=top, signed=signed))
+        axes.set_title(f"{name}\n{comparison.seconds[name]:.2g} s", fontsize=10, parse_math=False)
+        scale_bar(figure, axes, -top if signed else 0.0, top, "attribution")
+    return figure
+
+
+def panels_of(
+    picture: NDArray[np.float64], count: int, title: str, *, around: float = 0.75
+) -> tuple[Figure, list[Axes]]:
+    """A figure that begins with the picture, and `count` empty panels for what is said of it.
+
+    Args:
+        picture: `[H, W]` or `[H, W, 3]` in 0 … 1.
+        count: at least one.
+        title: stands over the picture.
+        around: what a panel needs above and below a picture, in inches.
+    """
+    rows = -(-(count + 1) // 4)
+    columns = -(-(count + 1) // rows)
+    height = _PANEL * picture.shape[0] / picture.shape[1] + around
+    layout = ConstrainedLayoutEngine(compress=True, h_pad=0.08)
+    figure = Figure(figsize=(_PANEL * columns, height * rows), layout=layout)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    grid[0].imshow(picture, cmap="gray", vmin=0, vmax=1)
+    grid[0].set_title(title, fontsize=11, parse_math=False)
+    return figure, list(grid[1 : count + 1])
+
+
+def _one_map(found: Attributions, example: int, part: int, name: str) -> NDArray[np.float64]:
+    """`[H, W]` of one example: channels summed, or one of them where all are alike."""
+    tensor = found[part] if isinstance(found, tuple) else found
+    if tensor.ndim != 4:
+        raise ValueError(
+            f"{name} has attributions {tuple(tensor.shape)}; pictures are [B, C, H, W]"
+        )
+    channels = tensor[example].detach().cpu().double().numpy()
+    alike = bool((channels == channels[:1]).all())
+    heat: NDArray[np.float64] = channels[0] if alike else channels.sum(0)
+    return heat
