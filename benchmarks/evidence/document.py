@@ -11,7 +11,10 @@ from methods import OURS
 from tables import STORED, Table, best_of, load, markdown
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-ORDER = ("vit", "vit_pointing", "lxmert", "lxmert_deciding", "reactions", "speech")
+ORDER = (
+    *("vit", "vit_pointing", "lxmert", "lxmert_deciding", "visualbert", "visualbert_deciding"),
+    *("clip", "detr", "reactions", "speech"),
+)
 QUESTIONS = (
     "Questions about a relation, a place, an existence. The redder, the more relevant; regions "
     "that decide have a black frame; below is the model's answer"
@@ -20,6 +23,12 @@ FIGURES = {
     "vit": ("evidence_vit.png", "Perturbation curves of the vision transformer"),
     "lxmert": ("evidence_lxmert.png", "Perturbation curves of LXMERT"),
     "lxmert_deciding": ("evidence_questions.png", QUESTIONS),
+    "visualbert": ("evidence_visualbert.png", "Perturbation curves of VisualBERT"),
+    "clip": (
+        "evidence_captions.png",
+        "A canvas with captions: where in the picture, and at which words, the score comes from",
+    ),
+    "detr": ("evidence_detections.png", "A canvas with all detections: box, class and map of each"),
 }
 
 HEAD = """# Evidence

@@ -1,13 +1,25 @@
-"""The figures of `docs/evidence.md`: perturbation curves, and explained questions."""
+"""The figures of `docs/evidence.md`: perturbation curves, and explained examples."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import detr
 import numpy as np
 import torch
-from garments import EXTENT, KINDS, Split, ask, load_split, picture
+from garments import (
+    EXTENT,
+    GARMENTS,
+    KINDS,
+    Drawn,
+    Split,
+    ask,
+    draw,
+    inputs,
+    load_split,
+    picture,
+)
 from lxmert import answerer
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -18,7 +30,9 @@ from numpy.typing import NDArray
 from tables import RANDOM, Table
 from vqa import SEED, asked, attributions
 
-from captum_generic_attn import GenericAttention
+from captum_generic_attn import GenericAttention, demo, hf
+from captum_generic_attn.detectors import load_detector
+from captum_generic_attn.visualization import detections_figure, pairs_figure
 
 SHOWN = (
     OURS,
@@ -116,6 +130,50 @@ def _words(axes: Axes, words: Sequence[str], shares: NDArray[np.float64]) -> Non
         axes.text(start + size[0] / 2, -7, word, color=ink, **style)
 
 
+def first_full_canvas(split: Split) -> tuple[Drawn, int]:
+    """The first canvas of four garments: some canvases, and which of them it is."""
+    drawn = draw(split, SEED, 0, 50)
+    return drawn, int((drawn.classes >= 0).all(1).argmax())
+
+
+def detections(split: Split) -> Figure:
+    """The first canvas of four garments: each detection's box, class and map."""
+    drawn, canvas = first_full_canvas(split)
+    detector, pictures = load_detector("garments-detr"), inputs(drawn.part(canvas, canvas + 1))
+    found = detr.detected(detector, pictures)
+    pairs = zip(found.queries.tolist(), found.classes.tolist(), strict=True)
+    maps = GenericAttention(detector.model).attribute_targets(pictures, list(pairs))[:, 0, 0]
+    labels = [
+        f"{demo.CLASSES[kind]}  {share:.2f}"
+        for kind, share in zip(found.classes.tolist(), found.probabilities.tolist(), strict=True)
+    ]
+    boxes = found.boxes.tolist()
+    return detections_figure(drawn.pictures[canvas], boxes, labels, maps.numpy(), title="canvas")
+
+
+def captions(split: Split) -> Figure:
+    """The first canvas of four garments with a caption for each class on it, and one for two."""
+    drawn, canvas = first_full_canvas(split)
+    names = [GARMENTS[kind] for kind in dict.fromkeys(drawn.classes[canvas].tolist())]
+    texts = [f"a {name}" for name in names] + [f"a {names[0]} and a {names[1]}"]
+    model, ids = hf.pairs(demo.load_clip()), demo.tokenize(texts)
+    pictures = inputs(drawn.part(canvas, canvas + 1)).expand(len(texts), -1, -1, -1)
+    heat, words = GenericAttention(model).attribute((pictures, ids))
+    with torch.no_grad():
+        titles = [f"score {score:.1f}" for score in model(pictures, ids).tolist()]
+    told = [
+        [[(word, value)] for word, value in zip(text.split(), values[1:].tolist(), strict=False)]
+        for text, values in zip(texts, words, strict=True)
+    ]
+    return pairs_figure(drawn.pictures[canvas], heat[:, 0].numpy(), told, titles, title="canvas")
+
+
+_QUESTIONED = (
+    ("image_positive", "regions, positive"),
+    ("image_negative", "regions, negative"),
+    ("text_positive", "words, positive"),
+    ("text_negative", "words, negative"),
+)
 DRAWN = {
     "vit": (
         (
@@ -127,16 +185,8 @@ DRAWN = {
         "pixels",
         "canvases whose class is still named",
     ),
-    "lxmert": (
-        (
-            ("image_positive", "regions, positive"),
-            ("image_negative", "regions, negative"),
-            ("text_positive", "words, positive"),
-            ("text_negative", "words, negative"),
-        ),
-        "tokens",
-        "answers that are right",
-    ),
+    "lxmert": (_QUESTIONED, "tokens", "answers that are right"),
+    "visualbert": (_QUESTIONED, "tokens", "answers that are right"),
 }
 """Columns of the tables whose curves are drawn, what is removed, and what is watched."""
 
@@ -146,4 +196,10 @@ def draw_all(tables: Mapping[str, Table], data: Path, folder: Path) -> None:
     for name, asked_for in DRAWN.items():
         if name in tables:
             curves(tables[name], *asked_for).savefig(folder / f"evidence_{name}.png", dpi=130)
-    questions(load_split("test", data)).savefig(folder / "evidence_questions.png", dpi=100)
+    split = load_split("test", data)
+    for name, figure in (
+        ("questions", questions),
+        ("captions", captions),
+        ("detections", detections),
+    ):
+        figure(split).savefig(folder / f"evidence_{name}.png", dpi=100)

@@ -16,6 +16,7 @@ from canvases import (
     load_split,
     right_places,
 )
+from captions import Caption, Mention, describe, distort, meant
 from questions import (
     ANSWERS,
     CLS,
@@ -41,14 +42,19 @@ __all__ = [
     "SEP",
     "VOCABULARY",
     "Batch",
+    "Caption",
     "Drawn",
+    "Mention",
     "Question",
     "Split",
     "ask",
     "collate",
+    "describe",
+    "distort",
     "draw",
     "inputs",
     "load_split",
+    "meant",
     "picture",
     "right_places",
 ]

@@ -6,7 +6,7 @@ Two tables, made as `vqa.py` says. Run by `make evidence`; alone,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import torch
 import typer
 import vqa
 from garments import DEBIAN_FOLDER, Batch
-from methods import Methods, broken_lxmert, of_lxmert
+from methods import Methods, broken_lxmert, of_lxmert, some
 from tables import Table
 from torch import Tensor
 from transformers import LxmertConfig, LxmertForQuestionAnswering
 
 from captum_generic_attn import hf
+from captum_generic_attn.demo.models import filled, read_weights
 from captum_generic_attn.metrics import TOKENS
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "garments" / "lxmert.safetensors"
@@ -29,9 +30,8 @@ NAMES = "input_ids", "visual_feats", "attention_mask", "visual_pos", "visual_att
 
 def answerer() -> vqa.Answerer:
     """The trained LXMERT."""
-    lxmert, _ = vqa.stored(
-        WEIGHTS, lambda config: LxmertForQuestionAnswering(LxmertConfig(**config))
-    )
+    notes, weights = read_weights(WEIGHTS)
+    lxmert = filled(LxmertForQuestionAnswering(LxmertConfig(**notes["config"])), weights)
     model = hf.Keywords(lxmert, NAMES)
     return vqa.Answerer(
         "lxmert", "LXMERT", model, scores(model), inputs, of_regions=(1, 3, 4), kept=1,
@@ -71,12 +71,12 @@ def every_method(model: Callable[..., Any]) -> Methods:
 
 
 def experiment(
-    data: Path = DEBIAN_FOLDER, samples: int = vqa.SAMPLES, methods: Methods | None = None
+    data: Path = DEBIAN_FOLDER, samples: int = vqa.SAMPLES, names: Collection[str] | None = None
 ) -> tuple[Table, Table]:
     """Both tables, of the first `samples` questions; of all methods, or these."""
     lxmert = answerer()
-    every = methods or every_method(lxmert.model)
-    return vqa.experiment(lxmert, every, data, samples, (_NEEDED, _DECIDING))
+    methods = some(every_method(lxmert.model), names)
+    return vqa.experiment(lxmert, methods, data, samples, (_NEEDED, _DECIDING))
 
 
 _NEEDED = """A small LXMERT answers questions about four to eight garments. Explained is its own

@@ -4,7 +4,7 @@ broken variants of ours that a benchmark must be able to tell from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -36,6 +36,12 @@ from captum_generic_attn.relevance import Relevance
 
 OURS = "Generic attention"
 Methods = dict[str, Attribution]
+Options = Mapping[str, Any] | None
+
+
+def some(every: Methods, names: Collection[str] | None) -> Methods:
+    """Those of these names, in their order; without names all."""
+    return {name: every[name] for name in names or every}
 
 
 def ablations(model: Callable[..., Any], *, across: bool) -> Methods:
@@ -51,20 +57,36 @@ def ablations(model: Callable[..., Any], *, across: bool) -> Methods:
     }
 
 
-def of_vit(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
-    """For a vision transformer: ours, the authors' baselines, Captum's methods, controls."""
+def of_attention(
+    model: Callable[..., Any],
+    *,
+    across: bool = False,
+    rollout: Options = None,
+    grad_cam: Options = None,
+    partial_lrp: Options = None,
+) -> Methods:
+    """Ours with the paper's ablations, the authors' baselines and LRP; three of them have options
+    that differ from model to model.
+    """
     return {
         OURS: GenericAttention(model),
-        **ablations(model, across=False),
+        **ablations(model, across=across),
         "Raw attention": RawAttention(model),
-        "Attention rollout": AttentionRollout(model, start_layer=1),
-        "Attention Grad-CAM": AttentionGradCam(model),
+        "Attention rollout": AttentionRollout(model, **(rollout or {})),
+        "Attention Grad-CAM": AttentionGradCam(model, **(grad_cam or {})),
         "Gradient attention": GradientAttention(model),
         "Transformer attribution": TransformerAttribution(model),
-        "Partial LRP": PartialLrp(model),
+        "Partial LRP": PartialLrp(model, **(partial_lrp or {})),
         "LRP rollout": LrpRollout(model),
         "LRP": Lrp(model),
         "LRP, frozen": Lrp(model, rules="frozen"),
+    }
+
+
+def of_vit(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
+    """For a vision transformer; Captum's methods and controls as well."""
+    return {
+        **of_attention(model, rollout={"start_layer": 1}),
         "Saliency": Saliency(model),
         "Input × gradient": InputXGradient(model),
         "Integrated gradients": IntegratedGradients(model),
@@ -75,43 +97,30 @@ def of_vit(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
     }
 
 
+_CROSSING: dict[str, Options] = {
+    "grad_cam": {"weights_from": "all", "scale": None},
+    "partial_lrp": {"rules": "ours", "clamp": False, "scale": "minmax"},
+}
+"""Where streams attend to each other."""
+
+
 def of_lxmert(model: Callable[..., Any]) -> Methods:
-    """For LXMERT: ours with the paper's ablations, the authors' baselines, the control.
+    """For LXMERT, and the control.
 
     Captum's gradient methods need inputs to differentiate by, which word ids are not.
     """
-    return {
-        OURS: GenericAttention(model),
-        **ablations(model, across=True),
-        "Raw attention": RawAttention(model),
-        "Attention rollout": AttentionRollout(model),
-        "Attention Grad-CAM": AttentionGradCam(model, weights_from="all", scale=None),
-        "Gradient attention": GradientAttention(model),
-        "Transformer attribution": TransformerAttribution(model),
-        "Partial LRP": PartialLrp(model, rules="ours", clamp=False, scale="minmax"),
-        "LRP rollout": LrpRollout(model),
-        "LRP": Lrp(model),
-        "LRP, frozen": Lrp(model, rules="frozen"),
-        RANDOM: RandomAttribution(model),
-    }
+    return of_attention(model, across=True, **_CROSSING) | {RANDOM: RandomAttribution(model)}
 
 
 def of_visualbert(model: Callable[..., Any]) -> Methods:
     """For VisualBERT, likewise."""
-    return {
-        OURS: GenericAttention(model),
-        **ablations(model, across=False),
-        "Raw attention": RawAttention(model),
-        "Attention rollout": AttentionRollout(model, row_normalize=False),
-        "Attention Grad-CAM": AttentionGradCam(model, weights_from="all"),
-        "Gradient attention": GradientAttention(model),
-        "Transformer attribution": TransformerAttribution(model),
-        "Partial LRP": PartialLrp(model, clamp=False, scale="minmax"),
-        "LRP rollout": LrpRollout(model),
-        "LRP": Lrp(model),
-        "LRP, frozen": Lrp(model, rules="frozen"),
-        RANDOM: RandomAttribution(model),
-    }
+    every = of_attention(
+        model,
+        rollout={"row_normalize": False},
+        grad_cam={"weights_from": "all"},
+        partial_lrp={"clamp": False, "scale": "minmax"},
+    )
+    return every | {RANDOM: RandomAttribution(model)}
 
 
 def of_clip(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
@@ -121,16 +130,7 @@ def of_clip(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
     return {
         OURS: GenericAttention(model),
         "– last layer alone (start_layer = −1)": GenericAttention(model, start_layer=-1),
-        **ablations(model, across=False),
-        "Raw attention": RawAttention(model),
-        "Attention rollout": AttentionRollout(model),
-        "Attention Grad-CAM": AttentionGradCam(model),
-        "Gradient attention": GradientAttention(model),
-        "Transformer attribution": TransformerAttribution(model),
-        "Partial LRP": PartialLrp(model),
-        "LRP rollout": LrpRollout(model),
-        "LRP": Lrp(model),
-        "LRP, frozen": Lrp(model, rules="frozen"),
+        **of_attention(model),
         RANDOM: RandomAttribution(model, grid=grid),
     }
 
@@ -138,17 +138,7 @@ def of_clip(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
 def of_detr(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
     """For a DETR, likewise; and those of Captum's methods that need one gradient."""
     return {
-        OURS: GenericAttention(model),
-        **ablations(model, across=True),
-        "Raw attention": RawAttention(model),
-        "Attention rollout": AttentionRollout(model),
-        "Attention Grad-CAM": AttentionGradCam(model, weights_from="all", scale=None),
-        "Gradient attention": GradientAttention(model),
-        "Transformer attribution": TransformerAttribution(model),
-        "Partial LRP": PartialLrp(model, rules="ours", clamp=False, scale="minmax"),
-        "LRP rollout": LrpRollout(model),
-        "LRP": Lrp(model),
-        "LRP, frozen": Lrp(model, rules="frozen"),
+        **of_attention(model, across=True, **_CROSSING),
         "Saliency": Saliency(model),
         "Input × gradient": InputXGradient(model),
         RANDOM: RandomAttribution(model, grid=grid),
@@ -196,19 +186,21 @@ def broken_vit(model: Callable[..., Any], grid: tuple[int, int], size: int) -> M
     }
 
 
-def broken_clip(model: Callable[..., Any], grid: tuple[int, int], size: int) -> Methods:
+def broken_clip(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
     """Our method with one mistake each, for a CLIP."""
 
     def column(found: Relevance) -> tuple[Tensor, ...]:
-        picture = found.matrix("pixel_values", "pixel_values")[:, 1:, 0].unflatten(1, grid)
-        return (
-            interpolate(picture[:, None], (size, size), mode="bilinear"),
-            transposed(found, "input_ids"),
-        )
+        parts = [
+            transposed(found, name)[:, stream.parts[part]]
+            for part in ("pixel_values", "input_ids")
+            for name, stream in found.streams.items()
+            if part in stream.parts
+        ]
+        return parts[0].unflatten(1, grid), parts[1]
 
     return {
         f"{BROKEN}R transposed": Misread(model, column),
-        f"{BROKEN}wrong row": GenericAttention(model, rows={"pixel_values": -1, "input_ids": 1}),
+        f"{BROKEN}wrong row": GenericAttention(model, rows=1),
         f"{BROKEN}heads averaged first": GenericAttention(model, rule=heads_first),
     }
 
@@ -253,15 +245,18 @@ def broken_visualbert(model: Callable[..., Any]) -> Methods:
 def broken_detr(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
     """Our method with one mistake each, for a DETR."""
 
+    def of_query(found: Relevance, shift: int) -> Tensor:
+        """The map of the explained query, or of one behind it."""
+        ((queries, rows),) = found.rows.items()
+        (picture,) = (name for name in found.streams if name != queries)
+        maps = torch.einsum("bi,bij->bj", rows.roll(shift, 1), found.matrix(queries, picture))
+        return maps.unflatten(1, grid)
+
     def wrong_query(found: Relevance) -> tuple[Tensor, ...]:
-        ((query, rows),) = found.rows.items()
-        maps = torch.einsum("bi,bij->bj", rows.roll(1, 1), found.matrix(query, "pixel_values"))
-        return (maps.unflatten(1, grid),)
+        return (of_query(found, 1),)
 
     def turned(found: Relevance) -> tuple[Tensor, ...]:
-        ((query, rows),) = found.rows.items()
-        maps = torch.einsum("bi,bij->bj", rows, found.matrix(query, "pixel_values"))
-        return (maps.unflatten(1, grid).mT,)
+        return (of_query(found, 0).mT,)
 
     return {
         f"{BROKEN}map transposed": Misread(model, turned),

@@ -6,7 +6,7 @@ Two tables, made as `vqa.py` says. Run by `make evidence`; alone,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ import torch
 import typer
 import vqa
 from garments import DEBIAN_FOLDER, Batch
-from methods import Methods, broken_visualbert, of_visualbert
+from methods import Methods, broken_visualbert, of_visualbert, some
 from tables import Table
 from torch import Tensor
 from transformers import VisualBertConfig, VisualBertForQuestionAnswering
 
 from captum_generic_attn import hf
+from captum_generic_attn.demo.models import filled, read_weights
 from captum_generic_attn.metrics import VISUALBERT_REGIONS
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "garments" / "visualbert.safetensors"
@@ -30,9 +31,9 @@ NAMES = "input_ids", "visual_embeds", "attention_mask", "visual_attention_mask"
 
 def answerer() -> vqa.Answerer:
     """The trained VisualBERT."""
-    visualbert, notes = vqa.stored(
-        WEIGHTS, lambda config: VisualBertForQuestionAnswering(VisualBertConfig(**config))
-    )
+    notes, weights = read_weights(WEIGHTS)
+    config = VisualBertConfig(**notes["config"])
+    visualbert = filled(VisualBertForQuestionAnswering(config), weights)
     model = hf.Keywords(visualbert, NAMES)
     return vqa.Answerer(
         "visualbert", "VisualBERT", model, lambda *given: model(*given).logits,
@@ -53,12 +54,12 @@ def every_method(model: Callable[..., Any]) -> Methods:
 
 
 def experiment(
-    data: Path = DEBIAN_FOLDER, samples: int = vqa.SAMPLES, methods: Methods | None = None
+    data: Path = DEBIAN_FOLDER, samples: int = vqa.SAMPLES, names: Collection[str] | None = None
 ) -> tuple[Table, Table]:
     """Both tables, of the first `samples` questions; of all methods, or these."""
     visualbert = answerer()
-    every = methods or every_method(visualbert.model)
-    return vqa.experiment(visualbert, every, data, samples, (_NEEDED, _DECIDING))
+    methods = some(every_method(visualbert.model), names)
+    return vqa.experiment(visualbert, methods, data, samples, (_NEEDED, _DECIDING))
 
 
 _NEEDED = """A small VisualBERT answers the questions that LXMERT is asked; words and regions are

@@ -7,6 +7,7 @@ it point at the garment: segmentation and the pointing game. Run by `make eviden
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 import typer
 from captum.attr import Attribution, GradientShap
 from garments import DEBIAN_FOLDER, Drawn, draw, inputs, load_split, right_places
-from methods import Methods, broken_vit, of_vit
+from methods import Methods, broken_vit, of_vit, some
 from tables import Column, Found, Points, Table, percent, points, through, versions
 from torch import Tensor, nn
 
@@ -148,7 +149,7 @@ def every_method(model: nn.Module) -> Methods:
 
 
 def experiment(
-    data: Path = DEBIAN_FOLDER, samples: int = SAMPLES, methods: Methods | None = None
+    data: Path = DEBIAN_FOLDER, samples: int = SAMPLES, names: Collection[str] | None = None
 ) -> tuple[Table, Table]:
     """Both tables, of the first `samples` canvases of the test split; of all methods, or these."""
     model = demo.load_model()
@@ -160,7 +161,7 @@ def experiment(
         return *needed(model, seen, maps), pointed(seen, maps)
 
     first, curves, second, seconds = through(
-        f"ViT, {samples} canvases", methods or every_method(model), figures
+        f"ViT, {samples} canvases", some(every_method(model), names), figures
     )
     settings = {"seed": SEED, "bootstrap": "2000 resamples, 95 %"}
     shared = {"settings": settings, "seconds": seconds, "versions": versions("torchmetrics")}

@@ -6,7 +6,6 @@ perturbation tests. Does it rank those first that are known to decide.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,8 @@ from garments import (
     load_split,
 )
 from methods import Methods
-from safetensors import safe_open
 from tables import Column, Found, Points, Table, percent, points, through, versions
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_generic_attn.compare import run
 from captum_generic_attn.metrics import (
@@ -98,20 +96,6 @@ class Asked:
     regions: Tensor
     answering: Tensor
     kept: Tensor
-
-
-def stored(
-    weights: Path, build: Callable[[dict[str, Any]], nn.Module]
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The model that `build` makes of the configuration in a file of weights, with these weights,
-    and all that the file notes.
-    """
-    with safe_open(weights, framework="pt") as file:
-        notes = {name: json.loads(note) for name, note in file.metadata().items()}
-        state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    model = build(notes["config"])
-    model.load_state_dict(state)
-    return model.eval(), notes
 
 
 @torch.no_grad()
