@@ -31,7 +31,7 @@ def margins(evidence, table, name):
 @pytest.fixture(scope="module")
 def made(evidence, sample):
     """The tables of a model, with ours, the control and the broken variants; each made once."""
-    samples = {"vit": 100, "lxmert": 300, "visualbert": 200, "clip": 100, "detr": 60}
+    samples = {"vit": 100, "lxmert": 300, "visualbert": 200, "clip": 200, "detr": 60}
     mistakes = {"detr": ("map transposed", "wrong query", "heads averaged first")}
     kept = {}
 
@@ -76,6 +76,36 @@ def test_questions_tell_broken_variants(evidence, made) -> None:
     assert deciding["R transposed"]["region_relation"] > 15
     assert deciding["heads averaged first"]["region_existence"] > 10
     assert deciding["wrong row"]["region_existence"] > 15
+
+
+@pytest.mark.xdist_group("visualbert")
+@pytest.mark.parametrize("mistake", ["R transposed", "wrong row", "heads averaged first"])
+def test_questions_to_one_stream_tell_broken_variants(evidence, made, mistake) -> None:
+    needed, deciding = (
+        margins(evidence, table, f"ours, broken: {mistake}") for table in made("visualbert")
+    )
+    assert needed["image_positive"] > 0.5
+    assert needed["image_negative"] > 1.5
+    assert deciding["region_relation"] > 5
+    assert min(deciding[key] for key in ("region_place", "answer_relation")) > 10
+
+
+@pytest.mark.xdist_group("clip")
+@pytest.mark.parametrize("mistake", ["R transposed", "wrong row"])
+def test_captions_tell_broken_variants(evidence, made, mistake) -> None:
+    (found,) = (margins(evidence, table, f"ours, broken: {mistake}") for table in made("clip"))
+    assert min(found[f"{kind}_picture"] for kind in ("alone", "several", "garment")) > 10
+    assert min(found[f"{kind}_word"] for kind in ("several", "erased")) > 30
+
+
+@pytest.mark.xdist_group("detr")
+@pytest.mark.parametrize(
+    ("mistake", "precision", "hits"), [("map transposed", 15, 40), ("wrong query", 5, 10)]
+)
+def test_detections_tell_broken_variants(evidence, made, mistake, precision, hits) -> None:
+    (found,) = (margins(evidence, table, f"ours, broken: {mistake}") for table in made("detr"))
+    assert min(found["AP"], found["AR"]) > precision
+    assert found["pointing"] > hits
 
 
 @pytest.mark.parametrize("model", MODELS)
