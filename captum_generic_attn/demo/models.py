@@ -26,7 +26,6 @@ _WORDS = (
 VOCABULARY: tuple[str, ...] = (PAD, START, *_WORDS, END)
 """What the shipped CLIP knows, in the order of token ids: words, and marks round a caption."""
 
-_OLDEST_FOR_DETR = "5.2"
 LONGEST = 29
 """No caption may have more tokens, `START` and `END` included."""
 
@@ -139,11 +138,10 @@ def load_detr() -> nn.Module:
         (torch.Size([1, 10, 8]), torch.Size([1, 10, 4]))
     """
     import transformers
-    from packaging.version import Version
 
-    if Version(transformers.__version__) < Version(_OLDEST_FOR_DETR):
+    if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 2):
         raise ImportError(
-            f"the shipped DETR needs transformers {_OLDEST_FOR_DETR} or newer, this is "
+            "the shipped DETR needs transformers 5.2 or newer, this is "
             f"{transformers.__version__}: earlier ones call its layers otherwise"
         )
     notes, weights = read_weights(FOLDER / "detr.safetensors")
