@@ -291,12 +291,13 @@ that it tells from wrong ones. Explained is its score of the pair, in both tower
 garment*: the caption is "a bag"; how often the highest of the picture's 64 tokens reaches into the
 box of a bag. *Several*: the caption names some of the garments, and where some of them lie ("a boot
 and a bag in the upper left"); the highest token reaches into the box of one of them, the highest
-word is a garment or one of a place. *Two captions*: explained is the score less that of a caption
-with another garment, or another place, in place of one ("a sandal and a bag in the upper left"); it
-is known which garment alone decides, and the highest token must reach into its box. *Two pictures*:
-explained is the score less that of the canvas without one of the garments; the highest word must be
-this garment or its place. (Of two captions, the text's map says nothing new, nor the picture's of
-two pictures: each is the map of what is the same for both.) In percent."""
+word is a garment or one of a place. *Two captions* (of several garments): explained is the score
+less that of a caption with another garment, or another place, in place of one ("a sandal and a bag
+in the upper left"); it is known which garment alone decides, and the highest token must reach into
+its box. *Two pictures*: explained is the score less that of the canvas without one of the garments
+that are named; the highest word must be this garment or one of its place. (What is compared meets
+the other side alone: a second caption leaves the text's map as it is, a second picture the
+picture's.) In percent."""
 
 
 def main(data: Path = DEBIAN_FOLDER, samples: int = SAMPLES, threads: int = 1) -> None:
