@@ -87,6 +87,35 @@ def test_targets_and_files_exist():
         assert (ROOT / link).is_file(), link
 
 
+def test_contributing_names_what_exists():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for target in re.findall(r"`make ([a-z0-9.-]+)`", text):
+        assert re.search(rf"^{re.escape(target)}:", makefile, flags=re.MULTILINE), target
+    paths = re.findall(r"`([\w./-]*[a-z_]+(?:/|\.py|\.md))`", text)
+    assert len(paths) > 20
+    package = ROOT / "captum_generic_attn"
+    for path in paths:
+        places = [ROOT, package, package / "baselines", ROOT / "benchmarks" / "evidence"]
+        assert any((place / path).exists() for place in places), path
+
+
+def test_figures_of_clip_and_detr_are_those_of_the_evidence():
+    pytest.importorskip("transformers")
+    text = " ".join(TEXT.split())
+    tables = ROOT / "benchmarks" / "evidence" / "tables"
+    clip, detr = (
+        json.loads((tables / f"{name}.json").read_text("utf-8")) for name in ("clip", "detr")
+    )
+    right, of = clip["settings"]["right caption of 10"].split(" % of ")
+    assert f"it finds the right one on {right} % of {of} canvases" in text
+    boxes = detr["settings"]["AP50 of the boxes"]
+    assert f"AP50 of its boxes is {boxes} % on {detr['samples']} such canvases" in text
+    for name, load in (("CLIPModel", demo.load_clip), ("DetrForObjectDetection", demo.load_detr)):
+        count = f"{sum(p.numel() for p in load().parameters()):,}".replace(",", " ")
+        assert f"`{name}` ({count} parameters)" in text
+
+
 def test_figures_are_those_of_the_report():
     report = json.loads((ROOT / "benchmarks" / "garments" / "report.json").read_text("utf-8"))
     text = " ".join(TEXT.split())
