@@ -121,7 +121,7 @@ evidence-reactions evidence-speech:
 	$(BIN)/python benchmarks/evidence/$(@:evidence-%=%).py
 
 evidence-small: $(READY) ## a bounded part of `make evidence`, with what it must show
-	$(PYTEST) --dist loadgroup -m evidence_small tests/evidence
+	$(PYTEST) --dist loadscope -m evidence_small tests/evidence
 
 clean: ## delete what the targets above have made, .venv included
 	rm -rf $(VENV) .captum-0.8 .zoo .methods build dist *.egg-info explanation.png \
