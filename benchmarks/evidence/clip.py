@@ -32,6 +32,7 @@ from methods import Methods, broken_clip, of_clip, some
 from tables import Column, Table, percent, timed, versions
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from vqa import among
 
 from captum_generic_attn import demo, hf
 from captum_generic_attn.compare import run
@@ -240,11 +241,9 @@ def pointed(data: Told, picture: Tensor, text: Tensor) -> tuple[Estimate, Estima
     """How often the highest token of the picture shows what is asked for, and how often the
     highest word is about it, in percent.
     """
-    below = text.amin(1, keepdim=True) - 1
-    words = torch.where(data.words, text, below)
     return (
         percent(estimate(pointing(picture, data.right))),
-        percent(estimate(pointing(words, data.about))),
+        percent(estimate(pointing(among(text, data.words), data.about))),
     )
 
 

@@ -216,9 +216,8 @@ def broken_lxmert(model: Callable[..., Any]) -> Methods:
     """Our method with one mistake each, for LXMERT: ids and region features are explained."""
 
     def column(found: Relevance) -> tuple[Tensor, ...]:
-        words = found.matrix("input_ids", "input_ids")[:, :, 0].clone()
-        words[:, 0] = 0
-        return words, found.matrix("visual_feats", "input_ids")[:, :, 0]
+        regions = found.matrix("visual_feats", "input_ids")[:, :, 0]
+        return transposed(found, "input_ids"), regions
 
     return {
         f"{BROKEN}R transposed": Misread(model, column),

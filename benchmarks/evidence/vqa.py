@@ -169,8 +169,8 @@ def needed(
 
 def deciding(answerer: Answerer, data: Asked, text: Tensor, image: Tensor) -> dict[str, Estimate]:
     """Figures of the second table for one method, in percent, of questions answered rightly."""
-    words = _candidates(text, data.inputs[2].bool() & ~data.kept)
-    regions = _candidates(image, data.inputs[answerer.of_regions[-1]].bool())
+    words = among(text, data.inputs[2].bool() & ~data.kept)
+    regions = among(image, data.inputs[answerer.of_regions[-1]].bool())
     found = {}
     for kind in KINDS:
         mine = torch.tensor([question.kind == kind for question in data.questions]) & data.right
@@ -183,8 +183,8 @@ def deciding(answerer: Answerer, data: Asked, text: Tensor, image: Tensor) -> di
     return found
 
 
-def _candidates(relevance: Tensor, candidates: Tensor) -> Tensor:
-    """What is no candidate lies below all that is."""
+def among(relevance: Tensor, candidates: Tensor) -> Tensor:
+    """Relevance `[B, N]` in which what is no candidate lies below all that is."""
     relevance = relevance.double()
     below = relevance.amin(1, keepdim=True) - 1
     return torch.where(candidates, relevance, below)

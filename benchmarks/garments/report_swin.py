@@ -25,12 +25,12 @@ from report import (
     localisation,
     summaries,
 )
-from safetensors import safe_open
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from captum_generic_attn import demo
+from captum_generic_attn.demo.models import read_weights
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS = HERE / "swin.safetensors"
@@ -39,10 +39,8 @@ GRID = 16
 
 def load_swin() -> SwinTransformer:
     """The trained model, float32, in evaluation mode."""
-    with safe_open(WEIGHTS, framework="pt") as file:
-        config = json.loads(file.metadata()["config"])
-        state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    model = SwinTransformer(**config)
+    notes, state = read_weights(WEIGHTS)
+    model = SwinTransformer(**notes["config"])
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected
     assert not [name for name in missing if "mask" not in name and "index" not in name]

@@ -159,10 +159,8 @@ def explain(
         )
     choices = Choices(
         image, model, weights, tuple(text or ()), tuple(target or ()), top, output, start_layer,
-        methods,
+        chosen_methods(methods, start_layer),
     )  # fmt: skip
-    if choices.several_methods:
-        chosen_methods(choices)  # to complain before minutes of work, not after
     explaining = {
         "image classifier": explain_classes,
         "dual encoder": explain_texts,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choices:
-    """The options of the command, as they were given."""
+    """What the options come to; `methods` are those to compare, none where ours alone explains."""
 
     image: Path | None
     model: str | None
@@ -26,7 +26,7 @@ class Choices:
     top: int | None
     output: Path
     start_layer: int
-    methods: str
+    methods: tuple[str, ...]
 
     @property
     def title(self) -> str:
@@ -36,7 +36,7 @@ class Choices:
     @property
     def several_methods(self) -> bool:
         """Whether other methods than ours explain."""
-        return self.methods != "ours"
+        return bool(self.methods)
 
     def pixels(self, model: PictureModel) -> Tensor:
         """The picture `[3, H, W]` as the model takes it; if it cannot be read, that is said."""

@@ -17,19 +17,23 @@ if TYPE_CHECKING:
     from captum_generic_attn.picture_models import PictureModel
 
 
-def chosen_methods(choices: Choices) -> list[str]:
-    """The names of the chosen methods; what cannot be chosen is said."""
+def chosen_methods(given: str, start_layer: int) -> tuple[str, ...]:
+    """The names of the methods that `--methods` compares, none where ours alone explains; what
+    cannot be chosen is said, before a model is loaded.
+    """
+    if given == "ours":
+        return ()
     from torch import nn
 
     from captum_generic_attn.compare import all_methods
 
-    if choices.start_layer != 0:
+    if start_layer != 0:
         wrong("--start-layer", "it is an option of our method alone: leave --methods out")
-    names = list(all_methods(nn.Identity()))
-    if choices.methods == "all":
+    names = tuple(all_methods(nn.Identity()))
+    if given == "all":
         return names
     known = {("ours",): names[0]} | {tuple(name.split(", ")): name for name in names}
-    chosen, rest = [], [part.strip() for part in choices.methods.split(",")]
+    chosen, rest = [], [part.strip() for part in given.split(",")]
     while rest:
         # Names may hold a comma ("LRP, frozen"): the longest that fits is meant.
         fitting = [parts for parts in known if tuple(rest[: len(parts)]) == parts]
@@ -38,7 +42,7 @@ def chosen_methods(choices: Choices) -> list[str]:
         parts = max(fitting, key=len)
         chosen.append(known[parts])
         rest = rest[len(parts) :]
-    return list(dict.fromkeys(chosen))
+    return tuple(dict.fromkeys(chosen))
 
 
 def compare_methods(
@@ -66,7 +70,7 @@ def compare_methods(
     from captum_generic_attn.visualization import comparison_figure
 
     every = all_methods(forward)
-    methods = {name: every[name] for name in chosen_methods(choices)}
+    methods = {name: every[name] for name in choices.methods}
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("default", UserWarning)  # those of left out methods are printed below
         found = compare(methods, inputs, target, rest, strict=False, show_progress=True)
