@@ -25,6 +25,8 @@ from captum_generic_attn.lrp import RuleSet
 from captum_generic_attn.lrp.mode import UnsupportedOperationError
 from captum_generic_attn.relevance import Call, Relevance, Stream
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AttentionGradCam",
     "AttentionRollout",

@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+
+import captum_generic_attn
 
 ROOT = Path(__file__).parent.parent
 # Where the name of the import is not that of the distribution.
@@ -94,7 +97,10 @@ def test_every_direct_dependency_is_pinned_for_development(setup):
 
 def test_metadata(setup):
     installed = metadata.metadata("captum-generic-attn")
-    assert installed["Version"] == setup["metadata"]["version"]
+    assert installed["Version"] == captum_generic_attn.__version__
+    assert setup["metadata"]["version"] == "attr: captum_generic_attn.__version__"
+    changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert f"\n## {captum_generic_attn.__version__}" in changes
     assert installed["Requires-Python"] == ">=3.10"
     (command,) = metadata.distribution("captum-generic-attn").entry_points
     assert command.value == "captum_generic_attn.cli:main"
@@ -107,9 +113,10 @@ def test_data_files_are_beside_the_code():
     assert "Zalando" in package.joinpath("demo/LICENSE.fashion-mnist").read_text("utf-8")
 
 
-@pytest.mark.slow
-@pytest.mark.ci_sample
-def test_the_wheel_holds_what_the_package_needs_and_nothing_else(tmp_path):
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A folder with the source distribution and the wheel made of it, and the sources' own."""
+    folder = tmp_path_factory.mktemp("built")
     # A copy: a build in place would leave its folders in the checkout.
     listed = ["git", "-C", str(ROOT), "ls-files", "-z"]
     try:
@@ -118,23 +125,56 @@ def test_the_wheel_holds_what_the_package_needs_and_nothing_else(tmp_path):
         pytest.skip("not a git checkout")
     for name in filter(None, tracked.split("\0")):
         if (ROOT / name).is_file() and not name.startswith("tests/"):
-            copy = tmp_path / "source" / name
+            copy = folder / "source" / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes((ROOT / name).read_bytes())
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    folders = ["--wheel-dir", str(tmp_path), str(tmp_path / "source")]
-    subprocess.run([*build, *folders], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        inside = {info.filename: info.file_size for info in archive.infolist()}
-    package = {name for name in inside if name.startswith("captum_generic_attn/")}
-    information = {name.partition("/")[2] for name in inside if name not in package}
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder)]
+    subprocess.run([*build, str(folder / "source")], check=True, capture_output=True)
+    return folder
 
-    sources = (tmp_path / "source" / "captum_generic_attn").rglob("*")
-    assert package == {
-        path.relative_to(tmp_path / "source").as_posix() for path in sources if path.is_file()
-    }
-    assert {"captum_generic_attn/py.typed", "captum_generic_attn/demo/vit.safetensors"} <= package
-    assert sum(name.endswith(".png") for name in package) == 24
-    assert inside["captum_generic_attn/demo/vit.safetensors"] <= 1_000_000
-    assert {"licenses/LICENSE", "licenses/THIRD_PARTY.md", "entry_points.txt"} <= information
+
+@pytest.mark.slow
+@pytest.mark.ci_sample
+class TestBuilt:
+    def test_the_wheel_holds_what_the_package_needs_and_nothing_else(self, built):
+        (wheel,) = built.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            inside = {info.filename: info.file_size for info in archive.infolist()}
+        package = {name for name in inside if name.startswith("captum_generic_attn/")}
+        information = {name.partition("/")[2] for name in inside if name not in package}
+
+        sources = (built / "source" / "captum_generic_attn").rglob("*")
+        assert package == {
+            path.relative_to(built / "source").as_posix() for path in sources if path.is_file()
+        }
+        demo = "captum_generic_attn/demo/vit.safetensors"
+        assert {"captum_generic_attn/py.typed", demo} <= package
+        assert sum(name.endswith(".png") for name in package) == 24
+        assert inside[demo] <= 1_000_000
+        assert {"licenses/LICENSE", "licenses/THIRD_PARTY.md", "entry_points.txt"} <= information
+        assert wheel.stat().st_size <= 3_000_000
+
+    @pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"])
+    def test_what_is_built_installs_and_explains_far_from_the_checkout(self, built, tmp_path, kind):
+        (archive,) = built.glob(kind)
+        place = tmp_path / "installed"
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+        subprocess.run(
+            [*install, "--no-build-isolation", "--target", str(place), str(archive)], check=True
+        )
+        # Of what is installed beside it, this package is hidden.
+        code = (
+            "import captum_generic_attn as package; print(package.__file__, flush=True);"
+            "from captum_generic_attn.cli import main; main()"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", code, "explain"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(place)},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert found.stdout.split("\n")[0] == str(place / "captum_generic_attn" / "__init__.py")
+        assert "sandal" in found.stdout
+        assert (tmp_path / "explanation.png").stat().st_size > 10_000
