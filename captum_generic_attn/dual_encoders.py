@@ -26,15 +26,6 @@ from captum_generic_attn.picture_models import (
     shipped_preprocessing,
 )
 
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that are only part of a character
-
-
-class Piece(NamedTuple):
-    """A word or a part of one, and the places of its tokens among those of its text."""
-
-    text: str
-    tokens: tuple[int, ...]
-
 
 @dataclass(frozen=True, eq=False)
 class Texts:
@@ -47,7 +38,7 @@ class Texts:
     """
 
     encoding: Mapping[str, Tensor]
-    words: tuple[tuple[tuple[Piece, ...], ...], ...]
+    words: tuple[hf.Words, ...]
 
     def __len__(self) -> int:
         return len(self.words)
@@ -174,7 +165,7 @@ def _shipped_texts(texts: Sequence[str]) -> Texts:
 
     # Each word is a token; the first one is behind the mark of the start.
     words = [
-        tuple((Piece(word, (place,)),) for place, word in enumerate(text.split(), 1))
+        tuple((hf.Piece(word, (place,)),) for place, word in enumerate(text.split(), 1))
         for text in texts
     ]
     return Texts({"input_ids": demo.tokenize(texts)}, tuple(words))
@@ -195,37 +186,8 @@ def _encoded(model: Any, tokenizer: Any, texts: Sequence[str]) -> Texts:
             f"the longest text has {ids.shape[1]} tokens, and the model takes {longest}: give a "
             "shorter one"
         )
-    words = tuple(_words(tokenizer, row) for row in ids.tolist())
+    words = tuple(hf.words(tokenizer, row) for row in ids.tolist())
     for text, found in zip(texts, words, strict=True):
         if not found:
             raise ValueError(f"{text!r} has no words")
     return Texts(dict(encoding), words)
-
-
-def _words(tokenizer: Any, ids: list[int]) -> tuple[tuple[Piece, ...], ...]:
-    """The words of a text by their tokens: a piece is what a token adds to the decoded text.
-
-    Decoding is what tokenizers of all kinds have in common; each marks the starts or the ends of
-    words in a way of its own. A token that adds nothing to be seen, such as the first bytes of a
-    character, makes one piece with those behind it.
-    """
-    names = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id")
-    marks = {getattr(tokenizer, name) for name in names}
-    words: list[list[Piece]] = []
-    before, decoded, tokens = "", [], []
-    for place, token in enumerate(ids):
-        if token in marks:
-            continue
-        decoded.append(token)
-        tokens.append(place)
-        text = tokenizer.decode(decoded, clean_up_tokenization_spaces=False)
-        added = text[len(before) :]
-        if not added.strip() or added.endswith(_UNFINISHED):
-            continue
-        piece = Piece(added.strip(), tuple(tokens))
-        if before and not before[-1].isspace() and not added[0].isspace():
-            words[-1].append(piece)
-        else:
-            words.append([piece])
-        before, tokens = text, []
-    return tuple(map(tuple, words))

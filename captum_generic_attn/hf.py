@@ -1,19 +1,35 @@
 """Hugging Face models, which take keywords, as Captum wants functions: tensors by position.
 
 `unpack` turns a model and what a processor returned into the three arguments of
-`GenericAttention`; `pairs` makes a dual encoder score each picture with its own text. Nothing here
-imports transformers: any module whose `forward` takes keywords will do.
+`GenericAttention`; `pairs` makes a dual encoder score each picture with its own text; `words` says
+which tokens make up which word. Nothing here imports transformers: any module whose `forward` takes
+keywords will do.
 """
 
 from __future__ import annotations
 
 import inspect
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 _PAIRED = ("pixel_values", "input_ids", "attention_mask")
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that are only part of a character
+_JOINER = "\N{ZERO WIDTH JOINER}"  # between the parts of one emoji
+
+
+class Piece(NamedTuple):
+    """A word or a part of one, and the places of its tokens among those of its text."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+Words = tuple[tuple[Piece, ...], ...]
+"""The words of a text, each of one or several pieces."""
 
 
 class Keywords:
@@ -196,3 +212,122 @@ def _examples(tensors: Mapping[str, Tensor]) -> int:
     """The batch size: that of the ids, or the smallest there is."""
     of_ids = [len(value) for name, value in tensors.items() if name.endswith("input_ids")]
     return min(of_ids or [len(value) for value in tensors.values()])
+
+
+def words(tokenizer: Any, ids: Sequence[int] | Tensor, *, special: bool = False) -> Words:
+    """The words of a text by their tokens.
+
+    A word is what white space divides in the decoded text, with its punctuation; Chinese and
+    Japanese, written without spaces, are divided between pieces. Decoding is what tokenizers of all
+    kinds have in common: each marks the starts or the ends of words in a way of its own.
+
+    Args:
+        tokenizer: of Hugging Face, of any kind.
+        ids: `[N]`, of one text.
+        special: whether special tokens (`[CLS]`, end, padding, ...) are words of their own. By
+            default they are in no word. Tokens for unknown words and masks are always words.
+
+    Returns:
+        Words of one or several pieces. A piece is what a token adds to the text; tokens that add
+        nothing to be seen by themselves, such as the bytes of a character, white space and accents,
+        make one piece with their neighbours. Every token that is not special is in one piece,
+        unless there is nothing but white space between special ones.
+
+    Raises:
+        ValueError: if `ids` are not of one text.
+
+    Example:
+        >>> from tokenizers import Tokenizer, decoders, models
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> vocabulary = {"[CLS]": 0, "[SEP]": 1, "[UNK]": 2, "two": 3, "cat": 4, "##s": 5}
+        >>> backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        >>> backend.decoder = decoders.WordPiece()
+        >>> tokenizer = PreTrainedTokenizerFast(
+        ...     tokenizer_object=backend, cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]")
+        >>> for word in words(tokenizer, [0, 3, 4, 5, 1]):
+        ...     print(word)
+        (Piece(text='two', tokens=(1,)),)
+        (Piece(text='cat', tokens=(2,)), Piece(text='s', tokens=(3,)))
+    """
+    given = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise ValueError(
+            f"ids are the whole numbers of one text, [N], not {given.dtype} {list(given.shape)}"
+        )
+    listed: list[int] = given.tolist()
+    marks = _special_ids(tokenizer)
+    found: list[tuple[Piece, ...]] = []
+    start = 0
+    for place, token in enumerate([*listed, None]):
+        if token is None or token in marks:
+            # What stands on both sides of a special token is never one word.
+            found += _words_between(tokenizer, listed[start:place], start)
+            if token is not None and special:
+                found.append((Piece(tokenizer.convert_ids_to_tokens(token), (place,)),))
+            start = place + 1
+    return tuple(found)
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    """All that stand for nothing in a text; some tokenizers have no name for most of theirs."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    marks = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+    marks -= {tokenizer.unk_token_id, tokenizer.mask_token_id}
+    # GPT-2 has one token for the end of a text and for what is unknown.
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id")
+    return (marks | {getattr(tokenizer, name) for name in names}) - {None}
+
+
+def _words_between(tokenizer: Any, ids: list[int], first: int) -> list[tuple[Piece, ...]]:
+    """The words of tokens without special ones among them; the first of them is at `first`."""
+    found: list[list[Piece]] = []
+    context: list[int] = []  # what is decoded: the tokens since the word's first
+    tokens: list[int] = []  # the places of those that are in no piece yet
+    before = ""
+    for place, token in enumerate(ids, first):
+        context.append(token)
+        tokens.append(place)
+        text = tokenizer.decode(context, clean_up_tokenization_spaces=False)
+        added = text[len(before) :]
+        unseen = not added.strip()
+        if place + 1 < first + len(ids) and (unseen or added.endswith(_UNFINISHED)):
+            continue
+        if unseen:  # white space at the end
+            if found:
+                last = found[-1].pop()
+                found[-1].append(Piece(last.text, (*last.tokens, *tokens)))
+            break
+        piece = Piece(added.strip(), tuple(tokens))
+        if not before or _divided(before[-1], added[0]):
+            found.append([piece])
+            # Long texts are not decoded from their start again and again.
+            context = context[-len(tokens) :]
+            text = tokenizer.decode(context, clean_up_tokenization_spaces=False)
+        elif _one_character(before[-1], added[0]):
+            last = found[-1].pop()
+            found[-1].append(Piece(last.text + piece.text, last.tokens + piece.tokens))
+        else:
+            found[-1].append(piece)
+        before, tokens = text, []
+    return [tuple(word) for word in found]
+
+
+def _divided(left: str, right: str) -> bool:
+    """Whether a word ends between two characters."""
+    if left.isspace() or right.isspace() or _needs_no_space(right):
+        return True
+    return _needs_no_space(left) and right.isalnum() and unicodedata.category(right) != "Lm"
+
+
+def _needs_no_space(character: str) -> bool:
+    """Chinese characters and Japanese syllables; Korean is as wide, but has spaces."""
+    return (
+        unicodedata.category(character) == "Lo"
+        and unicodedata.east_asian_width(character) == "W"
+        and not unicodedata.name(character, "").startswith("HANGUL")
+    )
+
+
+def _one_character(left: str, right: str) -> bool:
+    """Whether the second only changes how the first one looks."""
+    return _JOINER in {left, right} or unicodedata.category(right).startswith("M")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from captum_generic_attn import GenericAttention, demo, dual_encoders, hf
 from captum_generic_attn.checkpoints import UnavailableWeightsError
-from captum_generic_attn.dual_encoders import _words, load_dual_encoder
+from captum_generic_attn.dual_encoders import load_dual_encoder
 
 
 def pieces(words):
@@ -110,28 +110,6 @@ def test_a_siglip_of_short_texts_gets_them_filled_up_to_what_it_takes(tmp_path):
         ValueError, match=r"the longest text has \d+ tokens, and the model takes 16"
     ):
         encoder.encode(["two cats " * 20])
-
-
-@pytest.mark.parametrize(
-    ("tokenizer", "text", "expected"),
-    [
-        (folders.bert_tokenizer, "Two cats, two", [["two"], ["cat", "s", ","], ["two"]]),
-        (folders.bert_tokenizer, "two zebras", [["two"], ["[UNK]"]]),
-        (folders.siglip_tokenizer, "cats  two", [["cat", "s"], ["two"]]),
-        # Four and two tokens for the bytes of a character.
-        (folders.clip_tokenizer, "🐈 two é", [["🐈"], ["two"], ["é"]]),
-        (folders.clip_tokenizer, "$x$", [["$"], ["x"], ["$"]]),
-    ],
-)
-def test_words_are_put_together_from_tokens_of_any_tokenizer(tokenizer, text, expected):
-    tokenizer = tokenizer()
-    ids = tokenizer([text], padding="max_length", max_length=18)["input_ids"][0]
-    words = _words(tokenizer, ids)
-    assert pieces(words) == expected
-    # Each token that is no mark belongs to one piece.
-    marks = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
-    marks |= {tokenizer.cls_token_id, tokenizer.sep_token_id}
-    assert places(words) == [place for place, token in enumerate(ids) if token not in marks]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,12 @@ import inspect
 import pickle
 from collections import UserDict
 
+import hugging_face_folders as folders
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from zoo.laws import assert_same
 from zoo.oracles import randomise
@@ -212,3 +216,180 @@ def test_errors_say_what_is_there(bert, clip) -> None:
         hf.pairs(bert, ["input_ids"])(sentences()["input_ids"])
     with pytest.raises(TypeError, match="4 arguments were given, but there are 3"):
         hf.pairs(clip)(1, 2, 3, 4)
+
+
+# ---------------------------------------------------------------- words of tokens
+
+
+def byte_level(marks=None):
+    """As GPT-2's and RoBERTa's: a token may be a byte; a space is at the start of a token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    merges = [("c", "a"), ("ca", "t"), ("Ġ", "cat"), ("t", "w"), ("tw", "o"), ("Ġ", "two")]
+    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    backend = Tokenizer(models.BPE(vocabulary, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    marks = marks or {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **marks)
+
+
+def sentence_piece():
+    """As Llama's and XLM-R's: a space is a token's "▁", unknown characters are bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    scores = [("<unk>", 0.0), *((f"<0x{byte:02X}>", -20.0) for byte in range(256))]
+    scores += [(letter, -5.0) for letter in "▁abcdefghijklmnopqrstuvwxyz.,!"]
+    scores += [("▁cat", -2.0), ("▁two", -2.0)]
+    backend = Tokenizer(models.Unigram(scores, unk_id=0, byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Sequence([
+        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ])  # fmt: skip
+    marks = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **marks)
+
+
+def word_piece():
+    """As BERT's: what continues a word begins with "##"; knows no spaces."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "two", "cat", "##s", ",", "猫", "好"]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token=words[1]))
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    marks = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **marks)
+
+
+TOKENIZERS = [
+    byte_level, sentence_piece, word_piece,
+    folders.bert_tokenizer, folders.clip_tokenizer, folders.siglip_tokenizer,
+]  # fmt: skip
+
+
+def pieces(words) -> list[list[str]]:
+    return [[piece.text for piece in word] for word in words]
+
+
+def places(words) -> list[int]:
+    return [place for word in words for piece in word for place in piece.tokens]
+
+
+def without_space(text: str) -> str:
+    return "".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text", "expected"),
+    [
+        (folders.bert_tokenizer, "Two cats, two", [["two"], ["cat", "s", ","], ["two"]]),
+        (folders.bert_tokenizer, "two zebras", [["two"], ["[UNK]"]]),
+        (folders.siglip_tokenizer, "cats  two", [["cat", "s"], ["two"]]),
+        # Four and two tokens for the bytes of a character.
+        (folders.clip_tokenizer, "🐈 two é", [["🐈"], ["two"], ["é"]]),
+        (folders.clip_tokenizer, "$x$", [["$"], ["x"], ["$"]]),
+        (word_piece, "two cats, [MASK] dogs", [["two"], ["cat", "s", ","], ["[MASK]"], ["[UNK]"]]),
+        (word_piece, "好猫", [["好"], ["猫"]]),
+        (byte_level, "two cats, cat\n\ntwo ", [["two"], ["cat", "s", ","], ["cat"], ["two"]]),
+        (byte_level, "猫好。 cat猫", [["猫"], ["好", "。"], ["cat"], ["猫"]]),
+        (byte_level, "ヒー 고양", [["ヒ", "ー"], ["고", "양"]]),
+        (byte_level, "an e\u0301 👩\u200d👧", [["a", "n"], ["e\u0301"], ["👩\u200d👧"]]),
+        (sentence_piece, "two cats, café ", [["two"], ["cat", "s", ","], ["c", "a", "f", "é"]]),
+        (sentence_piece, "猫好🐈", [["猫"], ["好", "🐈"]]),
+    ],
+)
+def test_words_are_put_together_from_tokens_of_any_tokenizer(tokenizer, text, expected) -> None:
+    tokenizer = tokenizer()
+    ids = tokenizer(text)["input_ids"]
+    ids = [*ids, *[tokenizer.pad_token_id] * 3] if tokenizer.pad_token else ids
+    words = hf.words(tokenizer, ids)
+    assert pieces(words) == expected
+    # Each token that is no mark belongs to one piece.
+    marks = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
+    marks |= {tokenizer.cls_token_id, tokenizer.sep_token_id}
+    assert places(words) == [place for place, token in enumerate(ids) if token not in marks]
+    assert hf.words(tokenizer, torch.tensor(ids)) == words
+    assert hf.words(tokenizer, np.array(ids)) == words
+
+
+@pytest.mark.parametrize("make", TOKENIZERS)
+def test_words_hold_all_that_is_decoded(make) -> None:
+    tokenizer = make()
+    marks = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.text("ab two,.'\n\t 猫好ーé\u0301🐈👩\u200d고다" + "cats", max_size=24))
+    def law(text: str) -> None:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        words = hf.words(tokenizer, ids)
+        kept = [token for token in ids if token not in marks]
+        decoded = tokenizer.decode(kept, clean_up_tokenization_spaces=False)
+        if decoded.strip() == "":
+            assert words == ()
+            return
+        assert places(words) == [place for place, token in enumerate(ids) if token not in marks]
+        found = "".join(piece.text for word in words for piece in word)
+        assert without_space(found) == without_space(decoded)
+
+    law()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("ab two,.'\n\t é\u0301🐈👩\u200d고다", max_size=40))
+def test_words_are_what_white_space_divides(text) -> None:
+    tokenizer = byte_level()
+    words = hf.words(tokenizer, tokenizer(text)["input_ids"])
+    assert ["".join(word) for word in pieces(words)] == text.split()
+
+
+def test_a_word_ends_at_a_special_token() -> None:
+    tokenizer = byte_level()
+    ids = tokenizer("<s>two cat</s></s>cat two</s><pad>")["input_ids"]
+    words = hf.words(tokenizer, ids)
+    assert pieces(words) == [["two"], ["cat"], ["cat"], ["two"]]
+    assert places(words) == [1, 2, 5, 6]
+    words = hf.words(tokenizer, ids, special=True)
+    expected = ["<s>", "two", "cat", "</s>", "</s>", "cat", "two", "</s>", "<pad>"]
+    assert pieces(words) == [[text] for text in expected]
+    assert places(words) == list(range(9))
+
+
+def test_marks_that_have_no_name_are_special() -> None:
+    from tokenizers import AddedToken
+
+    tokenizer = byte_level({"unk_token": "<|end|>", "eos_token": "<|end|>"})
+    tokenizer.add_tokens([AddedToken("<|user|>", special=True)], special_tokens=True)
+    ids = tokenizer("<|user|>two cat<|end|>")["input_ids"]
+    assert pieces(hf.words(tokenizer, ids)) == [["two"], ["cat"]]
+    assert pieces(hf.words(tokenizer, ids, special=True))[0] == ["<|user|>"]
+
+
+def test_part_of_a_character_at_the_end_is_shown_as_such() -> None:
+    tokenizer = byte_level()
+    ids = tokenizer("cat 🐈")["input_ids"][:-1]
+    assert pieces(hf.words(tokenizer, ids)) == [["cat"], ["\N{REPLACEMENT CHARACTER}"]]
+    assert places(hf.words(tokenizer, ids)) == list(range(len(ids)))
+
+
+def test_white_space_alone_is_no_word() -> None:
+    tokenizer = byte_level()
+    assert hf.words(tokenizer, []) == ()
+    assert hf.words(tokenizer, tokenizer("<s> \n</s>")["input_ids"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.zeros(1, 4, dtype=torch.long), r"of one text, \[N\], not int64 \[1, 4\]"),
+        ([[1, 2], [3, 4]], r"not int64 \[2, 2\]"),
+        (torch.rand(3), r"not float32 \[3\]"),
+    ],
+)
+def test_words_are_of_one_text(ids, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        hf.words(byte_level(), ids)

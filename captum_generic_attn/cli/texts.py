@@ -13,7 +13,7 @@ def explain_texts(choices: Choices) -> None:
     """Prints the scores of the texts, and writes a figure of picture and words for each."""
     from captum_generic_attn import GenericAttention
     from captum_generic_attn.dual_encoders import load_dual_encoder
-    from captum_generic_attn.visualization import pairs_figure
+    from captum_generic_attn.visualization import pairs_figure, word_relevance
 
     model = str(choices.model)
     if choices.targets:
@@ -62,8 +62,7 @@ def explain_texts(choices: Choices) -> None:
         method = GenericAttention(forward, start_layer=choices.start_layer)
         in_picture, in_texts = method.attribute(inputs, None, rest)
     words = [
-        [[(piece.text, float(values[list(piece.tokens)].sum())) for piece in word] for word in text]
-        for text, values in zip(texts.words, in_texts, strict=True)
+        word_relevance(text, values) for text, values in zip(texts.words, in_texts, strict=True)
     ]
     picture = encoder.picture(pixels)
     # The map is the same in every colour channel.

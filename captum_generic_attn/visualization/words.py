@@ -1,19 +1,23 @@
-"""Words in the colours of their relevance, set into lines."""
+"""Words in the colours of their relevance, set into lines. The figures of texts are made of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.font_manager import FontProperties
+from matplotlib import rcParams
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 
-from captum_generic_attn.visualization.overlays import LUMA, coloured
+from captum_generic_attn.visualization.overlays import coloured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
 Word = Sequence[tuple[str, float]]
 """The pieces of a word, each with its relevance: most words are one piece."""
@@ -24,14 +28,82 @@ LINE = 1.9 * SIZE
 """From line to line, in points."""
 _GAP = 0.3 * SIZE  # between words
 _PAD = 0.15 * SIZE  # between a piece and its edge
+_BREAKS = {"\n": "↵", "\r": "↵", "\t": "⇥"}  # what a line of a figure cannot hold
+_NO_GLYPH = "□"
 
 
-def text_width(text: str, size: float) -> float:
+def share_of(relevance: float, maximum: float, *, signed: bool = False) -> float:
+    """How dark a piece is drawn: 0 … 1, or -1 … 1 if it may speak against the score."""
+    if maximum <= 0:
+        return 0.0
+    return float(np.clip(relevance / maximum, -1 if signed else 0, 1))
+
+
+def colours_of(share: float) -> tuple[NDArray[np.float64], str]:
+    """What is behind a word, in 0 … 1, and "black" or "white", whichever reads better on it."""
+    back = coloured(np.array([share], dtype=np.float64), np.ones(1))[0]
+    linear = np.where(back > 0.04045, ((back + 0.055) / 1.055) ** 2.4, back / 12.92)
+    luminance = float(linear @ [0.2126, 0.7152, 0.0722])
+    # Where the contrasts of WCAG with black and with white are alike: both are 4.6 to 1.
+    return back, "white" if luminance < 0.179 else "black"
+
+
+def right_to_left(words: Sequence[Word]) -> bool:
+    """Whether the first letters of a text are Hebrew, Arabic, ...: its first word stands right."""
+    for word in words:
+        for text, _ in word:
+            for letter in text:
+                kind = unicodedata.bidirectional(letter)
+                if kind in {"L", "R", "AL"}:
+                    return kind != "L"
+    return False
+
+
+def text_width(text: str, size: float, *, bold: bool = False) -> float:
     """How wide a text is, in points."""
     width: float = text_to_path.get_text_width_height_descent(
-        text, FontProperties(size=size), ismath=False
+        text, FontProperties(size=size, weight="bold" if bold else None), ismath=False
     )[0]
     return 1.04 * width  # letters on the pixels of a screen are somewhat wider
+
+
+def drawable(texts: Iterable[Sequence[Word]]) -> list[list[Word]]:
+    """The same texts without what Matplotlib's font has no glyph for.
+
+    Warns:
+        UserWarning: once, of all characters in whose place there is a box.
+    """
+    texts = [[list(word) for word in text] for text in texts]
+    letters = {letter for text in texts for word in text for piece, _ in word for letter in piece}
+    missing = letters - _BREAKS.keys() - _drawn_by_fonts(letters)
+    if missing:
+        some = " ".join(map(_shown, sorted(missing)[:12]))
+        warnings.warn(
+            f"Matplotlib's font has no glyph for {len(missing)} characters, such as {some}: a box "
+            "stands for each. Add a font that has them, such as matplotlib.rcParams['font.family'] "
+            "= ['sans-serif', 'Noto Sans CJK JP'], or write HTML (text_html)",
+            UserWarning,
+            stacklevel=3,
+        )
+    table = str.maketrans(_BREAKS | dict.fromkeys(missing, _NO_GLYPH))
+    return [[[(piece.translate(table), r) for piece, r in word] for word in text] for text in texts]
+
+
+def _shown(letter: str) -> str:
+    return letter if letter.isprintable() else f"U+{ord(letter):04X}"
+
+
+def _drawn_by_fonts(letters: set[str]) -> set[str]:
+    """Those of the letters that one of Matplotlib's fonts in use has."""
+    found: set[str] = set()
+    for family in rcParams["font.family"]:
+        try:  # one font of each family, as Matplotlib itself does
+            path = findfont(FontProperties(family=[family]), fallback_to_default=False)
+        except ValueError:  # not installed
+            continue
+        glyphs = get_font(path).get_charmap()
+        found |= {letter for letter in letters if ord(letter) in glyphs}
+    return found
 
 
 def set_lines(words: Sequence[Word], width: float) -> list[list[Word]]:
@@ -53,7 +125,14 @@ def set_lines(words: Sequence[Word], width: float) -> list[list[Word]]:
     return lines
 
 
-def draw_lines(axes: Axes, lines: Sequence[Sequence[Word]], width: float, maximum: float) -> None:
+def draw_lines(
+    axes: Axes,
+    lines: Sequence[Sequence[Word]],
+    width: float,
+    maximum: float,
+    *,
+    signed: bool = False,
+) -> None:
     """Draw lines into axes that are `width` points wide and `LINE * len(lines)` high.
 
     Args:
@@ -61,23 +140,25 @@ def draw_lines(axes: Axes, lines: Sequence[Sequence[Word]], width: float, maximu
         lines: what `set_lines` made of the words.
         width: of a line.
         maximum: the relevance drawn darkest; 0 colours nothing.
+        signed: whether negative relevance is drawn, or counts as 0.
     """
     axes.set_axis_off()
     axes.set_xlim(0, width)
     axes.set_ylim(LINE * len(lines), 0)
+    mirrored = right_to_left([word for line in lines for word in line])
     for row, line in enumerate(lines):
         left = 0.0
         for word in line:
             for text, relevance in word:
                 wide = text_width(text, SIZE) + 2 * _PAD
-                share = np.clip(relevance / maximum, 0, 1) if maximum > 0 else 0.0
-                colour = coloured(np.array([share]), np.ones(1))[0]
+                back, letters = colours_of(share_of(relevance, maximum, signed=signed))
+                x = width - left - wide if mirrored else left
                 axes.add_patch(
-                    Rectangle((left, row * LINE + 0.1 * LINE), wide, 0.8 * LINE, color=colour)
+                    Rectangle((x, row * LINE + 0.1 * LINE), wide, 0.8 * LINE, color=back)
                 )
                 axes.text(
-                    left + _PAD, (row + 0.66) * LINE, text, fontsize=SIZE, parse_math=False,
-                    color="white" if colour @ LUMA < 0.5 else "black",
+                    x + _PAD, (row + 0.66) * LINE, text, fontsize=SIZE, parse_math=False,
+                    color=letters,
                 )  # fmt: skip
                 left += wide
             left += _GAP

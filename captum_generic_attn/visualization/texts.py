@@ -1,0 +1,303 @@
+"""Text heat maps: from words and what `attribute` returned to words with their relevance, and the
+figure of them. `html.py` draws the same in HTML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import numpy as np
+from torch import Tensor
+
+from captum_generic_attn.visualization.figures import NotebookFigure
+from captum_generic_attn.visualization.overlays import scale_bar
+from captum_generic_attn.visualization.words import (
+    LINE,
+    SIZE,
+    Word,
+    draw_lines,
+    drawable,
+    set_lines,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike, NDArray
+
+    from captum_generic_attn.compare import Comparison
+    from captum_generic_attn.hf import Words
+
+# In inches.
+_WIDTH = 6.8
+_EDGE = 0.12
+_TITLE = 0.24  # a line of a title
+_BAR, _BAR_WIDTH = 0.09, 2.4
+_BAR_ABOVE, _BAR_BELOW = 0.07, 0.34  # the latter with its numbers
+_GAP = 0.12  # between texts that share a bar
+
+# What a bar says of its scale.
+OWN, ONE = "own scale", "one scale for all"
+
+
+class Scale(NamedTuple):
+    """What is drawn darkest, and whether negative values are drawn as well."""
+
+    maximum: float
+    signed: bool
+
+
+def word_relevance(
+    words: Sequence[str] | Words, relevance: ArrayLike | Tensor, *, joined: bool = False
+) -> list[Word]:
+    """Words with their relevance, as `text_figure`, `text_html` and `pairs_figure` draw them.
+
+    Args:
+        words: `N` strings, each a word; or what `hf.words` returned, whose pieces get the sum of
+            their tokens.
+        relevance: `[N]`, of one example: a row of what `attribute` returned, or of a matrix of
+            `relevance`. `[N, D]`, for inputs that are embeddings: the features of a token are
+            summed, unless they are all alike, as those of our own method are.
+        joined: whether the pieces of a word become one, with the sum of their relevance.
+
+    Returns:
+        For each word its pieces, each with its relevance.
+
+    Raises:
+        TypeError: if `words` are one string.
+        ValueError: if words and relevance do not fit, a value is NaN or infinite, or strings, which
+            do not say what belongs together, are to be joined.
+
+    Example:
+        >>> from captum_generic_attn.hf import Piece
+        >>> from captum_generic_attn.visualization import word_relevance
+        >>> word_relevance(["two", "cats"], [0.5, 2.0])
+        [[('two', 0.5)], [('cats', 2.0)]]
+        >>> words = ((Piece("two", (1,)),), (Piece("cat", (2,)), Piece("s", (3,))))
+        >>> word_relevance(words, [0.0, 0.5, 1.5, 0.25, 0.0])
+        [[('two', 0.5)], [('cat', 1.5), ('s', 0.25)]]
+        >>> word_relevance(words, [0.0, 0.5, 1.5, 0.25, 0.0], joined=True)
+        [[('two', 0.5)], [('cats', 1.75)]]
+    """
+    values = _of_tokens(relevance)
+    if isinstance(words, str):
+        raise TypeError(f"words are a sequence of strings, not the one string {words!r:.40}")
+    if not words:
+        raise ValueError("there are no words")
+    if all(isinstance(word, str) for word in words):
+        if joined:
+            raise ValueError(
+                "strings do not say which of them are one word: to join them, give what "
+                "hf.words(tokenizer, ids) returns"
+            )
+        if len(words) != len(values):
+            raise ValueError(
+                f"{len(words)} words need as many values, not {len(values)}: relevance is "
+                f"{list(np.shape(relevance))}, and must be [N] or [N, D], of one example"
+            )
+        strings = cast(Sequence[str], words)
+        return [[(word, float(value))] for word, value in zip(strings, values, strict=True)]
+    pieces = cast("Words", words)
+    last = max(place for word in pieces for _, tokens in word for place in tokens)
+    if last >= len(values):
+        raise ValueError(
+            f"the words are of {last + 1} tokens at least, but there are {len(values)} values: "
+            f"relevance is {list(np.shape(relevance))}, and must be [N] or [N, D], of one example"
+        )
+    found = [
+        [(text, float(values[list(tokens)].sum())) for text, tokens in word] for word in pieces
+    ]
+    if not joined:
+        return list(found)
+    return [
+        [("".join(text for text, _ in word), sum(value for _, value in word))] for word in found
+    ]
+
+
+def _joined(word: Word) -> Word:
+    return [("".join(text for text, _ in word), sum(value for _, value in word))]
+
+
+def compared_words(
+    words: Sequence[str] | Words,
+    comparison: Comparison,
+    *,
+    example: int = 0,
+    part: int = 0,
+    joined: bool = False,
+) -> tuple[list[list[Word]], list[str]]:
+    """The same words once for each method of a comparison, and the methods' names.
+
+    Args:
+        words: as in `word_relevance`, of that example.
+        comparison: what `compare` returned.
+        example: which of the batch.
+        part: which input holds the text, where there are several.
+        joined: as in `word_relevance`.
+
+    Returns:
+        The first two arguments of `text_figure` and `text_html`.
+
+    Raises:
+        ValueError: if no method of the comparison could be run, or words and attributions do not
+            fit.
+
+    Example:
+        >>> import torch
+        >>> from captum_generic_attn.compare import Comparison
+        >>> from captum_generic_attn.visualization import compared_words, text_figure
+        >>> found = Comparison({"ours": torch.tensor([[0.5, 2.0]])}, {"ours": 0.1}, {}, {})
+        >>> compared_words(["two", "cats"], found)
+        ([[[('two', 0.5)], [('cats', 2.0)]]], ['ours'])
+        >>> figure = text_figure(*compared_words(["two", "cats"], found))
+    """
+    if not comparison.attributions:
+        raise ValueError("no method of this comparison could be run: there is nothing to draw")
+    texts = []
+    for found in comparison.attributions.values():
+        tensor = found[part] if isinstance(found, tuple) else found
+        texts.append(word_relevance(words, tensor[example], joined=joined))
+    return texts, list(comparison.attributions)
+
+
+def text_figure(
+    texts: Sequence[Sequence[Word]],
+    titles: Sequence[str],
+    *,
+    title: str = "",
+    shared_scale: bool = False,
+    label: str = "relevance",
+) -> NotebookFigure:
+    """A figure of texts below each other, their words in the colours of their relevance.
+
+    The texts may be one text for several scores or methods, or several texts. Red speaks for the
+    score; blue, where values are negative, against it. Each text has its own scale, which the bar
+    under it shows, unless `shared_scale`.
+
+    Args:
+        texts: at least one, each at least one word: from `word_relevance`.
+        titles: one per text.
+        title: stands over all.
+        shared_scale: one scale for all, so that colours can be compared from text to text.
+        label: what the values are.
+
+    Raises:
+        ValueError: no text, not one title for each, a text without words, or values that are NaN or
+            infinite.
+
+    Warns:
+        UserWarning: if Matplotlib's font lacks characters of the texts.
+
+    Example:
+        >>> from captum_generic_attn.visualization import text_figure, word_relevance
+        >>> positive = word_relevance(["a", "fine", "film"], [0.1, 2.0, 0.4])
+        >>> negative = word_relevance(["a", "fine", "film"], [0.2, 0.0, 0.1])
+        >>> figure = text_figure([positive, negative], ["positive", "negative"])
+        >>> [word.get_text() for word in figure.axes[0].texts]
+        ['a', 'fine', 'film']
+        >>> figure.axes[1].get_xlabel()
+        'relevance, own scale'
+    """
+    scales = scales_of(texts, titles, shared=shared_scale)
+    width = 72 * (_WIDTH - 2 * _EDGE)
+    # Titles have characters as well.
+    *known, names = drawable([*texts, [[(name, 0.0)] for name in (title, *titles)]])
+    over_all, *headings = [_heading(word[0][0], width) for word in names]
+    lines = [set_lines(text, width) for text in known]
+    below = _BAR_ABOVE + _BAR + _BAR_BELOW
+    heights = [
+        _TITLE * len(heading) + LINE / 72 * len(own) + (_GAP if shared_scale else below)
+        for heading, own in zip(headings, lines, strict=True)
+    ]
+    top = _EDGE + _TITLE * len(over_all)
+    tall = top + sum(heights) + (below - _GAP if shared_scale else 0)
+    figure = NotebookFigure(figsize=(_WIDTH, tall))
+
+    def axes_at(top: float, wide: float, high: float) -> Axes:
+        return figure.add_axes(
+            (_EDGE / _WIDTH, 1 - (top + high) / tall, wide / _WIDTH, high / tall)
+        )
+
+    def write(heading: Sequence[str], top: float, size: float) -> None:
+        for row, line in enumerate(heading, 1):
+            figure.text(
+                _EDGE / _WIDTH, 1 - (top + _TITLE * (row - 0.3)) / tall, line,
+                fontsize=size, weight="bold", parse_math=False,
+            )  # fmt: skip
+
+    def bar(top: float, scale: Scale, extent: str) -> None:
+        if scale.maximum == 0:
+            figure.text(
+                _EDGE / _WIDTH, 1 - (top + _BAR_ABOVE + 2 * _BAR) / tall, nothing_of(label),
+                fontsize=8, parse_math=False,
+            )  # fmt: skip
+            return
+        axes = axes_at(top + _BAR_ABOVE, _BAR_WIDTH, _BAR)
+        least = -scale.maximum if scale.signed else 0.0
+        scale_bar(figure, axes, least, scale.maximum, f"{label}, {extent}", fill=True)
+
+    write(over_all, _EDGE, SIZE + 1)
+    for heading, own, scale, height in zip(headings, lines, scales, heights, strict=True):
+        write(heading, top, SIZE)
+        start = top + _TITLE * len(heading)
+        high = LINE / 72 * len(own)
+        draw_lines(axes_at(start, width / 72, high), own, width, scale.maximum, signed=scale.signed)
+        if not shared_scale:
+            bar(start + high, scale, OWN)
+        top += height
+    if shared_scale:
+        bar(top - _GAP, scales[0], ONE)
+    return figure
+
+
+def scales_of(
+    texts: Sequence[Sequence[Word]], titles: Sequence[str], *, shared: bool
+) -> list[Scale]:
+    """One scale for each text; it is signed if a value of it is negative.
+
+    Raises:
+        ValueError: no text, not one title for each, a text without words, or values that are NaN or
+            infinite.
+    """
+    if len(texts) == 0:
+        raise ValueError("there is no text to draw")
+    if len(texts) != len(titles):
+        raise ValueError(f"{len(texts)} texts need as many titles, not {len(titles)}")
+    values = [[value for word in text for _, value in word] for text in texts]
+    for own, name in zip(values, titles, strict=True):
+        if not own:
+            raise ValueError(f"the text {name!r} has no words")
+        if not np.isfinite(own).all():
+            raise ValueError(f"the relevance of a word of {name!r} is NaN or infinite")
+    if shared:
+        values = [[value for own in values for value in own]] * len(values)
+    return [Scale(float(np.abs(own).max()), min(own) < 0) for own in values]
+
+
+def nothing_of(label: str) -> str:
+    """In place of a scale that goes from 0 to 0."""
+    return f"{label}: 0 everywhere"
+
+
+def _heading(name: str, width: float) -> list[str]:
+    """A title in lines; bold letters are wider than those that lines are made for."""
+    lines = set_lines([[(word, 0.0)] for word in name.split()], 0.9 * width)
+    return [" ".join(text for word in line for text, _ in word) for line in lines]
+
+
+def _of_tokens(relevance: ArrayLike | Tensor) -> NDArray[np.float64]:
+    """`[N]`, all finite."""
+    if isinstance(relevance, Tensor):
+        relevance = relevance.detach().cpu().double().numpy()
+    values: NDArray[np.float64] = np.asarray(relevance, dtype=np.float64)
+    if values.ndim not in (1, 2) or values.size == 0:
+        raise ValueError(
+            f"relevance is {list(values.shape)}, and must be [N] or [N, D], of one example: pick "
+            "one of the batch, relevance[0]"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError("the relevance of a token is NaN or infinite")
+    if values.ndim == 2:
+        alike = bool((values == values[:, :1]).all())
+        values = values[:, 0] if alike else values.sum(axis=1)
+    return values
