@@ -1,15 +1,29 @@
-"""Pictures of heat maps: right way up, on one scale, without any state of pyplot."""
+"""Figures of heat maps: right way up, on one scale, without pyplot's state, shown by notebooks.
 
+What lies in their panels is in test_visualization_overlays.py, grids are in
+test_visualization_grids.py.
+"""
+
+import base64
 import sys
 import threading
 
+import nbformat
 import numpy as np
 import pytest
+import torch
+from captum.attr import visualization as captum_visualization
 from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from nbclient import NotebookClient
 
+from captum_generic_attn import GenericAttention, demo
+from captum_generic_attn.compare import Comparison
 from captum_generic_attn.visualization import (
+    NotebookFigure,
+    comparison_figure,
     detections_figure,
+    grid_figure,
     heatmap_figure,
     overlay,
     pairs_figure,
@@ -37,56 +51,6 @@ def quarter(panel, row, column):
     """The colour in the middle of one quarter of a panel."""
     height, width = panel.shape[:2]
     return panel[round(height * (0.25 + 0.5 * row)), round(width * (0.25 + 0.5 * column))]
-
-
-def test_overlay_keeps_the_places_and_the_order_of_relevance():
-    heat = np.random.default_rng(0).random((5, 7))
-    panel = overlay(np.ones((5, 7)), heat)
-    assert panel.shape == (5, 7, 3)
-    darkness = -panel.sum(axis=2)
-    assert (np.argsort(darkness, axis=None) == np.argsort(heat, axis=None)).all()
-
-
-def test_overlay_of_nothing_is_the_pale_picture():
-    image = np.random.default_rng(0).random((4, 4))
-    panel = overlay(image, np.zeros((4, 4)))
-    assert np.ptp(panel, axis=2).max() == 0
-    assert (np.argsort(panel[..., 0], axis=None) == np.argsort(image, axis=None)).all()
-    assert panel.min() >= 0.4
-
-
-def test_overlay_counts_negative_values_as_none():
-    heat = np.array([[-5.0, 0.0], [1.0, 2.0]])
-    assert (overlay(np.zeros((2, 2)), heat) == overlay(np.zeros((2, 2)), heat.clip(0))).all()
-
-
-def test_overlay_colours_follow_a_given_maximum():
-    grey = np.full((2, 2), 0.5)
-    halves = overlay(grey, np.array([[0.5, 0.0], [0.0, 1.0]]))
-    assert (overlay(grey, np.eye(2), maximum=2.0)[0, 0] == halves[0, 0]).all()
-    assert (overlay(grey, 9 * np.eye(2), maximum=1.0) == overlay(grey, np.eye(2))).all()
-
-
-def test_bytes_and_floats_give_the_same_overlay():
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-    heat = np.arange(24.0).reshape(4, 6)
-    assert np.allclose(overlay(pixels, heat), overlay(pixels / 255, heat), atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("image", "heat", "message"),
-    [
-        (np.zeros((4, 4)), np.zeros((4, 5)), r"4 × 5, its picture 4 × 4 pixels"),
-        (np.zeros((4, 4)), np.zeros((1, 4, 4)), r"heat map is \[H, W\], not \[1, 4, 4\]"),
-        (np.zeros((3, 4, 4)), np.zeros((4, 4)), r"picture is .*, not \[3, 4, 4\]"),
-        (np.full((4, 4), 2.0), np.zeros((4, 4)), r"not 2 … 2: undo the model's normalisation"),
-        (np.full((4, 4), np.nan), np.zeros((4, 4)), r"values are in 0 … 1"),
-        (np.zeros((4, 4)), np.full((4, 4), np.inf), r"NaN or infinite"),
-    ],
-)
-def test_overlay_says_what_does_not_fit(image, heat, message):
-    with pytest.raises(ValueError, match=message):
-        overlay(image, heat)
 
 
 def test_figure_is_the_right_way_up():
@@ -180,6 +144,86 @@ def test_file_names_and_class_names_are_no_formulas():
     figure = heatmap_figure(np.zeros((8, 8)), np.ones((1, 8, 8)), [strange], title=strange)
     assert drawn(figure)[0].shape[0] > 100
     assert [axes.get_title() for axes in figure.axes[:2]] == [strange, strange]
+
+
+def test_a_figure_says_which_scale_it_has():
+    maps = np.ones((2, 4, 4))
+    for shared, said in [(False, "own scale"), (True, "one scale for all")]:
+        figure = heatmap_figure(np.zeros((4, 4)), maps, ["a", "b"], shared_scale=shared)
+        assert [bar.get_xlabel() for bar in figure.axes[-2:]] == [f"relevance, {said}"] * 2
+
+
+def test_what_attribute_targets_returns_is_drawn():
+    canvas = demo.canvases()[0]
+    image = demo.preprocess(canvas.image())[None]
+    maps = GenericAttention(demo.load_model()).attribute_targets(image, [1, 3])
+    figure = heatmap_figure(canvas.image(), maps[:, 0], ["trouser", "sandal"])
+    for axes, heat in zip(figure.axes[1:3], maps[:, 0, 0].numpy(), strict=True):
+        expected = overlay(np.asarray(canvas.image()), heat)
+        assert (np.asarray(axes.images[0].get_array()) == expected).all()
+
+
+# ---------------------------------------------------------------- notebooks, and Captum's figures
+
+
+def pictures_of_cell(source):
+    """How many PNGs a fresh kernel shows after a cell, and the first of them."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+    shown = [output.data["image/png"] for output in notebook.cells[0].outputs if "data" in output]
+    return len(shown), base64.b64decode(shown[0])
+
+
+@pytest.mark.slow
+@pytest.mark.ci_sample
+@pytest.mark.parametrize("before", ["", "%matplotlib inline\n"])
+def test_a_notebook_shows_a_figure_once(before):
+    count, png = pictures_of_cell(
+        f"{before}import numpy as np\n"
+        "from captum_generic_attn.visualization import heatmap_figure\n"
+        "heatmap_figure(np.zeros((8, 8)), [np.eye(8)], ['map'])"
+    )
+    assert count == 1
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_every_figure_shows_itself():
+    heat = np.eye(4)
+    found = Comparison({"ours": torch.ones(1, 1, 4, 4)}, {"ours": 1.0}, {}, {})
+    figures = [
+        heatmap_figure(heat, [heat], [""]),
+        comparison_figure(heat, found),
+        detections_figure(heat, [(0, 0, 2, 2)], ["bag"], [heat]),
+        pairs_figure(heat, [heat], [[[("word", 1.0)]]], [""]),
+        grid_figure([heat], found),
+    ]
+    for figure in figures:
+        assert isinstance(figure, NotebookFigure)
+        assert figure._repr_png_().startswith(b"\x89PNG\r\n\x1a\n")
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("kind", ["heat_map", "blended_heat_map"])
+def test_captums_own_figures_show_our_maps_the_right_way_up(kind):
+    canvas = demo.canvases()[0]
+    image = demo.preprocess(canvas.image())[None]
+    ours = GenericAttention(demo.load_model()).attribute(image, target=3)[0]
+    picture, last = np.asarray(canvas.image()), ours.permute(1, 2, 0).numpy()
+    _, axis = captum_visualization.visualize_image_attr(
+        last, picture, method=kind, sign="positive", use_pyplot=False
+    )
+    _, (first, second) = captum_visualization.visualize_image_attr_multiple(
+        last, picture, ["original_image", kind], ["all", "positive"], use_pyplot=False
+    )
+    assert (first.images[0].get_array() == picture).all()
+    expected = ours.sum(0).numpy()
+    for axes in (axis, second):
+        shown = np.asarray(axes.images[-1].get_array())
+        assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first row is the upper one
+        right = np.corrcoef(shown.ravel(), expected.ravel())[0, 1]
+        assert right > 0.95
+        for wrong in (expected[::-1], expected[:, ::-1], expected.T):
+            assert np.corrcoef(shown.ravel(), wrong.ravel())[0, 1] < right - 0.5
 
 
 # ---------------------------------------------------------------- detections

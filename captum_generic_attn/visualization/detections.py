@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
+from captum_generic_attn.visualization.areas import Box, checked_box
 from captum_generic_attn.visualization.heatmaps import panels_of
 from captum_generic_attn.visualization.overlays import (
     checked_heat,
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from numpy.typing import ArrayLike, NDArray
+    from PIL.Image import Image
 
-Box = tuple[float, float, float, float]
+    from captum_generic_attn.visualization.figures import NotebookFigure
 
 # Dark enough for white letters, and none of them a colour of the heat.
 _COLOURS = (
@@ -35,25 +36,29 @@ _LABEL, _PAD = 7, 2
 
 
 def detections_figure(
-    image: ArrayLike,
+    image: ArrayLike | Image,
     boxes: Sequence[ArrayLike] | NDArray[np.floating[Any]],
     labels: Sequence[str],
     heatmaps: Sequence[ArrayLike] | NDArray[np.floating[Any]],
     *,
     title: str = "",
-) -> Figure:
+    area: ArrayLike | None = None,
+) -> NotebookFigure:
     """A figure with the picture and all boxes, and one overlay per heat map with its own box.
 
     Each map has its own scale, which the bar under it shows. A box has one colour throughout.
 
     Args:
-        image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes.
+        image: as `overlay` takes it.
         boxes: at least one (left, top, right, bottom) in pixels; the left edge of the picture is 0,
             the right one W.
         labels: one per box.
-        heatmaps: `[H, W]` each, or an array `[T, H, W]`; one finite value per pixel. They belong to
-            the first T boxes, of which there may be more.
+        heatmaps: as `overlay` takes them, one after the other: `[T, H, W]`, or what
+            `attribute_targets` returns of one picture, `[T, C, H, W]`. They belong to the first T
+            boxes, of which there may be more.
         title: stands over the picture.
+        area: the part of the picture that the model saw, as in `overlay`; boxes are in pixels of
+            the whole picture.
 
     Raises:
         ValueError: no heat map, more than there are boxes, not one label for each box, or shapes
@@ -69,7 +74,7 @@ def detections_figure(
         >>> [text.get_text() for text in figure.axes[0].texts]
         ['bag', 'boot']
     """
-    placed = [_checked_box(box) for box in boxes]
+    placed = [checked_box(box) for box in boxes]
     if len(placed) != len(labels):
         raise ValueError(f"{len(placed)} boxes need as many labels, not {len(labels)}")
     if not 0 < len(heatmaps) <= len(placed):
@@ -81,23 +86,13 @@ def detections_figure(
     figure, panels = panels_of(picture, len(heatmaps), title)
     for place, (axes, heatmap) in enumerate(zip(panels, heatmaps, strict=True)):
         maximum = max(float(checked_heat(heatmap).max()), 0.0)
-        axes.imshow(overlay(picture, heatmap, maximum=maximum))
+        axes.imshow(overlay(picture, heatmap, area=area, maximum=maximum))
         _draw_box(axes, placed[place], _COLOURS[place % len(_COLOURS)])
         axes.set_title(labels[place], fontsize=11, parse_math=False)
-        scale_bar(figure, axes, 0.0, maximum, "relevance")
+        scale_bar(figure, axes, 0.0, maximum, "relevance, own scale")
     figure.draw_without_rendering()  # how large the panels are is known from here on
     _draw_all(figure.axes[0], placed, labels, picture.shape[1], picture.shape[0])
     return figure
-
-
-def _checked_box(box: ArrayLike) -> Box:
-    values = np.asarray(box, dtype=np.float64)
-    if values.shape != (4,) or not np.isfinite(values).all() or (values[2:] < values[:2]).any():
-        raise ValueError(
-            f"a box is (left, top, right, bottom) in pixels, not {np.asarray(box).tolist()}"
-        )
-    left, top, right, bottom = values.tolist()
-    return left, top, right, bottom
 
 
 def _draw_box(axes: Axes, box: Box, colour: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from captum_generic_attn.visualization.figures import NotebookFigure
 from captum_generic_attn.visualization.overlays import (
     checked_heat,
     checked_picture,
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike, NDArray
+    from PIL.Image import Image
 
     from captum_generic_attn.compare import Attributions, Comparison
 
@@ -29,23 +30,26 @@ _PANEL = 2.6  # how wide a panel is, in inches
 
 
 def heatmap_figure(
-    image: ArrayLike,
+    image: ArrayLike | Image,
     heatmaps: Sequence[ArrayLike] | NDArray[np.floating[Any]],
     titles: Sequence[str],
     *,
     title: str = "",
+    area: ArrayLike | None = None,
     shared_scale: bool = False,
-) -> Figure:
+) -> NotebookFigure:
     """A figure with the picture and one overlay per heat map, each over the bar of its scale.
 
     By default each map has its own scale, since one class often gets many times the relevance of
-    another: the colours say where, the bars' numbers how much.
+    another: the colours say where, the bars' numbers how much. The bars name the scale.
 
     Args:
-        image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes.
-        heatmaps: at least one `[H, W]`, or an array `[T, H, W]`; one finite value per pixel.
+        image: as `overlay` takes it.
+        heatmaps: at least one, as `overlay` takes them: `[T, H, W]`, or what `attribute_targets`
+            returns of one picture, `[T, C, H, W]`.
         titles: one per heat map.
         title: stands over the picture.
+        area: the part of the picture that the model saw, as in `overlay`.
         shared_scale: one scale for all, so that colours can be compared from map to map.
 
     Raises:
@@ -68,17 +72,24 @@ def heatmap_figure(
     if shared_scale:
         maxima = [max(maxima)] * len(maxima)
 
+    scale = "one scale for all" if shared_scale else "own scale"
     figure, panels = panels_of(picture, len(heatmaps), title)
     for axes, heatmap, maximum, name in zip(panels, heatmaps, maxima, titles, strict=True):
-        axes.imshow(overlay(picture, heatmap, maximum=maximum))
+        axes.imshow(overlay(picture, heatmap, area=area, maximum=maximum))
         axes.set_title(name, fontsize=11, parse_math=False)
-        scale_bar(figure, axes, 0.0, maximum, "relevance")
+        scale_bar(figure, axes, 0.0, maximum, f"relevance, {scale}")
     return figure
 
 
 def comparison_figure(
-    image: ArrayLike, comparison: Comparison, *, example: int = 0, part: int = 0, title: str = ""
-) -> Figure:
+    image: ArrayLike | Image,
+    comparison: Comparison,
+    *,
+    example: int = 0,
+    part: int = 0,
+    title: str = "",
+    area: ArrayLike | None = None,
+) -> NotebookFigure:
     r"""A figure with the picture and one overlay for each method of a comparison.
 
     Each has its own scale: methods have different units. Channels are summed, unless they are all
@@ -86,11 +97,12 @@ def comparison_figure(
     stand for the 99.5th percentile of a map's magnitudes, so that single pixels hide nothing.
 
     Args:
-        image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes: the picture of that example.
+        image: as `overlay` takes it: the picture of that example.
         comparison: what `compare` returned, of pictures `[B, C, H, W]`.
         example: which of the batch.
         part: which input holds the pictures, where there are several.
         title: stands over the picture.
+        area: the part of the picture that the model saw, as in `overlay`.
 
     Raises:
         ValueError: if nothing of the comparison can be drawn, or it is of no pictures.
@@ -111,17 +123,17 @@ def comparison_figure(
     figure, panels = panels_of(picture, len(comparison.attributions), title, around=0.95)
     for axes, (name, found) in zip(panels, comparison.attributions.items(), strict=True):
         heat = _one_map(found, example, part, name)
-        top = float(np.percentile(np.abs(heat), _PERCENTILE)) or float(np.abs(heat).max())
+        top = darkest(heat)
         signed = bool(heat.min() < 0)
-        axes.imshow(overlay(picture, heat, maximum=top, signed=signed))
+        axes.imshow(overlay(picture, heat, area=area, maximum=top, signed=signed))
         axes.set_title(f"{name}\n{comparison.seconds[name]:.2g} s", fontsize=10, parse_math=False)
-        scale_bar(figure, axes, -top if signed else 0.0, top, "attribution")
+        scale_bar(figure, axes, -top if signed else 0.0, top, "attribution, own scale")
     return figure
 
 
 def panels_of(
     picture: NDArray[np.float64], count: int, title: str, *, around: float = 0.75
-) -> tuple[Figure, list[Axes]]:
+) -> tuple[NotebookFigure, list[Axes]]:
     """A figure that begins with the picture, and `count` empty panels for what is said of it.
 
     Args:
@@ -134,7 +146,7 @@ def panels_of(
     columns = -(-(count + 1) // rows)
     height = _PANEL * picture.shape[0] / picture.shape[1] + around
     layout = ConstrainedLayoutEngine(compress=True, h_pad=0.08)
-    figure = Figure(figsize=(_PANEL * columns, height * rows), layout=layout)
+    figure = NotebookFigure(figsize=(_PANEL * columns, height * rows), layout=layout)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
@@ -143,14 +155,17 @@ def panels_of(
     return figure, list(grid[1 : count + 1])
 
 
+def darkest(heat: NDArray[np.float64]) -> float:
+    """What the darkest colour stands for where methods are compared."""
+    magnitudes = np.abs(heat)
+    return float(np.percentile(magnitudes, _PERCENTILE)) or float(magnitudes.max())
+
+
 def _one_map(found: Attributions, example: int, part: int, name: str) -> NDArray[np.float64]:
-    """`[H, W]` of one example: channels summed, or one of them where all are alike."""
+    """`[H, W]` of one example."""
     tensor = found[part] if isinstance(found, tuple) else found
     if tensor.ndim != 4:
         raise ValueError(
             f"{name} has attributions {tuple(tensor.shape)}; pictures are [B, C, H, W]"
         )
-    channels = tensor[example].detach().cpu().double().numpy()
-    alike = bool((channels == channels[:1]).all())
-    heat: NDArray[np.float64] = channels[0] if alike else channels.sum(0)
-    return heat
+    return checked_heat(tensor[example])

@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
+from PIL.Image import Image
+from torch import Tensor
+
+from captum_generic_attn.visualization.areas import spread
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike, NDArray
 
-# A sequential map of even steps, readable with colour-blind eyes. It is laid over a pale grey
-# picture, the more opaque the higher the relevance: nothing is hidden where nothing is relevant.
-_COLORMAP = "YlOrRd"
-# What speaks against the score, where a method tells: as even, and as far from grey.
-_AGAINST = "GnBu"
+# The colours are laid over a pale grey picture, the more opaque the higher the relevance: nothing
+# is hidden where nothing is relevant.
+_FOR, _AGAINST = "Reds", "Blues"
 _OPACITY = 0.85
-_PALENESS = 0.4
+# The darkest and the lightest grey: of what the model saw, and of the rest of the picture.
+_SEEN, _UNSEEN = (0.4, 1.0), (0.75, 0.93)
 # ITU-R BT.601.
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def overlay(
-    image: ArrayLike, heatmap: ArrayLike, *, maximum: float | None = None, signed: bool = False
+    image: ArrayLike | Image,
+    heatmap: ArrayLike,
+    *,
+    area: ArrayLike | None = None,
+    maximum: float | None = None,
+    signed: bool = False,
 ) -> NDArray[np.float64]:
     """A heat map laid over its picture: `[H, W, 3]`, colours in 0 … 1.
 
     The picture is turned to a pale grey, so that every colour is the heat map's: none is 0, dark
-    red is `maximum`; negative values count as 0 (the method's relevance has none), unless
-    `signed`: then they are blue.
+    red is `maximum`, and the colours between fall evenly in lightness. Negative values count as 0
+    (the method's relevance has none), unless `signed`: then they are blue.
 
     Args:
-        image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes.
-        heatmap: `[H, W]`, one finite value per pixel.
+        image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes; a PIL picture; or a tensor, which
+            may also be `[3, H, W]`.
+        heatmap: of one example, as `attribute` returns it: `[C, H, W]`, or `[H, W]`; an array or a
+            tensor, one finite value per pixel. Channels are summed, unless they are all alike.
+        area: the part of the picture that the model saw, (left, top, right, bottom) in its pixels,
+            such as from `centre_crop`: the map is scaled to it, and what is outside stays paler.
+            By default all of it, in the map's size.
         maximum: the value drawn darkest; by default the map's own largest. Give the same to
             overlays that will be compared.
         signed: whether negative values are drawn, dark blue for `-maximum`.
@@ -56,26 +71,41 @@ def overlay(
         [[1, 2]]
     """
     grey, heat = _grey(image), checked_heat(heatmap)
-    if grey.shape != heat.shape:
-        raise ValueError(
-            f"the heat map is {_size(heat)}, its picture {_size(grey)} pixels: they must be of one "
-            "size (attribute with return_input_shape=True makes a map of the picture's size)"
-        )
     largest = float(np.abs(heat).max() if signed else heat.max())
     top = largest if maximum is None else maximum
+    behind = _between(_SEEN, grey)
+    if area is not None:
+        heat, seen = spread(heat, area, *grey.shape)
+        behind = np.where(seen, behind, _between(_UNSEEN, grey))
+    elif grey.shape != heat.shape:
+        raise ValueError(
+            f"the heat map is {_size(heat)}, its picture {_size(grey)} pixels: they must be of one "
+            "size (attribute with return_input_shape=True makes a map of the size that the model "
+            "got), or area= must say which part of the picture the map is of (centre_crop, or "
+            f"(0, 0, {grey.shape[1]}, {grey.shape[0]}) for all of it)"
+        )
     # A map of zeros shows the picture alone.
     share = (heat / top).clip(-1 if signed else 0, 1) if top > 0 else np.zeros_like(heat)
-    return coloured(share, _PALENESS + (1 - _PALENESS) * grey)
+    return coloured(share, behind)
 
 
 def scale_bar(
-    figure: Figure, axes: Axes, least: float, most: float, label: str, *, fill: bool = False
+    figure: Figure,
+    axes: Axes | Sequence[Axes],
+    least: float,
+    most: float,
+    label: str,
+    *,
+    fill: bool = False,
 ) -> None:
-    """The scale of what `axes` show, under it; or in its place, to `fill` axes made for it."""
-    steps = ListedColormap(coloured(np.linspace(-1 if least < 0 else 0, 1, 256), np.ones(256)))
-    scale = ScalarMappable(Normalize(least, most if most > 0 else 1), steps)
+    """The scale of what `axes` show, under them; or in their place, to `fill` axes made for it.
+
+    The label says of what, and whether other panels have the same scale.
+    """
+    colours = steps(signed=least < 0)
+    scale = ScalarMappable(Normalize(least, most if most > 0 else 1), colours)
     if fill:
-        bar = figure.colorbar(scale, cax=axes, orientation="horizontal")
+        bar = figure.colorbar(scale, cax=cast("Axes", axes), orientation="horizontal")
     else:
         bar = figure.colorbar(scale, ax=axes, location="bottom", pad=0.03, aspect=25)
     bar.set_label(label, size=8, labelpad=-8)
@@ -87,16 +117,38 @@ def scale_bar(
     bar.outline.set_visible(False)
 
 
-def checked_picture(image: ArrayLike) -> NDArray[np.float64]:
-    """`[H, W]` or `[H, W, 3]` in 0 … 1.
+def steps(*, signed: bool = False) -> ListedColormap:
+    """The colours over white as a colormap: of shares 0 … 1, or -1 … 1."""
+    return ListedColormap(coloured(np.linspace(-1 if signed else 0, 1, 256), np.ones(256)))
+
+
+def checked_picture(image: ArrayLike | Image) -> NDArray[np.float64]:
+    """`[H, W]` or `[H, W, 3]` in 0 … 1, of all that `overlay` takes.
 
     Raises:
-        ValueError: it is of another shape or range.
+        ValueError: it is of another shape, range or mode.
     """
-    given = np.asarray(image)
+    if isinstance(image, Image):
+        if image.mode[0] in "IF":
+            raise ValueError(
+                f"a PIL picture of mode {image.mode} does not say which value is white: make it "
+                "an array in 0 … 1"
+            )
+        image = np.asarray(image.convert("RGB"))
+    given = _array(image)
+    if isinstance(image, Tensor) and given.ndim == 3 and given.shape[0] == 3:
+        if given.shape[2] == 3:
+            raise ValueError(
+                f"a tensor {list(given.shape)} may be [3, H, W] or [H, W, 3]: give a NumPy array, "
+                "[H, W, 3]"
+            )
+        given = given.transpose(1, 2, 0)  # as models take it
     picture = given / 255 if given.dtype == np.uint8 else given.astype(np.float64)
-    if picture.ndim != 2 and picture.shape[2:] != (3,):
-        raise ValueError(f"a picture is [H, W] or [H, W, 3], not {list(picture.shape)}")
+    if picture.size == 0 or (picture.ndim != 2 and picture.shape[2:] != (3,)):
+        raise ValueError(
+            f"a picture is [H, W] or [H, W, 3] (a tensor also [3, H, W]), not "
+            f"{list(np.shape(image))}"
+        )
     if not (picture.min() >= 0 and picture.max() <= 1):
         raise ValueError(
             f"a picture's values are in 0 … 1 (or bytes), not {picture.min():.3g} … "
@@ -105,33 +157,87 @@ def checked_picture(image: ArrayLike) -> NDArray[np.float64]:
     return picture
 
 
-def _grey(image: ArrayLike) -> NDArray[np.float64]:
+def _between(ends: tuple[float, float], grey: NDArray[np.float64]) -> NDArray[np.float64]:
+    return ends[0] + (ends[1] - ends[0]) * grey
+
+
+def _grey(image: ArrayLike | Image) -> NDArray[np.float64]:
     picture = checked_picture(image)
     return picture if picture.ndim == 2 else (picture @ LUMA).clip(0, 1)
 
 
 def checked_heat(heatmap: ArrayLike) -> NDArray[np.float64]:
-    """`[H, W]`, all finite.
+    """`[H, W]`, all finite, of `[H, W]` or `[C, H, W]`.
+
+    Channels are summed, unless they are all alike, as those of our own method are: then one of them
+    is the map.
 
     Raises:
         ValueError: it is of another shape, or a value is NaN or infinite.
     """
-    heat = np.asarray(heatmap, dtype=np.float64)
-    if heat.ndim != 2:
-        raise ValueError(f"a heat map is [H, W], not {list(heat.shape)}: take one channel of it")
+    heat = _array(heatmap).astype(np.float64)
+    if heat.ndim == 4:
+        raise ValueError(
+            f"a heat map is of one example, [H, W] or [C, H, W], not {list(heat.shape)}: pick one "
+            "of the batch, heatmap[0]"
+        )
+    if heat.ndim not in (2, 3) or heat.size == 0:
+        raise ValueError(f"a heat map is [H, W] or [C, H, W], not {list(heat.shape)}")
     if not np.isfinite(heat).all():
         raise ValueError("the heat map holds NaN or infinite values")
+    if heat.ndim == 3:
+        heat = heat[0] if (heat == heat[:1]).all() else heat.sum(axis=0)
     return heat
 
 
-def coloured(share: NDArray[np.float64], grey: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Shares of the maximum, -1 … 1, in colours over what is behind them."""
-    # The square root lets low relevance show as well.
-    opacity = _OPACITY * np.sqrt(np.abs(share))[..., None]
-    against = colormaps[_AGAINST](-share)[..., :3]
-    colours = np.where(share[..., None] < 0, against, colormaps[_COLORMAP](share)[..., :3])
-    blended: NDArray[np.float64] = opacity * colours + (1 - opacity) * grey[..., None]
+def _array(values: ArrayLike | Tensor) -> NDArray[Any]:
+    """Tensors of any device and precision as well."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        return (values.double() if values.is_floating_point() else values).numpy()
+    return np.asarray(values)
+
+
+def coloured(share: NDArray[np.float64], behind: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shares of the maximum, -1 … 1, in colours over the greys behind them.
+
+    Over white, the colours' lightness falls evenly with the share.
+    """
+    size = np.abs(share)
+    opacity = _opacity(size)[..., None]
+    colours = np.where(share[..., None] < 0, _EVEN_AGAINST(size), _EVEN_FOR(size))[..., :3]
+    blended: NDArray[np.float64] = opacity * colours + (1 - opacity) * behind[..., None]
     return blended
+
+
+def _opacity(share: NDArray[np.float64]) -> NDArray[np.float64]:
+    # The square root lets low relevance show as well.
+    opacity: NDArray[np.float64] = _OPACITY * np.sqrt(share)
+    return opacity
+
+
+def _even(name: str) -> ListedColormap:
+    """The colours of a colormap in such an order that `coloured` over white is even: the lightness
+    falls by the same amount from each of 256 steps to the next.
+    """
+    colours = colormaps[name].resampled(1024)(np.linspace(0, 1, 1024))[:, :3]
+    opacity = _opacity(np.linspace(0, 1, 256))[:, None, None]
+    found = _lightness(opacity * colours + (1 - opacity))
+    wanted = np.linspace(100, found[-1, -1], 256)[:, None]
+    return ListedColormap(colours[np.abs(found - wanted).argmin(axis=1)])
+
+
+def _lightness(colours: NDArray[np.float64]) -> NDArray[np.float64]:
+    """CIELAB's L* of sRGB colours, 0 … 100."""
+    linear = np.where(colours > 0.04045, ((colours + 0.055) / 1.055) ** 2.4, colours / 12.92)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    lightness: NDArray[np.float64] = np.where(
+        luminance > 216 / 24389, 116 * np.cbrt(luminance) - 16, 24389 / 27 * luminance
+    )
+    return lightness
+
+
+_EVEN_FOR, _EVEN_AGAINST = _even(_FOR), _even(_AGAINST)
 
 
 def _size(array: NDArray[np.float64]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from captum_generic_attn.visualization.figures import NotebookFigure
 from captum_generic_attn.visualization.overlays import (
     checked_heat,
     checked_picture,
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike, NDArray
+    from PIL.Image import Image
 
 # In inches.
 _PANEL = 2.9
@@ -31,25 +32,27 @@ _BAR_ITSELF = 0.09
 
 
 def pairs_figure(
-    image: ArrayLike,
+    image: ArrayLike | Image,
     heatmaps: Sequence[ArrayLike] | NDArray[np.floating[Any]],
     texts: Sequence[Sequence[Word]],
     titles: Sequence[str],
     *,
     title: str = "",
-) -> Figure:
+    area: ArrayLike | None = None,
+) -> NotebookFigure:
     """A figure with the picture, and for each text an overlay over the words in their colours.
 
     Maps and texts have a scale of their own each, which the bars under them show: the relevance of
     a word and that of a place in the picture are not measured alike.
 
     Args:
-        image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes.
-        heatmaps: at least one `[H, W]`, or an array `[T, H, W]`; one finite value per pixel.
+        image: as `overlay` takes it.
+        heatmaps: at least one, as `overlay` takes them: `[T, H, W]` or `[T, C, H, W]`.
         texts: one per heat map: its words, each a sequence of (text, relevance). A word is one such
             piece, or several that a tokenizer has broken it into. Negative values count as 0.
         titles: one per heat map.
         title: stands over the picture.
+        area: the part of the picture that the model saw, as in `overlay`.
 
     Raises:
         ValueError: no heat map, not one text and title for each, a text without words, or shapes
@@ -83,7 +86,7 @@ def pairs_figure(
     longest = [max(counts[row * columns : (row + 1) * columns]) for row in range(rows)]
     heights = [_TITLE + tall + _BAR + LINE / 72 * count + _BAR + _GAP for count in longest]
     size = columns * (_PANEL + _GAP) - _GAP + 2 * _EDGE, sum(heights) - _GAP + 2 * _EDGE
-    figure = Figure(figsize=size)
+    figure = NotebookFigure(figsize=size)
 
     def axes_at(place: int, below: float, high: float) -> Axes:
         """Axes as wide as a panel, `below` inches under the top of the panel."""
@@ -101,12 +104,13 @@ def pairs_figure(
         axes.set_title(name, fontsize=10, parse_math=False)
 
     def bar(place: int, below: float, maximum: float) -> None:
-        scale_bar(figure, axes_at(place, below, _BAR_ITSELF), 0.0, maximum, "relevance", fill=True)
+        axes = axes_at(place, below, _BAR_ITSELF)
+        scale_bar(figure, axes, 0.0, maximum, "relevance, own scale", fill=True)
 
     show(0, picture, title)
     for place, heatmap in enumerate(heatmaps, 1):
         maximum = max(float(checked_heat(heatmap).max()), 0.0)
-        show(place, overlay(picture, heatmap, maximum=maximum), titles[place - 1])
+        show(place, overlay(picture, heatmap, area=area, maximum=maximum), titles[place - 1])
         bar(place, _TITLE + tall + 0.06, maximum)
         own = lines[place - 1]
         below = _TITLE + tall + _BAR

@@ -1,0 +1,282 @@
+"""Figures of attention layers and heads: how much each of them gave, and where each looked.
+
+Notebooks call them with what `relevance(..., keep_calls=True)` returns.
+"""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.patches import Rectangle
+
+from captum_generic_attn.visualization.call_maps import (
+    check_kept,
+    check_one_stream,
+    chosen_calls,
+    maps_of,
+    of_keys,
+    sums_of_heads,
+)
+from captum_generic_attn.visualization.figures import NotebookFigure
+from captum_generic_attn.visualization.overlays import checked_picture, overlay, scale_bar, steps
+from captum_generic_attn.visualization.regions import boxes_on, draw_regions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike, NDArray
+    from PIL.Image import Image
+
+    from captum_generic_attn.relevance import Call, Relevance
+
+# In inches.
+_CELL = 0.3  # of the table of heads
+_PANEL = 1.05  # of one head
+_LINE, _LARGEST = 0.03, 2.0  # of a token in a whole map, and of such a map at most
+_LONGEST = 28  # letters of a stream's name
+_NAME = 1.5  # the name of a call beside it
+
+
+def layers_figure(relevance: Relevance, *, example: int = 0, title: str = "") -> NotebookFigure:
+    """A figure of how much each head of each attention call gave to the score.
+
+    A cell is the sum of the head's map (`Call.per_head`: `relu(∇A ⊙ A)`) over all queries and keys:
+    what the score would lose, to first order, without the attention that speaks for it. The unit is
+    that of the score, so that all cells can be compared. There is a table for each pair of streams,
+    "query ← key"; its rows are the calls in the order in which they ran. Calls that were not used
+    are hatched, and the reasons stand below; heads that a call does not have are left white.
+
+    Args:
+        relevance: from `relevance(..., keep_calls=True)`.
+        example: which of the batch.
+        title: stands over all.
+
+    Raises:
+        ValueError: the maps of the calls were not kept, or have no heads.
+        IndexError: there is no such example.
+
+    Example:
+        >>> import torch
+        >>> from captum_generic_attn import GenericAttention
+        >>> from captum_generic_attn.visualization import layers_figure
+        >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+        >>> model = lambda tokens: layer(tokens)[:, 0]
+        >>> method = GenericAttention(model)
+        >>> relevance = method.relevance(torch.rand(1, 4, 8), target=3, keep_calls=True)
+        >>> figure = layers_figure(relevance)
+        >>> figure.axes[0].get_title(), figure.axes[0].images[0].get_array().shape
+        ('tokens ← tokens', (1, 2))
+    """
+    check_kept(relevance)
+    tables: dict[str, list[Call]] = {}
+    for call in relevance.calls:
+        if call.heads:  # a refused call has none
+            tables.setdefault(_pair(call), []).append(call)
+    sums = {name: sums_of_heads(relevance, calls, example) for name, calls in tables.items()}
+    most = max(float(np.nanmax(values)) for values in sums.values())
+    reasons = list(dict.fromkeys(call.reason for call in relevance.calls if not call.used))
+
+    widths = [values.shape[1] * _CELL for values in sums.values()]
+    tall = max(map(len, tables.values())) * _CELL
+    size = sum(widths) + _NAME * len(widths), tall + 1.3 + 0.2 * len(reasons)
+    figure = NotebookFigure(figsize=(max(size[0], 4), size[1]), layout="constrained")
+    places = figure.add_gridspec(2, len(tables), width_ratios=widths, height_ratios=[tall, 0.09])
+    for column, (name, values) in enumerate(sums.items()):
+        axes = figure.add_subplot(places[0, column])
+        axes.imshow(values, cmap=steps(), vmin=0, vmax=most or 1)
+        axes.set_anchor("N")
+        axes.set_title(name, fontsize=9, parse_math=False)
+        heads = values.shape[1]
+        axes.set_xlabel("head", fontsize=8)
+        axes.set_xticks(range(0, heads, 1 + heads // 20))
+        axes.set_yticks(range(len(values)), _short(tables[name]), parse_math=False)
+        axes.tick_params(labelsize=7, length=0)
+        axes.spines[:].set_visible(False)
+        for row, call in enumerate(tables[name]):
+            if not call.used:
+                axes.add_patch(_hatched((-0.5, row - 0.5), call.heads, 1))
+    bar = figure.add_subplot(places[1, :])
+    scale_bar(figure, bar, 0.0, most, "map of a head, summed over queries and keys", fill=True)
+    if reasons:
+        figure.legend(
+            handles=[_hatched(label=f"not used: {_clipped(reason)}") for reason in reasons],
+            loc="outside lower left", fontsize=8, frameon=False,
+        )  # fmt: skip
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    return figure
+
+
+def heads_figure(
+    relevance: Relevance,
+    *,
+    query: int | None = None,
+    key: str | None = None,
+    grid: tuple[int, int] | None = None,
+    boxes: ArrayLike | None = None,
+    image: ArrayLike | Image | None = None,
+    calls: Iterable[int] | None = None,
+    example: int = 0,
+    title: str = "",
+) -> NotebookFigure:
+    """A figure of the maps of all heads: a row for each attention call, first the mean of its
+    heads (Ā of eq. 5), then each head's (`Call.per_head`: `relu(∇A ⊙ A)`).
+
+    Without `query`, a panel is the whole map, queries down and keys across, in the order of their
+    streams; calls in windows are put together, and tokens that share no window have 0. With
+    `query`, a panel shows what that token takes from the keys, laid out on a `grid` of patches or
+    on the `boxes` of regions. A row has a scale of its own; beside it stands what is drawn darkest.
+
+    Args:
+        relevance: from `relevance(..., keep_calls=True)`.
+        query: the position of a token in its stream, as in `Call.query_tokens`; 0 is often a class
+            token.
+        key: the part of the key stream that is drawn, by its name in `Stream.parts`; by default all
+            of the stream. Where a class token stands before the patches, name the patches' part.
+        grid: rows and columns of the patches, which cover the picture row by row. Over an `image`
+            they are interpolated as `attribute` does it, else each is a cell.
+        boxes: (left, top, right, bottom) of each region in pixels of `image`.
+        image: what the maps are laid over: `[H, W]`, `[H, W, 3]`, or what else `overlay` takes.
+            Boxes need it.
+        calls: their `index`; by default all that were used.
+        example: which of the batch.
+        title: stands over all.
+
+    Raises:
+        ValueError: the maps of the calls were not kept or have no heads; a call was not used, or
+            does not have that query; or the keys are not as many as the grid or the boxes.
+        IndexError: there is no such example or call.
+
+    Example:
+        >>> import torch
+        >>> from captum_generic_attn import GenericAttention
+        >>> from captum_generic_attn.visualization import heads_figure
+        >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+        >>> model = lambda tokens: layer(tokens)[:, 0]
+        >>> method = GenericAttention(model)
+        >>> relevance = method.relevance(torch.rand(1, 6, 8), target=3, keep_calls=True)
+        >>> figure = heads_figure(relevance, query=0, grid=(2, 3))
+        >>> [axes.get_title() for axes in figure.axes]
+        ['mean', 'head 0', 'head 1']
+        >>> figure.axes[1].images[0].get_array().shape
+        (2, 3)
+    """
+    check_kept(relevance)
+    chosen = chosen_calls(relevance, calls)
+    picture = None if image is None else checked_picture(image)
+    placed = None
+    if query is None:
+        if any(given is not None for given in (key, grid, boxes, image)):
+            raise ValueError(
+                "key=, grid=, boxes= and image= lay out what one token takes from the keys: give "
+                "query= as well, the token's position in its stream"
+            )
+    elif (grid is None) == (boxes is None):
+        raise ValueError(
+            "what one token takes from the keys is laid out on a grid=(rows, columns) of patches, "
+            "or on the boxes= of regions: give one of them"
+        )
+    else:
+        check_one_stream(chosen)
+    if boxes is not None:
+        if picture is None:
+            raise ValueError("boxes= lie on a picture: give image= as well")
+        placed = boxes_on(boxes, picture)
+
+    mixed = len(set(map(_pair, chosen))) > 1
+    columns = 1 + max(call.heads for call in chosen)
+    if query is None:  # a token is a line, which must be seen
+        longest = max(max(call.query_tokens.shape[1], call.key_tokens.shape[1]) for call in chosen)
+        wide = tall = min(max(_PANEL, longest * _LINE), _LARGEST)
+    else:
+        shape = grid or (1, 1) if picture is None else picture.shape
+        wide, tall = _PANEL, _PANEL * shape[0] / shape[1]
+    figure = NotebookFigure(
+        figsize=(_NAME + columns * wide, len(chosen) * (tall + 0.08) + 0.6), layout="constrained"
+    )
+    panels = figure.subplots(len(chosen), columns, squeeze=False)
+    for row, call, name in zip(panels, chosen, _short(chosen), strict=True):
+        maps = maps_of(relevance, call, example)
+        if query is None:
+            heats = maps.values
+        else:
+            heats = of_keys(relevance, call, maps, query, key, grid, placed)
+        streams = f"{_pair(call)}\n" if mixed else ""
+        most = float(heats.max())
+        for axes, heat in zip(row, heats, strict=False):
+            _draw(axes, heat, most, picture, placed)
+        for axes in row[len(heats) :]:
+            axes.set_axis_off()
+        row[0].annotate(
+            f"{name}\n{streams}0 … {most:.2g}", (0, 0.5), (-14, 0), xycoords="axes fraction",
+            textcoords="offset points", fontsize=7, ha="right", va="center", parse_math=False,
+        )  # fmt: skip
+        if query is None:
+            row[0].set_ylabel("query", fontsize=7, labelpad=1)
+    for column, axes in enumerate(panels[0]):
+        axes.set_title(f"head {column - 1}" if column else "mean", fontsize=8)
+    if query is None:
+        for axes in panels[-1]:
+            axes.set_xlabel("key", fontsize=7, labelpad=1)
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    return figure
+
+
+def _draw(
+    axes: Axes, heat: NDArray[np.float64], most: float, picture: NDArray[np.float64] | None,
+    boxes: NDArray[np.float64] | None,
+) -> None:  # fmt: skip
+    if picture is None:
+        axes.imshow(heat, cmap=steps(), vmin=0, vmax=most or 1)
+    elif boxes is None:
+        whole = 0, 0, picture.shape[1], picture.shape[0]
+        axes.imshow(overlay(picture, heat, area=whole, maximum=most))
+    else:
+        draw_regions(axes, picture, boxes, heat, most)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set(color="0.8", position=("outward", 1))  # it must not hide the first token
+
+
+def _hatched(
+    corner: tuple[float, float] = (0, 0), wide: float = 1, tall: float = 1, label: str = ""
+) -> Rectangle:
+    """What stands for heads that were not used."""
+    return Rectangle(
+        corner, wide, tall, facecolor="0.9", edgecolor="0.65", hatch="////", linewidth=0,
+        label=label,
+    )  # fmt: skip
+
+
+def _pair(call: Call) -> str:
+    """The streams of a call, in two lines if they are long."""
+    query, key = (
+        name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}"
+        for name in (call.query_stream, call.key_stream)
+    )
+    return f"{query} ← {key}" if len(query + key) <= _LONGEST else f"{query}\n← {key}"
+
+
+def _short(calls: Sequence[Call]) -> list[str]:
+    """The calls' modules without the names that all of them begin and end with, but for "blocks"
+    in "blocks.0".
+    """
+    paths = [(call.module or "forward").split(".") for call in calls]
+    if len(set(map(tuple, paths))) < 2:
+        return [path[-1] for path in map(tuple, paths)]
+    start = _alike(paths)
+    if start and paths[0][start].isdigit():  # "blocks.0" says more than "0"
+        start -= 1
+    end = _alike([path[start + 2 :][::-1] for path in paths])
+    return [".".join(path[start : len(path) - end]) for path in paths]
+
+
+def _alike(paths: Sequence[Sequence[str]]) -> int:
+    """How many names all paths begin with."""
+    return sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False)))
+
+
+def _clipped(reason: str) -> str:
+    return reason if len(reason) <= 80 else f"{reason[:79]}…"

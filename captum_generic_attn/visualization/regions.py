@@ -1,0 +1,278 @@
+"""The figure of regions: boxes of a picture in the colours of their relevance.
+
+For models that read regions of a detector (LXMERT, VisualBERT); notebooks call it. The figures of
+words and of heads draw their regions by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from captum_generic_attn.visualization.heatmaps import panels_of
+from captum_generic_attn.visualization.overlays import (
+    checked_picture,
+    coloured,
+    overlay,
+    scale_bar,
+)
+from captum_generic_attn.visualization.words import text_width
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike, NDArray
+    from PIL.Image import Image
+
+    from captum_generic_attn.compare import Comparison
+    from captum_generic_attn.visualization.figures import NotebookFigure
+
+# In points: the height of the letters in a label, and what is left free beside them.
+_LABEL, _PAD = 6.5, 1.5
+_EDGE = 0.62  # how light the grey is that the colour of an edge is laid over
+
+
+def regions_figure(
+    image: ArrayLike | Image,
+    boxes: ArrayLike,
+    relevance: ArrayLike | Mapping[str, ArrayLike] | Comparison,
+    titles: Sequence[str] | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    named: int = 5,
+    title: str = "",
+    shared_scale: bool = False,
+    example: int = 0,
+    part: int = 0,
+) -> NotebookFigure:
+    """A figure with the picture, and its regions in the colours of their relevance.
+
+    Where boxes overlap, the most relevant one is on top. Negative values, of methods that have
+    them, are blue; features of a region are summed, unless they are all alike, as those of our own
+    method are.
+
+    Args:
+        image: as `overlay` takes it.
+        boxes: `[R, 4]`: (left, top, right, bottom) of each region in pixels of the picture. Those
+            that a model takes are often shares of its width and height: multiply them by
+            `[W, H, W, H]`.
+        relevance: of one example, as `attribute` returns it, `[R, D]`, or `[R]`. With `titles`
+            several, `[T, R, D]` or `[T, R]`, such as `attribute_targets` returns; or a mapping
+            from titles to such values; or a `Comparison`.
+        titles: one for each, if `relevance` is several.
+        labels: what is written in the most relevant regions, one for each region; by default their
+            relevance.
+        named: how many regions of a panel that are.
+        title: stands over the picture.
+        shared_scale: one scale for all panels, so that colours can be compared from one to another.
+        example: which of the batch, of a `Comparison`.
+        part: which input holds the regions, of a `Comparison` with several.
+
+    Raises:
+        ValueError: boxes, relevance, titles and labels do not fit together; a value is NaN or
+            infinite; the boxes are no boxes of this picture.
+
+    Example:
+        >>> import numpy as np
+        >>> from captum_generic_attn.visualization import regions_figure
+        >>> boxes = np.array([[0, 0, 0.5, 0.5], [0.5, 0, 1, 1]]) * [8, 6, 8, 6]
+        >>> attributions = {"ours": [0.2, 0.9], "gradients": [[-1, -2], [2, 3]]}  # [R], [R, D]
+        >>> figure = regions_figure(np.ones((6, 8)), boxes, attributions)
+        >>> [axes.get_title() for axes in figure.axes[:3]]
+        ['', 'ours', 'gradients']
+        >>> [text.get_text() for text in figure.axes[2].texts]
+        ['5', '-3']
+    """
+    from captum_generic_attn.compare import Comparison
+
+    picture = checked_picture(image)
+    placed = boxes_on(boxes, picture)
+    if labels is not None and len(labels) != len(placed):
+        raise ValueError(f"{len(placed)} boxes need as many labels, not {len(labels)}")
+    if isinstance(relevance, Comparison):
+        relevance = {
+            name: (found[part] if isinstance(found, tuple) else found)[example]
+            for name, found in relevance.attributions.items()
+        }
+    several = _several(relevance, titles, len(placed))
+    tops = [float(np.abs(values).max()) for values in several.values()]
+    signed = [bool((values < 0).any()) for values in several.values()]
+    if shared_scale:
+        tops, signed = [max(tops)] * len(tops), [any(signed)] * len(tops)
+
+    figure, panels = panels_of(picture, len(several), title)
+    figure.axes[0].title.set_wrap(True)  # often a question
+    for axes, (name, values), top, both in zip(panels, several.items(), tops, signed, strict=True):
+        draw_regions(axes, picture, placed, values, top)
+        axes.set_title(name, fontsize=11, parse_math=False)
+        scale = "one scale for all" if shared_scale else "own scale"
+        label = "relevance" if len(several) == 1 else f"relevance, {scale}"
+        scale_bar(figure, axes, -top if both else 0.0, top, label)
+    figure.draw_without_rendering()  # how large the panels are is known from here on
+    for axes, values in zip(panels, several.values(), strict=True):
+        most = np.argsort(-np.abs(values), kind="stable")[:named].tolist()
+        texts = {
+            place: f"{values[place]:.2g}" if labels is None else labels[place]
+            for place in most
+            if values[place] != 0
+        }
+        _label(axes, placed, texts, *picture.shape[:2])
+    return figure
+
+
+def boxes_on(boxes: ArrayLike, picture: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`[R, 4]`, at least one.
+
+    Raises:
+        ValueError: they are no boxes, or not in pixels of this picture.
+    """
+    found = numbers(boxes)
+    if found.ndim != 2 or found.shape[1] != 4 or len(found) == 0:
+        raise ValueError(
+            f"boxes are [R, 4], each (left, top, right, bottom) in pixels, not {list(found.shape)}"
+        )
+    if not np.isfinite(found).all() or (found[:, 2:] < found[:, :2]).any():
+        wrong = ~np.isfinite(found).all(1) | (found[:, 2:] < found[:, :2]).any(1)
+        place = int(wrong.argmax())
+        raise ValueError(
+            f"box {place} is {found[place].tolist()}: a box is (left, top, right, bottom), with "
+            "right and bottom not the smaller ones"
+        )
+    height, width = picture.shape[:2]
+    if found.max() <= 1 and max(height, width) > 1:
+        raise ValueError(
+            f"the boxes lie in 0 … {found.max():.3g}, but the picture is {width} × {height} "
+            f"pixels: if they are shares of it, multiply them by [{width}, {height}, {width}, "
+            f"{height}]"
+        )
+    middles = (found[:, :2] + found[:, 2:]) / 2
+    outside = ((middles < 0) | (middles > [width, height])).any(axis=1)
+    if outside.any():
+        place = int(outside.argmax())
+        raise ValueError(
+            f"the middle of box {place}, {found[place].tolist()}, is outside of the picture, which "
+            f"is {width} wide and {height} high: are the boxes those of another size of it?"
+        )
+    return found
+
+
+def draw_regions(
+    axes: Axes,
+    picture: NDArray[np.float64],
+    boxes: NDArray[np.float64],
+    values: NDArray[np.float64],
+    top: float,
+) -> None:
+    """The picture and `[R]` values of its regions, of which `top` is drawn darkest."""
+    height, width = picture.shape[:2]
+    heat = np.zeros((height, width))
+    across, down = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
+    least_first = np.argsort(np.abs(values), kind="stable").tolist()
+    frames = []
+    for place in least_first:
+        left, top_edge, right, bottom = boxes[place].tolist()
+        inside = (left <= across) & (across < right) & (top_edge <= down) & (down < bottom)
+        heat[inside] = values[place]
+        share = np.clip(values[place] / top, -1, 1) if top > 0 else 0.0
+        # Matplotlib's pixels have whole numbers in their middle.
+        frame = Rectangle((left - 0.5, top_edge - 0.5), right - left, bottom - top_edge, fill=False)
+        frame.set_color(tuple(coloured(np.array([share]), np.array([_EDGE]))[0].tolist()))
+        frame.set_linewidth(0.5 + abs(share))
+        frames.append(frame)
+    axes.imshow(overlay(picture, heat, maximum=top, signed=True))
+    for frame in frames:
+        axes.add_patch(frame)
+
+
+def numbers(values: ArrayLike) -> NDArray[np.float64]:
+    """An array of what may be a tensor of any device and precision."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def _several(
+    relevance: ArrayLike | Mapping[str, ArrayLike], titles: Sequence[str] | None, regions: int
+) -> dict[str, NDArray[np.float64]]:
+    """`[R]` values of each panel, by title."""
+    if isinstance(relevance, Mapping):
+        if titles is not None:
+            raise ValueError("relevance brings its titles with it: leave titles= out")
+        given = {name: numbers(values) for name, values in relevance.items()}
+    elif titles is None:
+        given = {"": numbers(relevance)}
+    else:
+        found = numbers(relevance)
+        if found.ndim not in (2, 3) or len(found) != len(titles):
+            raise ValueError(
+                f"with {len(titles)} titles, relevance is [{len(titles)}, R] or "
+                f"[{len(titles)}, R, D], not {list(found.shape)}"
+            )
+        if len(set(titles)) < len(titles):
+            raise ValueError(f"titles must differ, not {list(titles)}")
+        given = dict(zip(titles, found, strict=True))
+    if not given:
+        raise ValueError("there is no relevance to draw")
+    return {name: _of_regions(values, regions) for name, values in given.items()}
+
+
+def _of_regions(values: NDArray[np.float64], regions: int) -> NDArray[np.float64]:
+    """`[R]` of `[R]` or `[R, D]`."""
+    if values.ndim not in (1, 2) or len(values) != regions or values.size == 0:
+        raise ValueError(
+            f"the relevance of {regions} regions of one example is [{regions}] or [{regions}, D], "
+            f"not {list(values.shape)}: pick one of the batch, and give titles= if there are "
+            "several targets"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError("the relevance of a region is NaN or infinite")
+    if values.ndim == 1:
+        return values
+    alike = bool((values == values[:, :1]).all())
+    found: NDArray[np.float64] = values[:, 0] if alike else values.sum(axis=1)
+    return found
+
+
+def _label(
+    axes: Axes, boxes: NDArray[np.float64], texts: Mapping[int, str], height: int, width: int
+) -> None:
+    """Write at a side of each box, where the labels before cover least."""
+    # A point, of which letters have sizes, in pixels of the picture.
+    point = width / axes.get_window_extent().width * axes.figure.dpi / 72
+    tall = 1.5 * _LABEL * point
+    taken: list[tuple[float, float, float]] = []
+    for place, text in texts.items():
+        left, top, right, bottom = boxes[place].tolist()
+        wide = (text_width(text, _LABEL) + 2 * _PAD) * point
+        corners = [
+            (min(max(x, 0.0), max(width - wide, 0.0)), min(max(y, 0.0), max(height - tall, 0.0)))
+            for y in (top, bottom - tall, (top + bottom - tall) / 2)
+            for x in (left, right - wide)
+        ]
+        x, y = min(corners, key=lambda corner: _covered(corner, wide, tall, taken))
+        taken.append((x, y, wide))
+        back = Rectangle(
+            (x - 0.5, y - 0.5), wide, tall, color="white", alpha=0.85, linewidth=0, zorder=2
+        )
+        axes.add_patch(back)
+        axes.text(
+            x + _PAD * point - 0.5, y + tall / 2 - 0.5, text, fontsize=_LABEL, va="center",
+            parse_math=False, in_layout=False,
+        )  # fmt: skip
+
+
+def _covered(
+    corner: tuple[float, float], wide: float, tall: float,
+    taken: Sequence[tuple[float, float, float]],
+) -> float:  # fmt: skip
+    """The area that a label at this corner shares with others, each (left, top, width)."""
+    x, y = corner
+    return sum(
+        max(min(x + wide, left + size) - max(x, left), 0.0) * max(tall - abs(y - top), 0.0)
+        for left, top, size in taken
+    )

@@ -1,0 +1,173 @@
+"""The figure of text × image maps: which words look at which patches or regions of a picture.
+
+For models whose words and patches attend to each other (ViLT, LXMERT, VisualBERT); notebooks call
+it with what `Relevance.matrix` returns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from captum_generic_attn.visualization.figures import NotebookFigure
+from captum_generic_attn.visualization.overlays import checked_picture, overlay, scale_bar
+from captum_generic_attn.visualization.regions import boxes_on, draw_regions, numbers
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+    from PIL.Image import Image
+
+Pieces = Sequence[tuple[str, Sequence[int]]]
+"""A word by its pieces: the text of each, and the places of its tokens."""
+
+# In inches.
+_PANEL = 1.75
+_TITLE = 0.25
+_BAR = 0.42  # with its numbers
+_BAR_ITSELF = 0.09
+_ACROSS = 6
+
+
+def word_maps_figure(
+    image: ArrayLike | Image,
+    words: Sequence[str] | Sequence[Pieces],
+    matrix: ArrayLike,
+    *,
+    grid: tuple[int, int] | None = None,
+    boxes: ArrayLike | None = None,
+    title: str = "",
+    area: ArrayLike | None = None,
+    shared_scale: bool = True,
+) -> NotebookFigure:
+    """A figure with the picture, and for each word an overlay of what it looks at.
+
+    By default one scale holds for all words, so that a word that looks at nothing stays pale.
+
+    Args:
+        image: as `overlay` takes it.
+        words: one for each row of `matrix`; or words by their pieces, each a text and the places
+            of its tokens, as `hf.words` gives them: then the rows of a word's tokens are summed,
+            and rows that are in no word are left out.
+        matrix: `[Nt, Ni]`: of one example, what the picture's tokens gave to those of the text,
+            `relevance.matrix("input_ids", "pixel_values")[0]`. Its rows may be fewer, if `words`
+            are the same.
+        grid: rows and columns of the patches, which cover the picture (or `area`) row by row.
+        boxes: in place of a grid, (left, top, right, bottom) of each region in pixels.
+        title: stands over the picture.
+        area: the part of the picture that the model saw, as in `overlay`.
+        shared_scale: one scale for all words; else each has its own.
+
+    Raises:
+        ValueError: shapes do not fit, a value is NaN or infinite, or all are 0: the words never
+            looked at the picture, as in models whose towers meet in the score alone (CLIP).
+        IndexError: a word has tokens that `matrix` has no rows for.
+
+    Example:
+        >>> import numpy as np
+        >>> from captum_generic_attn.visualization import word_maps_figure
+        >>> matrix = np.arange(18.0).reshape(3, 6)
+        >>> words = [[("sand", [1]), ("als", [2])]]  # row 0 is a start token
+        >>> figure = word_maps_figure(np.ones((8, 12)), words, matrix, grid=(2, 3))
+        >>> [axes.get_title() for axes in figure.axes[:2]]
+        ['', 'sandals']
+    """
+    picture = checked_picture(image)
+    rows = _rows(words, _checked_matrix(matrix))
+    columns = rows[0][1].size
+    if (grid is None) == (boxes is None):
+        raise ValueError(
+            "what the columns of the matrix are must be said: grid=(rows, columns) of patches, or "
+            "the boxes= of regions"
+        )
+    placed = None if boxes is None else boxes_on(boxes, picture)
+    if placed is not None and len(placed) != columns:
+        raise ValueError(f"there are {len(placed)} boxes, but {columns} columns in the matrix")
+    if grid is not None and math.prod(grid) != columns:
+        raise ValueError(
+            f"a grid of {grid[0]} × {grid[1]} has {math.prod(grid)} patches, but the matrix has "
+            f"{columns} columns: take those of the patches alone, without class tokens"
+        )
+    most = [max(float(values.max()), 0.0) for _, values in rows]
+    if shared_scale:
+        most = [max(most)] * len(rows)
+    whole = (0, 0, picture.shape[1], picture.shape[0]) if area is None else area
+
+    across = min(1 + len(rows), _ACROSS)
+    down = -(-(1 + len(rows)) // across)
+    tall = _PANEL * picture.shape[0] / picture.shape[1]
+    # Under each row of panels is one for their own bars, or under all of them is the only one.
+    heights = [tall, _BAR_ITSELF] * down if not shared_scale else [tall] * down + [_BAR_ITSELF]
+    bars = 1 if shared_scale else down
+    figure = NotebookFigure(
+        figsize=(across * _PANEL, down * (tall + _TITLE) + bars * _BAR), layout="constrained"
+    )
+    places = figure.add_gridspec(len(heights), across, height_ratios=heights)
+    step = 1 if shared_scale else 2
+    corners = [(k // across * step, k % across) for k in range(1 + len(rows))]
+    panels = [figure.add_subplot(places[corner]) for corner in corners]
+    for axes in panels:
+        axes.set_axis_off()
+    panels[0].imshow(picture, cmap="gray", vmin=0, vmax=1)
+    panels[0].set_title(title, fontsize=10, parse_math=False)
+    for axes, (word, values), top in zip(panels[1:], rows, most, strict=True):
+        if placed is not None:
+            draw_regions(axes, picture, placed, values.clip(0), top)
+        else:
+            axes.imshow(overlay(picture, values.reshape(grid), area=whole, maximum=top))
+        axes.set_title(word, fontsize=10, parse_math=False)
+    if shared_scale:
+        bar = figure.add_subplot(places[down, :])
+        scale_bar(figure, bar, 0.0, most[0], "relevance, one scale for all words", fill=True)
+    else:
+        for (row, column), top in zip(corners[1:], most, strict=True):
+            bar = figure.add_subplot(places[row + 1, column])
+            scale_bar(figure, bar, 0.0, top, "own scale", fill=True)
+    return figure
+
+
+def _checked_matrix(matrix: ArrayLike) -> NDArray[np.float64]:
+    found = numbers(matrix)
+    if found.ndim != 2 or found.size == 0:
+        raise ValueError(
+            f"the matrix is [Nt, Ni], of one example, not {list(found.shape)}: pick one of the "
+            "batch, matrix[0]"
+        )
+    if not np.isfinite(found).all():
+        raise ValueError("the matrix holds NaN or infinite values")
+    if not found.any():
+        raise ValueError(
+            "the matrix is all 0: these words never looked at the picture. Where the towers of a "
+            "model meet in the score alone (CLIP), pairs_figure shows the words and the picture "
+            "beside each other"
+        )
+    return found
+
+
+def _rows(
+    words: Sequence[str] | Sequence[Pieces], matrix: NDArray[np.float64]
+) -> list[tuple[str, NDArray[np.float64]]]:
+    """Each word with its row `[Ni]`."""
+    if not words:
+        raise ValueError("there are no words")
+    if isinstance(words, str):
+        raise TypeError(f"words are a sequence of words, not one text: {words!r}")
+    tokens = [word for word in words if isinstance(word, str)]
+    if not tokens:
+        return [_joined(word, matrix) for word in words if not isinstance(word, str)]
+    if not len(tokens) == len(words) == len(matrix):
+        raise ValueError(
+            f"there are {len(words)} words, but {len(matrix)} rows in the matrix: give one for "
+            "each token, take fewer rows, or give words by their pieces, (text, tokens)"
+        )
+    return list(zip(tokens, matrix, strict=True))
+
+
+def _joined(word: Pieces, matrix: NDArray[np.float64]) -> tuple[str, NDArray[np.float64]]:
+    text = "".join(piece for piece, _ in word)
+    tokens = [token for _, own in word for token in own]
+    if not tokens or not 0 <= min(tokens) <= max(tokens) < len(matrix):
+        raise IndexError(f"{text!r} has the tokens {tokens}, the matrix {len(matrix)} rows")
+    return text, matrix[tokens].sum(axis=0)
