@@ -17,8 +17,9 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from image_distance import LIMIT, distance
 from matplotlib.figure import Figure
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from captum_generic_attn import GenericAttention, demo, input_maps
 from captum_generic_attn.detectors import load_detector
@@ -110,25 +111,9 @@ def picture_of(drawn, dpi=DPI):
     return Image.open(page).convert("RGB")
 
 
-def distance(one, other):
-    """The mean difference of the colours of two pictures, their greys taken away, both made small
-    and blurred: in 0 … 255, though most of a page is white in both.
-    """
-    colours = []
-    for picture in (one, other):
-        small = picture.convert("RGB").resize((96, 48), Image.Resampling.BOX)
-        values = np.asarray(small.filter(ImageFilter.GaussianBlur(1.5)), dtype=float)
-        colours.append(values - values.mean(axis=2, keepdims=True))
-    return float(np.abs(colours[0] - colours[1]).mean())
-
-
 def golden(name):
     return Image.open(FOLDER / f"{name}.png")
 
-
-# Measured: up to 0.24 as drawn here (the files have 256 colours), up to 0.35 with other letters at
-# another resolution; mistakes from 0.88 on (a DETR's tokens shifted by one), most above 2.
-LIMIT = 0.6
 
 # ---------------------------------------------------------------- mistakes
 

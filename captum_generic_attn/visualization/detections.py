@@ -10,13 +10,13 @@ from matplotlib.patheffects import withStroke
 
 from captum_generic_attn.visualization.areas import Box, checked_box
 from captum_generic_attn.visualization.heatmaps import panels_of
+from captum_generic_attn.visualization.labels import Label, write_labels
 from captum_generic_attn.visualization.overlays import (
     checked_heat,
     checked_picture,
     overlay,
     scale_bar,
 )
-from captum_generic_attn.visualization.words import text_width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 _COLOURS = (
     "#0072b2", "#00795a", "#a3307a", "#000000", "#6a3d9a", "#5c5c5c", "#0f3d6e", "#3d5c10",
 )  # fmt: skip
-# In points: the height of the letters in a label, and what is left free beside them.
-_LABEL, _PAD = 7, 2
+_LABEL = 7  # the height of the letters in a label, in points
 
 
 def detections_figure(
@@ -91,7 +90,13 @@ def detections_figure(
         axes.set_title(labels[place], fontsize=11, parse_math=False)
         scale_bar(figure, axes, 0.0, maximum, "relevance, own scale")
     figure.draw_without_rendering()  # how large the panels are is known from here on
-    _draw_all(figure.axes[0], placed, labels, picture.shape[1], picture.shape[0])
+    written = []
+    for place, (box, label) in enumerate(zip(placed, labels, strict=True)):
+        colour = _COLOURS[place % len(_COLOURS)]
+        _draw_box(figure.axes[0], box, colour)
+        written.append(Label(box, label, back=colour, letters="white"))
+    height, width = picture.shape[:2]
+    write_labels(figure.axes[0], written, width, height, size=_LABEL, inside=False)
     return figure
 
 
@@ -103,55 +108,3 @@ def _draw_box(axes: Axes, box: Box, colour: str) -> None:
     )
     frame.set_path_effects([withStroke(linewidth=2.8, foreground="white", alpha=0.8)])
     axes.add_patch(frame)
-
-
-def _draw_all(axes: Axes, boxes: list[Box], labels: Sequence[str], width: int, height: int) -> None:
-    """All boxes, with labels that keep out of each other's way as far as they can."""
-    # A point, of which letters have sizes, in pixels of the picture.
-    point = width / axes.get_window_extent().width * axes.figure.dpi / 72
-    tall = 1.6 * _LABEL * point
-    taken: list[Box] = []
-    for place, (box, label) in enumerate(zip(boxes, labels, strict=True)):
-        colour = _COLOURS[place % len(_COLOURS)]
-        _draw_box(axes, box, colour)
-        wide = (text_width(label, _LABEL) + 2 * _PAD) * point
-        spots = [_kept(spot, width, height) for spot in _spots(box, wide, tall, height)]
-        spot = min(spots, key=lambda spot: sum(_shared(spot, other) for other in taken))
-        taken.append(spot)
-        left, top, right, bottom = spot
-        back = Rectangle(
-            (left - 0.5, top - 0.5), right - left, bottom - top, color=colour, alpha=0.85,
-            linewidth=0, zorder=2,
-        )  # fmt: skip
-        axes.add_patch(back)
-        axes.text(
-            left + _PAD * point - 0.5, bottom - 0.45 * _LABEL * point - 0.5, label,
-            fontsize=_LABEL, color="white", parse_math=False, in_layout=False,
-        )  # fmt: skip
-
-
-def _spots(box: Box, wide: float, tall: float, height: float) -> list[Box]:
-    """Where the label of a box may be, best first: over it, in it, under it; else ever farther."""
-    left, top, right, bottom = box
-    farther = [
-        top + side * step * tall for step in range(2, int(height / tall) + 1) for side in (1, -1)
-    ]
-    return [
-        (x, y, x + wide, y + tall)
-        for y in (top - tall, top, bottom, bottom - tall, *farther)
-        for x in (left, right - wide)
-    ]
-
-
-def _kept(spot: Box, width: float, height: float) -> Box:
-    """Moved into the picture."""
-    right = min(max(spot[0], 0.0), max(width - (spot[2] - spot[0]), 0.0)) - spot[0]
-    down = min(max(spot[1], 0.0), max(height - (spot[3] - spot[1]), 0.0)) - spot[1]
-    return spot[0] + right, spot[1] + down, spot[2] + right, spot[3] + down
-
-
-def _shared(a: Box, b: Box) -> float:
-    """The area that two boxes share."""
-    wide = min(a[2], b[2]) - max(a[0], b[0])
-    tall = min(a[3], b[3]) - max(a[1], b[1])
-    return max(wide, 0.0) * max(tall, 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from matplotlib import colormaps
@@ -12,6 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from captum_generic_attn.visualization.areas import spread
+from captum_generic_attn.visualization.arrays import array_of, merged, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -135,7 +136,7 @@ def checked_picture(image: ArrayLike | Image) -> NDArray[np.float64]:
                 "an array in 0 … 1"
             )
         image = np.asarray(image.convert("RGB"))
-    given = _array(image)
+    given = array_of(image)
     if isinstance(image, Tensor) and given.ndim == 3 and given.shape[0] == 3:
         if given.shape[2] == 3:
             raise ValueError(
@@ -175,7 +176,7 @@ def checked_heat(heatmap: ArrayLike) -> NDArray[np.float64]:
     Raises:
         ValueError: it is of another shape, or a value is NaN or infinite.
     """
-    heat = _array(heatmap).astype(np.float64)
+    heat = numbers(heatmap)
     if heat.ndim == 4:
         raise ValueError(
             f"a heat map is of one example, [H, W] or [C, H, W], not {list(heat.shape)}: pick one "
@@ -185,17 +186,7 @@ def checked_heat(heatmap: ArrayLike) -> NDArray[np.float64]:
         raise ValueError(f"a heat map is [H, W] or [C, H, W], not {list(heat.shape)}")
     if not np.isfinite(heat).all():
         raise ValueError("the heat map holds NaN or infinite values")
-    if heat.ndim == 3:
-        heat = heat[0] if (heat == heat[:1]).all() else heat.sum(axis=0)
-    return heat
-
-
-def _array(values: ArrayLike | Tensor) -> NDArray[Any]:
-    """Tensors of any device and precision as well."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        return (values.double() if values.is_floating_point() else values).numpy()
-    return np.asarray(values)
+    return heat if heat.ndim == 2 else merged(heat, axis=0)
 
 
 def coloured(share: NDArray[np.float64], behind: NDArray[np.float64]) -> NDArray[np.float64]:

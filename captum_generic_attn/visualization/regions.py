@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.patches import Rectangle
-from torch import Tensor
 
+from captum_generic_attn.visualization.arrays import merged, numbers
 from captum_generic_attn.visualization.heatmaps import panels_of
+from captum_generic_attn.visualization.labels import Label, write_labels
 from captum_generic_attn.visualization.overlays import (
     checked_picture,
     coloured,
     overlay,
     scale_bar,
 )
-from captum_generic_attn.visualization.words import text_width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from captum_generic_attn.compare import Comparison
     from captum_generic_attn.visualization.figures import NotebookFigure
 
-# In points: the height of the letters in a label, and what is left free beside them.
-_LABEL, _PAD = 6.5, 1.5
+_LABEL = 6.5  # the height of the letters in a label, in points
 _EDGE = 0.62  # how light the grey is that the colour of an edge is laid over
 
 
@@ -121,7 +120,9 @@ def regions_figure(
             for place in most
             if values[place] != 0
         }
-        _label(axes, placed, texts, *picture.shape[:2])
+        written = [Label(tuple(placed[place].tolist()), text) for place, text in texts.items()]
+        height, width = picture.shape[:2]
+        write_labels(axes, written, width, height, size=_LABEL, inside=True)
     return figure
 
 
@@ -189,13 +190,6 @@ def draw_regions(
         axes.add_patch(frame)
 
 
-def numbers(values: ArrayLike) -> NDArray[np.float64]:
-    """An array of what may be a tensor of any device and precision."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().double().numpy()
-    return np.asarray(values, dtype=np.float64)
-
-
 def _several(
     relevance: ArrayLike | Mapping[str, ArrayLike], titles: Sequence[str] | None, regions: int
 ) -> dict[str, NDArray[np.float64]]:
@@ -231,48 +225,4 @@ def _of_regions(values: NDArray[np.float64], regions: int) -> NDArray[np.float64
         )
     if not np.isfinite(values).all():
         raise ValueError("the relevance of a region is NaN or infinite")
-    if values.ndim == 1:
-        return values
-    alike = bool((values == values[:, :1]).all())
-    found: NDArray[np.float64] = values[:, 0] if alike else values.sum(axis=1)
-    return found
-
-
-def _label(
-    axes: Axes, boxes: NDArray[np.float64], texts: Mapping[int, str], height: int, width: int
-) -> None:
-    """Write at a side of each box, where the labels before cover least."""
-    # A point, of which letters have sizes, in pixels of the picture.
-    point = width / axes.get_window_extent().width * axes.figure.dpi / 72
-    tall = 1.5 * _LABEL * point
-    taken: list[tuple[float, float, float]] = []
-    for place, text in texts.items():
-        left, top, right, bottom = boxes[place].tolist()
-        wide = (text_width(text, _LABEL) + 2 * _PAD) * point
-        corners = [
-            (min(max(x, 0.0), max(width - wide, 0.0)), min(max(y, 0.0), max(height - tall, 0.0)))
-            for y in (top, bottom - tall, (top + bottom - tall) / 2)
-            for x in (left, right - wide)
-        ]
-        x, y = min(corners, key=lambda corner: _covered(corner, wide, tall, taken))
-        taken.append((x, y, wide))
-        back = Rectangle(
-            (x - 0.5, y - 0.5), wide, tall, color="white", alpha=0.85, linewidth=0, zorder=2
-        )
-        axes.add_patch(back)
-        axes.text(
-            x + _PAD * point - 0.5, y + tall / 2 - 0.5, text, fontsize=_LABEL, va="center",
-            parse_math=False, in_layout=False,
-        )  # fmt: skip
-
-
-def _covered(
-    corner: tuple[float, float], wide: float, tall: float,
-    taken: Sequence[tuple[float, float, float]],
-) -> float:  # fmt: skip
-    """The area that a label at this corner shares with others, each (left, top, width)."""
-    x, y = corner
-    return sum(
-        max(min(x + wide, left + size) - max(x, left), 0.0) * max(tall - abs(y - top), 0.0)
-        for left, top, size in taken
-    )
+    return values if values.ndim == 1 else merged(values, axis=1)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
-from torch import Tensor
 
+from captum_generic_attn.visualization.arrays import merged, numbers
 from captum_generic_attn.visualization.figures import NotebookFigure
 from captum_generic_attn.visualization.overlays import scale_bar
 from captum_generic_attn.visualization.words import (
@@ -24,6 +24,7 @@ from captum_generic_attn.visualization.words import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike, NDArray
+    from torch import Tensor
 
     from captum_generic_attn.compare import Comparison
     from captum_generic_attn.hf import Words
@@ -287,9 +288,7 @@ def _heading(name: str, width: float) -> list[str]:
 
 def _of_tokens(relevance: ArrayLike | Tensor) -> NDArray[np.float64]:
     """`[N]`, all finite."""
-    if isinstance(relevance, Tensor):
-        relevance = relevance.detach().cpu().double().numpy()
-    values: NDArray[np.float64] = np.asarray(relevance, dtype=np.float64)
+    values = numbers(relevance)
     if values.ndim not in (1, 2) or values.size == 0:
         raise ValueError(
             f"relevance is {list(values.shape)}, and must be [N] or [N, D], of one example: pick "
@@ -297,7 +296,4 @@ def _of_tokens(relevance: ArrayLike | Tensor) -> NDArray[np.float64]:
         )
     if not np.isfinite(values).all():
         raise ValueError("the relevance of a token is NaN or infinite")
-    if values.ndim == 2:
-        alike = bool((values == values[:, :1]).all())
-        values = values[:, 0] if alike else values.sum(axis=1)
-    return values
+    return values if values.ndim == 1 else merged(values, axis=1)

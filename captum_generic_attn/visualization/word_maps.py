@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from captum_generic_attn.visualization.arrays import numbers
 from captum_generic_attn.visualization.figures import NotebookFigure
 from captum_generic_attn.visualization.overlays import checked_picture, overlay, scale_bar
-from captum_generic_attn.visualization.regions import boxes_on, draw_regions, numbers
+from captum_generic_attn.visualization.regions import boxes_on, draw_regions
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

@@ -1,0 +1,100 @@
+"""Labels of boxes on a picture, which keep out of each other's way as far as they can.
+
+The figures of detections and of regions call it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from matplotlib.patches import Rectangle
+
+from captum_generic_attn.visualization.words import text_width
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+    from captum_generic_attn.visualization.areas import Box
+
+_PAD = 2.0  # beside the letters, in points
+
+
+@dataclass(frozen=True)
+class Label:
+    """What is written at a box, and in which colours."""
+
+    box: Box
+    text: str
+    back: str = "white"
+    letters: str = "black"
+
+
+def write_labels(
+    axes: Axes, labels: Sequence[Label], width: int, height: int, *, size: float, inside: bool
+) -> None:
+    """Write each label where those before it cover least.
+
+    Args:
+        axes: show the picture; their size must be known (`Figure.draw_without_rendering`).
+        labels: the first get the best places.
+        width: of the picture.
+        height: of the picture.
+        size: of the letters, in points.
+        inside: whether labels stay in their boxes; else over it comes first, and ever farther away
+            last.
+    """
+    # A point, of which letters have sizes, in pixels of the picture.
+    point = width / axes.get_window_extent().width * axes.figure.dpi / 72
+    tall = 1.6 * size * point
+    taken: list[Box] = []
+    for label in labels:
+        wide = (text_width(label.text, size) + 2 * _PAD) * point
+        corners = (_inside if inside else _around)(label.box, wide, tall, height)
+        spots = [_kept((x, y, x + wide, y + tall), width, height) for x, y in corners]
+        spot = min(spots, key=lambda spot: sum(_shared(spot, other) for other in taken))
+        taken.append(spot)
+        left, top, right, bottom = spot
+        # Matplotlib's pixels have whole numbers in their middle.
+        back = Rectangle(
+            (left - 0.5, top - 0.5), right - left, bottom - top, color=label.back, alpha=0.85,
+            linewidth=0, zorder=2,
+        )  # fmt: skip
+        axes.add_patch(back)
+        axes.text(
+            left + _PAD * point - 0.5, bottom - 0.45 * size * point - 0.5, label.text,
+            fontsize=size, color=label.letters, parse_math=False, in_layout=False,
+        )  # fmt: skip
+
+
+def _inside(box: Box, wide: float, tall: float, _: float) -> list[tuple[float, float]]:
+    """Upper left corners in a box, best first."""
+    left, top, right, bottom = box
+    rows = top, bottom - tall, (top + bottom - tall) / 2
+    return [(x, y) for y in rows for x in (left, right - wide)]
+
+
+def _around(box: Box, wide: float, tall: float, height: float) -> list[tuple[float, float]]:
+    """Upper left corners over a box, in it, under it; else ever farther."""
+    left, top, right, bottom = box
+    farther = [
+        top + side * step * tall for step in range(2, int(height / tall) + 1) for side in (1, -1)
+    ]
+    rows = top - tall, top, bottom, bottom - tall, *farther
+    return [(x, y) for y in rows for x in (left, right - wide)]
+
+
+def _kept(spot: Box, width: float, height: float) -> Box:
+    """Moved into the picture."""
+    right = min(max(spot[0], 0.0), max(width - (spot[2] - spot[0]), 0.0)) - spot[0]
+    down = min(max(spot[1], 0.0), max(height - (spot[3] - spot[1]), 0.0)) - spot[1]
+    return spot[0] + right, spot[1] + down, spot[2] + right, spot[3] + down
+
+
+def _shared(a: Box, b: Box) -> float:
+    """The area that two boxes share."""
+    wide = min(a[2], b[2]) - max(a[0], b[0])
+    tall = min(a[3], b[3]) - max(a[1], b[1])
+    return max(wide, 0.0) * max(tall, 0.0)
