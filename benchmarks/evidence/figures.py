@@ -21,7 +21,6 @@ from garments import (
     picture,
 )
 from lxmert import answerer
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -33,6 +32,9 @@ from vqa import SEED, asked, attributions
 from captum_generic_attn import GenericAttention, demo, hf
 from captum_generic_attn.detectors import load_detector
 from captum_generic_attn.visualization import detections_figure, pairs_figure
+from captum_generic_attn.visualization.overlays import checked_picture
+from captum_generic_attn.visualization.regions import draw_regions
+from captum_generic_attn.visualization.words import colours_of
 
 SHOWN = (
     OURS,
@@ -86,12 +88,14 @@ def questions(split: Split) -> Figure:
     for axes, question, words, regions, right in zip(
         panels.flat, chosen, text, image, seen.right.tolist(), strict=True
     ):
-        # Pale and grey, so that every colour is relevance.
-        axes.imshow(0.4 + 0.6 * picture(question, split).mean(-1) / 255, "gray", vmin=0, vmax=1)
+        boxes = question.boxes.astype(np.float64)
+        shares = _shares(regions[: len(boxes)])
+        draw_regions(axes, checked_picture(picture(question, split)), boxes, shares, 1.0)
+        for left, top, right, bottom in boxes[list(question.deciding_regions)].tolist():
+            corner = left - 0.5, top - 0.5  # Matplotlib's pixels have whole numbers in their middle
+            axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, linewidth=1.6))
         axes.set(xlim=(-1, EXTENT + 1), ylim=(EXTENT + 9, -14))
         axes.set_axis_off()
-        _regions(axes, question.boxes, _shares(regions[: len(question.boxes)]),
-                 question.deciding_regions)  # fmt: skip
         _words(axes, question.words, _shares(words[1 : 1 + len(question.words)]))
         axes.text(
             EXTENT / 2, EXTENT + 6, f"{question.answer} ({'right' if right else 'wrong'})",
@@ -105,28 +109,16 @@ def _shares(relevance: torch.Tensor) -> NDArray[np.float64]:
     return values / max(float(values.max()), 1e-12)
 
 
-def _regions(
-    axes: Axes, boxes: NDArray[np.int64], shares: NDArray[np.float64], deciding: Sequence[int]
-) -> None:
-    for place, ((left, top, right, bottom), share) in enumerate(zip(boxes, shares, strict=True)):
-        corner, sides = (left, top), (right - left, bottom - top)
-        colour = colormaps["YlOrRd"](share)
-        axes.add_patch(Rectangle(corner, *sides, facecolor=colour, alpha=0.55 * share**0.5))
-        if place in deciding:
-            axes.add_patch(Rectangle(corner, *sides, fill=False, edgecolor="black", linewidth=1.6))
-
-
 def _words(axes: Axes, words: Sequence[str], shares: NDArray[np.float64]) -> None:
     """The words in a row, each on the colour of its relevance."""
     lengths = np.array([len(word) + 1.2 for word in words])
     ends = lengths.cumsum() * EXTENT / max(lengths.sum(), 26)
     starts = np.concatenate([[0], ends[:-1]])
     for word, start, end, share in zip(words, starts, ends, shares, strict=True):
-        colour = colormaps["YlOrRd"](share)
+        back, ink = colours_of(float(share))
         size = (end - start - 0.6, 8)
-        axes.add_patch(Rectangle((start, -11), *size, facecolor=colour, alpha=0.85 * share**0.5))
+        axes.add_patch(Rectangle((start, -11), *size, facecolor=tuple(back.tolist())))
         style = {"ha": "center", "va": "center", "fontsize": 8}
-        ink = "white" if share > 0.6 else "black"
         axes.text(start + size[0] / 2, -7, word, color=ink, **style)
 
 
