@@ -1,8 +1,9 @@
-"""Makes the README's table and `docs/speed.png` of what `speed.py` measured.
+"""Makes the tables of `docs/speed.md` and of the README, and `docs/speed.png`, of what `speed.py`
+measured.
 
-`python benchmarks/speed_report.py` prints the table, writes it between its marks in the README,
-and draws time and memory against the number of tokens and of layers. `speed.py` prints the table
-as well, and takes its pairs of methods from here.
+`python benchmarks/speed_report.py` prints the table, writes it between its marks in both pages,
+the README's with few workloads, and draws time and memory against the number of tokens and of
+layers. `speed.py` prints the table as well, and takes its pairs of methods from here.
 """
 
 from __future__ import annotations
@@ -12,10 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- speed -->", "<!-- end of speed -->"
+IN_README = (
+    *("vit_s_197", "vit_b_197", "vit_b_197_batch8", "vit_s_1370", "vit_s_4097"),
+    *("bert_512", "detector_850"),
+)
 
 RATIOS = (
     ("ours", "saliency"),
@@ -92,12 +99,16 @@ def row(found: Found) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def table(report: dict[str, Any]) -> str:
-    """The README's table, and what it was measured on."""
+def table(report: dict[str, Any], only: Sequence[str] | None = None) -> str:
+    """The table, of some workloads only if they are named, and what it was measured on."""
     heads = ["workload", "N", "batch", *OF_TIME, *OF_MEMORY, "memory: ours, MB"]
     machine = report["machine"]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-    lines += [row(found) for found in report["workloads"].values() if found["in_table"]]
+    lines += [
+        row(found)
+        for name, found in report["workloads"].items()
+        if (found["in_table"] if only is None else name in only)
+    ]
     measured = (
         f"Median (least–most) of the ratios within rounds; {machine['threads']} threads, "
         f"{machine['cores']} cores of {machine['cpu']}, float32, "
@@ -106,8 +117,8 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([*lines, "", measured])
 
 
-def into_readme(text: str, lines: str) -> str:
-    """The README with these lines between the marks; as it is, if it has no marks."""
+def into_page(text: str, lines: str) -> str:
+    """A page with these lines between its marks; as it is, if it has none."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     return f"{before}{begin}\n{lines}\n{end}{after}" if begin and end else text
@@ -170,12 +181,13 @@ def main() -> None:
     report = json.loads(Path(__file__).with_name("speed.json").read_text("utf-8"))
     lines = table(report)
     print(lines)
-    readme = ROOT / "README.md"
-    text = readme.read_text("utf-8")
-    if BEGIN in text and END in text:
-        readme.write_text(into_readme(text, lines), "utf-8")
-    else:
-        print(f"README.md has no {BEGIN} and {END}: the table is not in it.")
+    pages = {ROOT / "docs" / "speed.md": lines, ROOT / "README.md": table(report, IN_README)}
+    for page, its_lines in pages.items():
+        text = page.read_text("utf-8")
+        if BEGIN in text and END in text:
+            page.write_text(into_page(text, its_lines), "utf-8")
+        else:
+            print(f"{page.name} has no {BEGIN} and {END}: the table is not in it.")
     figure_of(report).savefig(ROOT / "docs" / "speed.png", dpi=100)
 
 

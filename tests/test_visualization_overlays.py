@@ -303,7 +303,7 @@ def test_colours_are_even_for_all_eyes(eyes, sign):
     assert falls.min() > 0
     assert falls.max() / falls.min() < (1.15 if eyes == "usual" else 1.6)
     assert found[0, 0] > 99
-    assert found[-1, 0] < 40
+    assert found[-1, 0] < 52
     steps = np.linalg.norm(np.diff(found, axis=0), axis=1)
     assert steps.max() / steps.min() < 2.5
 
@@ -315,3 +315,11 @@ def test_for_and_against_are_told_apart_by_all_eyes(eyes):
         coloured(-shares, np.ones(10)), eyes
     )
     assert np.linalg.norm(apart[:, 1:], axis=1).min() > 8
+
+
+def test_a_picture_shows_through_the_darkest_colour():
+    """Dark and light places of a picture stay apart, even where all of it is of most relevance."""
+    picture = np.tile([0.0, 1.0], (2, 1))
+    dark, light = seen_by(overlay(picture, np.ones((2, 2))), "usual")[0]
+    assert light[0] - dark[0] > 8
+    assert np.hypot(*dark[1:]) > 40  # of the heat's colour all the same

@@ -1,4 +1,6 @@
-"""Writes `docs/evidence.md` and its figures from the stored tables; the end of `make evidence`."""
+"""Writes `docs/evidence.md` and its figures from the stored tables, and some of their figures into
+the README; the end of `make evidence`.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,10 @@ import typer
 from figures import draw_all
 from garments import DEBIAN_FOLDER
 from methods import OURS
-from tables import STORED, Table, best_of, load, markdown
+from tables import BROKEN, RANDOM, STORED, Table, best_of, load, markdown
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
 ORDER = (
     *("vit", "vit_pointing", "lxmert", "lxmert_deciding", "visualbert", "visualbert_deciding"),
     *("clip", "detr", "reactions", "speech"),
@@ -30,6 +33,19 @@ FIGURES = {
     ),
     "detr": ("evidence_detections.png", "A canvas with all detections: box, class and map of each"),
 }
+
+# What stands in the README, of each model.
+BEGIN, END = "<!-- evidence -->", "<!-- end of evidence -->"
+IN_README = (
+    ("vit", "positive_ground", "ViT: area under the curve, most relevant pixels removed"),
+    ("vit_pointing", "token", "ViT: highest token on the garment, %"),
+    ("lxmert_deciding", "region_relation", "LXMERT: regions that decide ranked first, %"),
+    ("visualbert_deciding", "region_relation", "VisualBERT: the same"),
+    ("clip", "several_picture", "CLIP: highest token on a garment of the caption, %"),
+    ("detr", "AP", "DETR: average precision of maps as masks"),
+    ("reactions", "positive_accuracy", "BERT: area, most relevant tokens masked"),
+    ("speech", "highest", "Whisper: highest frame near the word, %"),
+)
 
 HEAD = """# Evidence
 
@@ -105,12 +121,39 @@ def document(tables: dict[str, Table]) -> str:
     return "\n".join([*parts, LITERATURE])
 
 
-def main(data: Path = DEBIAN_FOLDER, folder: Path = DOCS) -> None:
-    """Write the page and its figures from all tables that are stored."""
+def in_short(tables: dict[str, Table]) -> str:
+    """The README's table: ours, the best of all others, chance."""
+    lines = ["| asked of | ours | best other method | chance |", "| --- | --: | --: | --: |"]
+    for name, key, title in IN_README:
+        table = tables[name]
+        (column,) = (column for column in table.columns if column.key == key)
+        others = {
+            method: figures[key].value
+            for method, figures in table.rows.items()
+            if key in figures and not method.startswith((OURS, "– ", RANDOM, BROKEN))
+        }
+        pick = max if column.better == "more" else min
+        best = pick(others, key=lambda method: others[method])
+        figures = [table.rows[OURS][key].value, others[best], table.rows[RANDOM][key].value]
+        mine, theirs, chance = (f"{value:.{column.digits}f}" for value in figures)
+        arrow = "↑" if column.better == "more" else "↓"
+        lines.append(f"| {title} {arrow} | {mine} | {theirs} ({best}) | {chance} |")
+    return "\n".join(lines)
+
+
+def main(
+    data: Path = DEBIAN_FOLDER, folder: Path = DOCS, readme: Path = ROOT / "README.md"
+) -> None:
+    """Write the page, its figures and the README's table from all tables that are stored."""
     tables = {name: load(name) for name in ORDER if (STORED / f"{name}.json").is_file()}
     if missing := [name for name in ORDER if name not in tables]:
         print(f"Not stored, so left out: {', '.join(missing)}")
     (folder / "evidence.md").write_text(document(tables), "utf-8")
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text("utf-8").partition(BEGIN)
+    readme.write_text(
+        f"{before}{BEGIN}\n{in_short(tables)}\n{END}{rest.partition(END)[2]}", "utf-8"
+    )
     draw_all(tables, data, folder)
     print(folder / "evidence.md")
 

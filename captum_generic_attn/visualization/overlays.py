@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 # The colours are laid over a pale grey picture, the more opaque the higher the relevance: nothing
 # is hidden where nothing is relevant.
 _FOR, _AGAINST = "Reds", "Blues"
-_OPACITY = 0.85
+# Their darkest ends are left out: they are as dark as what is dark in pictures.
+_DARKEST = 0.88
+_OPACITY = 0.78
 # The darkest and the lightest grey: of what the model saw, and of the rest of the picture.
 _SEEN, _UNSEEN = (0.4, 1.0), (0.75, 0.93)
 # ITU-R BT.601.
@@ -211,7 +213,7 @@ def _even(name: str) -> ListedColormap:
     """The colours of a colormap in such an order that `coloured` over white is even: the lightness
     falls by the same amount from each of 256 steps to the next.
     """
-    colours = colormaps[name].resampled(1024)(np.linspace(0, 1, 1024))[:, :3]
+    colours = colormaps[name].resampled(1024)(np.linspace(0, _DARKEST, 1024))[:, :3]
     opacity = _opacity(np.linspace(0, 1, 256))[:, None, None]
     found = _lightness(opacity * colours + (1 - opacity))
     wanted = np.linspace(100, found[-1, -1], 256)[:, None]
