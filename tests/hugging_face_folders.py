@@ -75,6 +75,7 @@ def detr(folder, kind="Detr", decided=8.0, **processing):
         backbone_config=backbone, d_model=16, encoder_layers=1, encoder_ffn_dim=16,
         encoder_attention_heads=2, decoder_layers=2, decoder_ffn_dim=16, decoder_attention_heads=2,
         num_queries=12, id2label=dict(enumerate(CLASSES)),
+        label2id={name: index for index, name in enumerate(CLASSES)},
         use_timm_backbone=False, use_pretrained_backbone=False, backbone=None,
     )  # fmt: skip
     model = getattr(T, f"{kind}ForObjectDetection")(config).eval()

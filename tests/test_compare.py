@@ -238,3 +238,18 @@ def test_figure_refuses_what_it_cannot_draw() -> None:
 def test_public_names() -> None:
     assert captum_generic_attn.compare is compare
     assert set(captum_generic_attn.__all__) >= {"compare", "Comparison", "all_methods"}
+
+
+def test_a_scale_that_is_cut_says_so():
+    outlier = torch.ones(1, 1, 40, 40)
+    outlier[0, 0, 0, 0] = 60.0
+    against = outlier.clone()
+    against[0, 0, 1] = -1.0
+    for heat, ends in (
+        (outlier, ["0", "≥ 1"]),
+        (against, ["≤ -1", "≥ 1"]),
+        (outlier.clamp(max=1), ["0", "1"]),
+    ):
+        found = Comparison({"a": heat}, {"a": 1.0}, {}, {})
+        figure = comparison_figure(np.ones((40, 40)), found)
+        assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == ends

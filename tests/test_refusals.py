@@ -384,3 +384,34 @@ def test_tokens_that_are_added_into_a_constant_are_lost_by_name() -> None:
 
     with pytest.raises(UnsupportedAttentionError, match="could not be followed through index_add"):
         GenericAttention(Scattered()).attribute(torch.rand(2, 4, 8), target=1)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "advice"),
+    [
+        ([[1, 2, 1]], "one token stands in several places .* pass them as an input or among"),
+        ([[1, 2], [1, 3]], "one token asks in several sequences .* leave them out with layers="),
+    ],
+)
+def test_texts_that_a_function_holds_fixed(fixed: list[list[int]], advice: str) -> None:
+    """As the captions that a dual encoder compares each picture with; what is advised works."""
+    torch.manual_seed(0)
+    embed = nn.Embedding(5, 8)
+    pictures, texts = (
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval() for _ in range(2)
+    )
+    model = nn.ModuleDict({"pictures": pictures, "texts": texts, "embed": embed})
+
+    def scores(x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        found = model["texts"](model["embed"](ids)).mean(1)
+        return model["pictures"](x)[:, 0] @ found.T
+
+    ids = torch.tensor(fixed)
+    x = torch.randn(1, 4, 8)
+    with pytest.raises(UnsupportedAttentionError, match=advice):
+        GenericAttention(lambda x: scores(x, ids)).attribute(x, 0)
+    kept = GenericAttention(lambda x: scores(x, ids), layers=[pictures]).attribute(x, 0)
+    assert kept.abs().sum() > 0
+    if len(fixed) == 1:
+        passed = GenericAttention(scores).attribute(x, 0, ids)
+        assert torch.allclose(passed, kept)

@@ -52,8 +52,8 @@ def grid_figure(
     """A figure of a batch: for each example its picture, then one overlay for each column.
 
     Red speaks for the score; blue, in methods that tell, against it. The darkest colours stand for
-    the 99.5th percentile of a map's magnitudes, as in `comparison_figure`, or for the largest of
-    them among the maps that share a scale. The bars say which maps share one.
+    the largest value among the maps that share a scale; of a `Comparison`, for that of the 99.5th
+    percentiles, as in `comparison_figure`. The bars say which maps share one.
 
     Args:
         images: one for each example, each as `overlay` takes it; they may differ in size.
@@ -84,6 +84,7 @@ def grid_figure(
     if scale not in _SCALES:
         raise ValueError(f"scale is one of {', '.join(map(repr, _SCALES))}, not {scale!r}")
     given: Mapping[str, Heats] = columns if isinstance(columns, Mapping) else columns.attributions
+    cut = not isinstance(columns, Mapping)
     titles = list(given)
     if len(images) == 0 or not titles:
         raise ValueError(
@@ -94,7 +95,8 @@ def grid_figure(
     pictures = [checked_picture(image) for image in images]
     areas = [None] * len(pictures) if area is None else checked_boxes(area, len(pictures))
     heats = [_maps(found, part, len(pictures), title) for title, found in given.items()]
-    tops = np.array([[darkest(heat) for heat in column] for column in heats]).T  # [B, columns]
+    largest = darkest if cut else (lambda heat: float(np.abs(heat).max()))
+    tops = np.array([[largest(heat) for heat in column] for column in heats]).T  # [B, columns]
     signed = np.array([[bool(heat.min() < 0) for heat in column] for column in heats]).T
     sharing = {"own": (), "row": (1,), "column": (0,), "all": (0, 1)}[scale]
     tops = np.broadcast_to(tops.max(axis=sharing, keepdims=True), tops.shape)
@@ -116,7 +118,7 @@ def grid_figure(
     }[scale]
     for under, at in bars:
         least = -tops[at] if signed[at] else 0.0
-        scale_bar(figure, under, least, tops[at], _SCALES[scale])
+        scale_bar(figure, under, least, tops[at], _SCALES[scale], cut=cut)
     return figure
 
 

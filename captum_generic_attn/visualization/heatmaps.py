@@ -127,7 +127,8 @@ def comparison_figure(
         signed = bool(heat.min() < 0)
         axes.imshow(overlay(picture, heat, area=area, maximum=top, signed=signed))
         axes.set_title(f"{name}\n{comparison.seconds[name]:.2g} s", fontsize=10, parse_math=False)
-        scale_bar(figure, axes, -top if signed else 0.0, top, "attribution, own scale")
+        least, cut = -top if signed else 0.0, bool(top < np.abs(heat).max())
+        scale_bar(figure, axes, least, top, "attribution, own scale", cut=cut)
     return figure
 
 

@@ -100,10 +100,12 @@ def scale_bar(
     label: str,
     *,
     fill: bool = False,
+    cut: bool = False,
 ) -> None:
     """The scale of what `axes` show, under them; or in their place, to `fill` axes made for it.
 
-    The label says of what, and whether other panels have the same scale.
+    The label says of what, and whether other panels have the same scale; `cut`, whether the darkest
+    colours stand for all that is beyond the ends as well.
     """
     colours = steps(signed=least < 0)
     scale = ScalarMappable(Normalize(least, most if most > 0 else 1), colours)
@@ -112,7 +114,9 @@ def scale_bar(
     else:
         bar = figure.colorbar(scale, ax=axes, location="bottom", pad=0.03, aspect=25)
     bar.set_label(label, size=8, labelpad=-8)
-    bar.set_ticks([least, most], labels=["0" if least == 0 else f"{least:.2g}", f"{most:.2g}"])
+    beyond = ("≤ ", "≥ ") if cut else ("", "")
+    low = "0" if least == 0 else f"{beyond[0]}{least:.2g}"
+    bar.set_ticks([least, most], labels=[low, f"{beyond[1]}{most:.2g}"])
     bar.ax.tick_params(labelsize=8, length=0)
     left, right = bar.ax.get_xticklabels()
     left.set_horizontalalignment("left")
