@@ -565,3 +565,24 @@ def test_form_leaves_one_used_call_per_layer_and_the_output_as_it_is(case: Case)
             assert call.per_head.shape == (BATCH, HEADS, TOKENS, TOKENS)
             laws.assert_same(call.map, one)
             laws.assert_same(call.per_head.clamp(min=0).mean(dim=1), one)
+
+
+@pytest.mark.parametrize("form", ["fused", "written out"])
+def test_attention_without_a_batch_axis(form: str) -> None:
+    """One example, whose model takes its batch axis off: queries and keys are matrices."""
+    torch.manual_seed(0)
+    project, head = nn.Linear(8, 24), nn.Linear(8, 3)
+
+    def score(x: Tensor, *, flat: bool = True) -> Tensor:
+        q, k, v = project(x[0] if flat else x).chunk(3, -1)
+        if form == "fused" or not flat:
+            read = F.scaled_dot_product_attention(q, k, v)
+        else:
+            read = (q @ k.T * 8**-0.5).softmax(-1) @ v
+        return head(x[0] + (read if flat else read[0]))[:1]
+
+    x = torch.randn(1, 5, 8)
+    found = GenericAttention(score).attribute(x, 1)
+    wanted = GenericAttention(lambda x: score(x, flat=False)).attribute(x, 1)
+    assert found.abs().sum() > 0
+    assert torch.allclose(found, wanted, atol=1e-6)

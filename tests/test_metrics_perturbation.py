@@ -621,3 +621,14 @@ def test_wrong_tokens_are_told() -> None:
         Tokens([ids]).features(torch.ones(2, 4))
     with pytest.raises(ValueError, match="1 attributions, but that of the input at 1 is needed"):
         Tokens([ids, ids], dropped=[1]).features((torch.ones(2, 3),))
+
+
+def test_the_control_goes_through_captums_own_metrics():
+    """`sensitivity_max` views what it gets as rows: broadcast maps have none."""
+    from captum.metrics import sensitivity_max
+
+    control = RandomAttribution(torch.nn.Identity())
+    for shape in [(2, 3, 8, 8), (2, 5), (2, 5, 4)]:
+        inputs = torch.rand(shape)
+        assert control.attribute(inputs).is_contiguous()
+        assert (sensitivity_max(control.attribute, inputs, n_perturb_samples=2) > 0).all()

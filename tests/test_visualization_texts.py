@@ -30,6 +30,7 @@ from captum_generic_attn.visualization import (
     text_html,
     word_relevance,
 )
+from captum_generic_attn.visualization.words import text_width, title_lines
 
 transformers = pytest.importorskip("transformers")
 
@@ -534,3 +535,13 @@ def test_a_browser_shows_the_words_and_runs_nothing(browser, tmp_path, dark) -> 
         assert front in ([0, 0, 0], [255, 255, 255])
         assert contrast(np.array(back) / 255, letters) >= 4.5
     assert sorted({back[0] > back[2] for back, _ in numbers}) == [False, True]
+
+
+@pytest.mark.parametrize("room", [30.0, 80.0, 200.0])
+def test_titles_are_broken_into_lines_that_fit_and_lose_nothing(room):
+    title = "which garment is extraordinarilylong\nand  where ?"
+    lines = title_lines(title, room, 11)
+    assert all(text_width(line, 11) <= room for line in lines)
+    assert "".join(lines).replace(" ", "") == title.replace(" ", "").replace("\n", "")
+    assert any(line.startswith("and") for line in lines)  # a line of its own stays one
+    assert title_lines("bag  0.99", 200.0, 11) == ["bag  0.99"]

@@ -58,7 +58,7 @@ def group_heads(queries: Tensor, keys: Tensor, spaces: TokenSpaces, examples: in
         if lead[axis] == 1 or queries.stride(axis) == keys.stride(axis) == 0
     ]  # fmt: skip
     apart = [axis for axis in range(len(lead)) if axis not in shared]
-    places = places.permute(*apart, *shared).reshape(-1, math.prod(lead[axis] for axis in shared))
+    places = places.permute((*apart, *shared)).reshape(-1, math.prod(lead[axis] for axis in shared))
     for axis in shared:
         queries, keys = queries.narrow(axis, 0, 1), keys.narrow(axis, 0, 1)
     queries, keys = queries.reshape(len(places), -1), keys.reshape(len(places), -1)

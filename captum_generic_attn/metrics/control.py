@@ -66,7 +66,8 @@ class RandomAttribution(Attribution):
             generator = torch.Generator().manual_seed(self.seed)
         parts = inputs if isinstance(inputs, tuple) else (inputs,)
         maps = tuple(
-            self._of(part, generator, whole=return_input_shape).to(part.device) for part in parts
+            self._of(part, generator, whole=return_input_shape).to(part.device).contiguous()
+            for part in parts
         )
         formatted: TensorOrTupleOfTensorsGeneric = _format_output(_is_tuple(inputs), maps)
         return formatted

@@ -82,12 +82,11 @@ def detections_figure(
             "of its detection, and one map at least is needed"
         )
     picture = checked_picture(image)
-    figure, panels = panels_of(picture, len(heatmaps), title)
+    figure, panels = panels_of(picture, labels[: len(heatmaps)], title)
     for place, (axes, heatmap) in enumerate(zip(panels, heatmaps, strict=True)):
         maximum = max(float(checked_heat(heatmap).max()), 0.0)
         axes.imshow(overlay(picture, heatmap, area=area, maximum=maximum))
         _draw_box(axes, placed[place], _COLOURS[place % len(_COLOURS)])
-        axes.set_title(labels[place], fontsize=11, parse_math=False)
         scale_bar(figure, axes, 0.0, maximum, "relevance, own scale")
     figure.draw_without_rendering()  # how large the panels are is known from here on
     written = []

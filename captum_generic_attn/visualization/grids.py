@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +17,7 @@ from captum_generic_attn.visualization.overlays import (
     overlay,
     scale_bar,
 )
+from captum_generic_attn.visualization.words import title_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     Heats = Attributions | Sequence[ArrayLike] | NDArray[Any]
 
-# In inches: a panel, narrower where there are many columns; the whole page; a letter of a title.
-_PANEL, _NARROWEST, _PAGE, _LETTER = 2.0, 1.6, 12.0, 0.085
+# In inches: a panel, narrower where there are many columns; the whole page.
+_PANEL, _NARROWEST, _PAGE = 2.0, 1.6, 12.0
 _SCALES = {
     "own": "own scale",
     "row": "the row's scale",
@@ -147,12 +147,12 @@ def _panels(
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
     for axes, title in zip(panels[0, 1:], titles, strict=True):
-        axes.set_title(_wrapped(title, panel), fontsize=10, parse_math=False)
+        axes.set_title(_wrapped(title, panel, 10), fontsize=10, parse_math=False)
     for axes, name, height in zip(panels[:, 0], names, tall, strict=False):  # there may be none
-        axes.set_ylabel(_wrapped(name, height), fontsize=9, parse_math=False)
+        axes.set_ylabel(_wrapped(name, height, 9), fontsize=9, parse_math=False)
     return figure, panels
 
 
-def _wrapped(text: str, room: float) -> str:
-    """Broken into lines that are so many inches wide."""
-    return textwrap.fill(text, max(int(room / _LETTER), 1))
+def _wrapped(text: str, room: float, size: float) -> str:
+    """Broken into lines that leave some of so many inches free, as neighbours do."""
+    return "\n".join(title_lines(text, 0.9 * 72 * room, size))

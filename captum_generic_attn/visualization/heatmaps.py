@@ -14,6 +14,7 @@ from captum_generic_attn.visualization.overlays import (
     overlay,
     scale_bar,
 )
+from captum_generic_attn.visualization.words import title_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # Gradients have outliers: in a comparison, the darkest colour stands for this share of the pixels.
 _PERCENTILE = 99.5
 _PANEL = 2.6  # how wide a panel is, in inches
+_LETTERS = 11  # of titles, in points
 
 
 def heatmap_figure(
@@ -73,10 +75,9 @@ def heatmap_figure(
         maxima = [max(maxima)] * len(maxima)
 
     scale = "one scale for all" if shared_scale else "own scale"
-    figure, panels = panels_of(picture, len(heatmaps), title)
-    for axes, heatmap, maximum, name in zip(panels, heatmaps, maxima, titles, strict=True):
+    figure, panels = panels_of(picture, titles, title)
+    for axes, heatmap, maximum in zip(panels, heatmaps, maxima, strict=True):
         axes.imshow(overlay(picture, heatmap, area=area, maximum=maximum))
-        axes.set_title(name, fontsize=11, parse_math=False)
         scale_bar(figure, axes, 0.0, maximum, f"relevance, {scale}")
     return figure
 
@@ -119,41 +120,44 @@ def comparison_figure(
     if not comparison.attributions:
         raise ValueError("no method of this comparison could be run: there is nothing to draw")
     picture = checked_picture(image)
-    # Titles of two lines.
-    figure, panels = panels_of(picture, len(comparison.attributions), title, around=0.95)
+    titles = [f"{name}\n{comparison.seconds[name]:.2g} s" for name in comparison.attributions]
+    figure, panels = panels_of(picture, titles, title)
     for axes, (name, found) in zip(panels, comparison.attributions.items(), strict=True):
         heat = _one_map(found, example, part, name)
         top = darkest(heat)
         signed = bool(heat.min() < 0)
         axes.imshow(overlay(picture, heat, area=area, maximum=top, signed=signed))
-        axes.set_title(f"{name}\n{comparison.seconds[name]:.2g} s", fontsize=10, parse_math=False)
         least, cut = -top if signed else 0.0, bool(top < np.abs(heat).max())
         scale_bar(figure, axes, least, top, "attribution, own scale", cut=cut)
     return figure
 
 
 def panels_of(
-    picture: NDArray[np.float64], count: int, title: str, *, around: float = 0.75
+    picture: NDArray[np.float64], titles: Sequence[str], title: str
 ) -> tuple[NotebookFigure, list[Axes]]:
-    """A figure that begins with the picture, and `count` empty panels for what is said of it.
+    """A figure that begins with the picture, and panels for what is said of it, empty but for their
+    titles, which are broken into lines.
 
     Args:
         picture: `[H, W]` or `[H, W, 3]` in 0 … 1.
-        count: at least one.
+        titles: of the panels, at least one.
         title: stands over the picture.
-        around: what a panel needs above and below a picture, in inches.
     """
-    rows = -(-(count + 1) // 4)
-    columns = -(-(count + 1) // rows)
+    rows = -(-(len(titles) + 1) // 4)
+    columns = -(-(len(titles) + 1) // rows)
+    broken = [title_lines(each, 72 * _PANEL, _LETTERS) for each in (title, *titles)]
+    # What a panel needs above and below a picture.
+    around = 0.56 + 0.19 * max(map(len, broken))
     height = _PANEL * picture.shape[0] / picture.shape[1] + around
     layout = ConstrainedLayoutEngine(compress=True, h_pad=0.08)
     figure = NotebookFigure(figsize=(_PANEL * columns, height * rows), layout=layout)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    grid = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for axes in grid:
         axes.set_axis_off()
+    for axes, lines in zip(grid, broken, strict=False):  # the last row may have room left
+        axes.set_title("\n".join(lines), fontsize=_LETTERS, parse_math=False)
     grid[0].imshow(picture, cmap="gray", vmin=0, vmax=1)
-    grid[0].set_title(title, fontsize=11, parse_math=False)
-    return figure, list(grid[1 : count + 1])
+    return figure, grid[1 : len(titles) + 1]
 
 
 def darkest(heat: NDArray[np.float64]) -> float:

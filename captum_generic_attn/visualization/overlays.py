@@ -115,13 +115,18 @@ def scale_bar(
         bar = figure.colorbar(scale, ax=axes, location="bottom", pad=0.03, aspect=25)
     bar.set_label(label, size=8, labelpad=-8)
     beyond = ("≤ ", "≥ ") if cut else ("", "")
-    low = "0" if least == 0 else f"{beyond[0]}{least:.2g}"
-    bar.set_ticks([least, most], labels=[low, f"{beyond[1]}{most:.2g}"])
+    low = "0" if least == 0 else beyond[0] + _short(least)
+    bar.set_ticks([least, most], labels=[low, beyond[1] + _short(most)])
     bar.ax.tick_params(labelsize=8, length=0)
     left, right = bar.ax.get_xticklabels()
     left.set_horizontalalignment("left")
     right.set_horizontalalignment("right")
     bar.outline.set_visible(False)
+
+
+def _short(value: float) -> str:
+    """Two digits: 280, not 2.8e+02."""
+    return f"{float(f'{value:.2g}'):g}"
 
 
 def steps(*, signed: bool = False) -> ListedColormap:

@@ -104,11 +104,9 @@ def regions_figure(
     if shared_scale:
         tops, signed = [max(tops)] * len(tops), [any(signed)] * len(tops)
 
-    figure, panels = panels_of(picture, len(several), title)
-    figure.axes[0].title.set_wrap(True)  # often a question
-    for axes, (name, values), top, both in zip(panels, several.items(), tops, signed, strict=True):
+    figure, panels = panels_of(picture, list(several), title)
+    for axes, values, top, both in zip(panels, several.values(), tops, signed, strict=True):
         draw_regions(axes, picture, placed, values, top)
-        axes.set_title(name, fontsize=11, parse_math=False)
         scale = "one scale for all" if shared_scale else "own scale"
         label = "relevance" if len(several) == 1 else f"relevance, {scale}"
         scale_bar(figure, axes, -top if both else 0.0, top, label)

@@ -19,6 +19,7 @@ from captum_generic_attn.visualization.words import (
     draw_lines,
     drawable,
     set_lines,
+    title_lines,
 )
 
 if TYPE_CHECKING:
@@ -202,9 +203,10 @@ def text_figure(
     scales = scales_of(texts, titles, shared=shared_scale)
     width = 72 * (_WIDTH - 2 * _EDGE)
     # Titles have characters as well.
-    *known, names = drawable([*texts, [[(name, 0.0)] for name in (title, *titles)]])
-    over_all, *headings = [_heading(word[0][0], width) for word in names]
-    lines = [set_lines(text, width) for text in known]
+    names = [[[(line, 0.0)] for line in name.split("\n")] for name in (title, *titles)]
+    known = drawable([*texts, *names])
+    over_all, *headings = [_heading(name, width) for name in known[len(texts) :]]
+    lines = [set_lines(text, width) for text in known[: len(texts)]]
     below = _BAR_ABOVE + _BAR + _BAR_BELOW
     heights = [
         _TITLE * len(heading) + LINE / 72 * len(own) + (_GAP if shared_scale else below)
@@ -280,10 +282,10 @@ def nothing_of(label: str) -> str:
     return f"{label}: 0 everywhere"
 
 
-def _heading(name: str, width: float) -> list[str]:
-    """A title in lines; bold letters are wider than those that lines are made for."""
-    lines = set_lines([[(word, 0.0)] for word in name.split()], 0.9 * width)
-    return [" ".join(text for word in line for text, _ in word) for line in lines]
+def _heading(own_lines: Sequence[Word], width: float) -> list[str]:
+    """A title in lines of the figure."""
+    found = [title_lines(word[0][0], width, SIZE + 1, bold=True) for word in own_lines]
+    return [line for lines in found for line in lines if line]
 
 
 def _of_tokens(relevance: ArrayLike | Tensor) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from captum_generic_attn.visualization.arrays import numbers
 from captum_generic_attn.visualization.figures import NotebookFigure
 from captum_generic_attn.visualization.overlays import checked_picture, overlay, scale_bar
 from captum_generic_attn.visualization.regions import boxes_on, draw_regions
+from captum_generic_attn.visualization.words import title_lines
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -26,10 +27,11 @@ Pieces = Sequence[tuple[str, Sequence[int]]]
 
 # In inches.
 _PANEL = 1.75
-_TITLE = 0.25
+_TITLE = 0.25  # a line of it
 _BAR = 0.42  # with its numbers
 _BAR_ITSELF = 0.09
 _ACROSS = 6
+_LETTERS = 10  # of titles, in points
 
 
 def word_maps_figure(
@@ -96,6 +98,8 @@ def word_maps_figure(
         most = [max(most)] * len(rows)
     whole = (0, 0, picture.shape[1], picture.shape[0]) if area is None else area
 
+    titles = [title_lines(each, 72 * _PANEL, _LETTERS) for each in (title, *(w for w, _ in rows))]
+    longest = max(map(len, titles))
     across = min(1 + len(rows), _ACROSS)
     down = -(-(1 + len(rows)) // across)
     tall = _PANEL * picture.shape[0] / picture.shape[1]
@@ -103,22 +107,22 @@ def word_maps_figure(
     heights = [tall, _BAR_ITSELF] * down if not shared_scale else [tall] * down + [_BAR_ITSELF]
     bars = 1 if shared_scale else down
     figure = NotebookFigure(
-        figsize=(across * _PANEL, down * (tall + _TITLE) + bars * _BAR), layout="constrained"
+        figsize=(across * _PANEL, down * (tall + _TITLE * longest) + bars * _BAR),
+        layout="constrained",
     )
     places = figure.add_gridspec(len(heights), across, height_ratios=heights)
     step = 1 if shared_scale else 2
     corners = [(k // across * step, k % across) for k in range(1 + len(rows))]
     panels = [figure.add_subplot(places[corner]) for corner in corners]
-    for axes in panels:
+    for axes, lines in zip(panels, titles, strict=True):
         axes.set_axis_off()
+        axes.set_title("\n".join(lines), fontsize=_LETTERS, parse_math=False)
     panels[0].imshow(picture, cmap="gray", vmin=0, vmax=1)
-    panels[0].set_title(title, fontsize=10, parse_math=False)
-    for axes, (word, values), top in zip(panels[1:], rows, most, strict=True):
+    for axes, (_, values), top in zip(panels[1:], rows, most, strict=True):
         if placed is not None:
             draw_regions(axes, picture, placed, values.clip(0), top)
         else:
             axes.imshow(overlay(picture, values.reshape(grid), area=whole, maximum=top))
-        axes.set_title(word, fontsize=10, parse_math=False)
     if shared_scale:
         bar = figure.add_subplot(places[down, :])
         scale_bar(figure, bar, 0.0, most[0], "relevance, one scale for all words", fill=True)

@@ -67,6 +67,34 @@ def text_width(text: str, size: float, *, bold: bool = False) -> float:
     return 1.04 * width  # letters on the pixels of a screen are somewhat wider
 
 
+def title_lines(text: str, room: float, size: float, *, bold: bool = False) -> list[str]:
+    """A title in lines of at most `room` points, and in those that it has itself."""
+
+    def fits(line: str) -> bool:
+        return text_width(line, size, bold=bold) <= room
+
+    lines = []
+    for own in text.split("\n"):
+        if fits(own):
+            lines.append(own)
+            continue
+        line = ""
+        for word in own.split():
+            longer = f"{line} {word}" if line else word
+            if fits(longer):
+                line = longer
+                continue
+            if line:
+                lines.append(line)
+            line = word
+            while not fits(line):
+                end = max(1, sum(fits(line[:length]) for length in range(1, len(line))))
+                lines.append(line[:end])
+                line = line[end:]
+        lines.append(line)
+    return lines
+
+
 def drawable(texts: Iterable[Sequence[Word]]) -> list[list[Word]]:
     """The same texts without what Matplotlib's font has no glyph for.
 
