@@ -24,7 +24,8 @@ unexport PYTHONDONTWRITEBYTECODE
 EXPERIMENTS := $(addprefix evidence-,vit speech reactions visualbert detr clip lxmert)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check pytest lint test-all zoo methods captum-0.8 bench bench-quick garments \
+.PHONY: help setup demo test check pytest lint test-all zoo methods captum-0.8 insights \
+    bench bench-quick garments tutorials tutorials-write sentiment \
     garments-swin garments-lxmert garments-visualbert garments-clip garments-detr speech \
     evidence $(EXPERIMENTS) evidence-small clean
 
@@ -74,11 +75,17 @@ methods: $(READY) ## every method on a slice of the zoo; writes docs/methods.md,
 	$(BIN)/python docs/methods_table.py .methods
 	$(BIN)/python docs/conservation.py
 
-captum-0.8: $(READY) ## the contract tests against Captum 0.8.0, laid over the installed Captum
-	@test -d .captum-0.8/captum || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	    --no-deps --target .captum-0.8 captum==0.8.0
+captum-0.8: $(READY) .captum-0.8/captum ## tests of Captum's contract and of Insights with Captum 0.8.0
 	PYTHONPATH=.captum-0.8 $(BIN)/python -c 'import captum; assert captum.__version__ == "0.8.0"'
-	PYTHONPATH=.captum-0.8 $(PYTEST) -m "$(SELECTED)" tests/contract
+	PYTHONPATH=.captum-0.8 $(PYTEST) -m "$(SELECTED)" tests/contract tests/insights
+
+insights: $(READY) .captum-0.8/captum ## Captum Insights on the shipped ViT, or CLIP with ARGS=--multimodal
+	PYTHONPATH=.captum-0.8 $(BIN)/python -m captum_generic_attn.insights $(ARGS)
+
+# Laid over the installed Captum by PYTHONPATH: the last release that has Insights.
+.captum-0.8/captum: | $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    --no-deps --target .captum-0.8 captum==0.8.0
 
 bench: $(READY) ## time and memory side by side, 45 minutes; writes the README's table and docs/speed.png
 	$(BIN)/python benchmarks/speed.py
@@ -122,6 +129,15 @@ evidence-reactions evidence-speech:
 
 evidence-small: $(READY) ## a bounded part of `make evidence`, with what it must show
 	$(PYTEST) --dist loadscope -m evidence_small tests/evidence
+
+tutorials: $(READY) ## run every notebook, and compare with what is stored in it
+	$(PYTEST) tests/test_tutorials.py
+
+tutorials-write: $(READY) ## run every notebook, and store what it gives
+	TUTORIALS=write $(PYTEST) tests/test_tutorials.py
+
+sentiment: $(READY) ## train the text classifier of the tutorials; its script says where its data are
+	$(BIN)/python benchmarks/sentiment/train_bert.py $(if $(DATA),--data $(DATA))
 
 clean: ## delete what the targets above have made, .venv included
 	rm -rf $(VENV) .captum-0.8 .zoo .methods build dist *.egg-info explanation.png \

@@ -48,6 +48,17 @@ def totals(findings: list[dict[str, Any]]) -> str:
     )
 
 
+def by_library(findings: list[dict[str, Any]]) -> str:
+    """The README's table."""
+    lines = ["| library | models | give maps | refused by name |", "| --- | --: | --: | --: |"]
+    for name in ORDER:
+        refused = [bool(f["message"]) for f in findings if f["library"] == name]
+        lines.append(
+            f"| {name} | {len(refused)} | {len(refused) - sum(refused)} | {sum(refused)} |"
+        )
+    return "\n".join(lines)
+
+
 HEAD = """# Models
 
 Written by `make zoo` from the census in `tests/zoo/`; do not edit. Every model is small and has
@@ -92,7 +103,9 @@ def main(folder: Path) -> None:
     readme = ROOT / "README.md"
     before, _, rest = readme.read_text("utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{BEGIN}\n{totals(findings)}\n{END}{after}", "utf-8")
+    readme.write_text(
+        f"{before}{BEGIN}\n{totals(findings)}\n\n{by_library(findings)}\n{END}{after}", "utf-8"
+    )
     print(totals(findings))
 
 

@@ -6,74 +6,135 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from captum_generic_attn import demo
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text("utf-8")
+SHIPPED = (ROOT / "docs" / "shipped_models.md").read_text("utf-8")
 
 
-def joint_models():
-    """A LXMERT and a CLIP, tiny, and what they take."""
+def lxmert():
+    """A tiny LXMERT, and what it takes."""
     transformers = pytest.importorskip("transformers")
-    tiny = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
-    lxmert = transformers.LxmertForQuestionAnswering(
-        transformers.LxmertConfig(
-            vocab_size=9, l_layers=1, x_layers=2, r_layers=1, visual_feat_dim=12, num_qa_labels=300,
-            **tiny,
-        )
+    config = transformers.LxmertConfig(
+        vocab_size=9, l_layers=1, x_layers=2, r_layers=1, visual_feat_dim=12, num_qa_labels=300,
+        hidden_size=16, num_attention_heads=2, intermediate_size=16,
     )  # fmt: skip
-    towers = tiny | {"num_hidden_layers": 2}
-    text = towers | {"vocab_size": 9, "max_position_embeddings": 4, "eos_token_id": 8}
-    config = transformers.CLIPConfig(
-        text_config=text, vision_config=towers | {"image_size": 16, "patch_size": 8}
-    )
-    ids = torch.tensor([[1, 2, 3, 8], [4, 5, 8, 0]])
     encoding = {
-        "input_ids": ids[:1],
+        "input_ids": torch.tensor([[1, 2, 3, 8]]),
         "attention_mask": torch.ones(1, 4),
         "visual_feats": torch.randn(1, 5, 12),
         "visual_pos": torch.rand(1, 5, 4),
     }
-    return {
-        "lxmert": lxmert.eval(),
-        "clip": transformers.CLIPModel(config).eval(),
-        "encoding": encoding,
-        "pixel_values": torch.rand(2, 3, 16, 16),
-        "input_ids": ids,
+    model = transformers.LxmertForQuestionAnswering(config).eval()
+    return {"lxmert": model, "lxmert_encoding": encoding}
+
+
+def blocks():
+    """The README's Python, in its order."""
+    return re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+def run(block, names):
+    exec(compile(block, "README.md", "exec"), names)  # noqa: S102
+
+
+@pytest.fixture
+def without_downloads(monkeypatch, tmp_path):
+    """The loaders of the README's models give random weights, Hugging Face's those of folders."""
+    import hugging_face_folders as folders
+    import timm
+    import torchvision
+    import transformers
+
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name, depth=2))
+
+    def vit_b_16(weights):
+        model = torchvision.models.VisionTransformer(224, 16, 2, 12, 768, 3072)
+        torch.nn.init.normal_(model.heads.head.weight, std=0.02)  # zeros explain nothing
+        return model
+
+    monkeypatch.setattr(torchvision.models, "vit_b_16", vit_b_16)
+    folders.clip(tmp_path / "clip")
+    folders.detr(tmp_path / "detr")
+    places = {
+        "openai/clip-vit-base-patch32": tmp_path / "clip",
+        "facebook/detr-resnet-50": tmp_path / "detr",
+        "distilbert-base-uncased-finetuned-sst-2-english": ROOT / "benchmarks/sentiment/bert",
     }
+    for name in (
+        *("AutoModelForSequenceClassification", "AutoTokenizer", "CLIPModel", "CLIPProcessor"),
+        *("DetrForObjectDetection", "DetrImageProcessor"),
+    ):
+        kind = getattr(transformers, name)
+        load = kind.from_pretrained
+        monkeypatch.setattr(
+            kind,
+            "from_pretrained",
+            lambda name, load=load, **options: load(places.get(name, name), **options),
+        )
+
+
+def test_every_block_of_python_is_run_by_a_test():
+    assert len(blocks()) == 11
+
+
+def test_five_lines_for_each_library_run(tmp_path, monkeypatch, without_downloads):
+    monkeypatch.chdir(tmp_path)
+    start, timm_, torchvision_, text, clip, detr = blocks()[:6]
+    photo = Image.new("RGB", (300, 240), "white")
+    photo.paste((200, 30, 30), (40, 60, 160, 200))
+    names = {"images": torch.rand(2, 3, 224, 224), "photo": photo, "texts": ["a fine film", "bad"]}
+    run(start, names)
+    assert names["image"].shape == names["heatmap"].shape == (1, 3, 64, 64)
+    assert demo.CLASSES[3] == "sandal"
+    run(timm_, names)
+    assert names["heatmaps"].shape == (2, 3, 224, 224)
+    run(torchvision_, names)
+    assert names["heatmap"].shape == (1, 3, 224, 224)
+    with Image.open(tmp_path / "tabby.png") as figure:
+        assert figure.size[0] > figure.size[1]
+    run(text, names)
+    assert names["relevance"].shape == names["ids"].shape
+    assert len(names["ids"]) == 2
+    run(clip, names)
+    assert names["image_map"].shape == (1, 3, 32, 32)
+    assert names["text_map"].shape == names["encoding"]["input_ids"].shape
+    run(detr, names)
+    assert names["heatmap"].shape == names["pixels"].shape
+    assert all(
+        names[name].abs().sum() > 0 for name in ("heatmaps", "relevance", "image_map", "heatmap")
+    )
 
 
 def test_python_runs_and_gives_the_shapes_that_it_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first, second, joint, batch, several, right = re.findall(
-        r"```python\n(.*?)```", TEXT, flags=re.DOTALL
-    )
+    start, *_ = blocks()
+    shapes, joint, batch, several, right = blocks()[6:]
     names = {}
-    exec(compile(first, "README.md", "exec"), names)  # noqa: S102
-    exec(compile(second, "README.md", "exec"), names)  # noqa: S102
-    assert names["image"].shape == names["heatmap"].shape == (1, 3, 64, 64)
-    assert demo.CLASSES[3] == "sandal"
+    run(start, names)
+    run(shapes, names)
     assert names["tokens"].shape == (1, 8, 8)
     assert names["maps"].shape == (2, 1, 3, 64, 64)
     assert names["relevance"].matrix("x", "x").shape == (1, 65, 65)
-    names |= joint_models()
-    exec(compile(joint, "README.md", "exec"), names)  # noqa: S102
+    run("from captum_generic_attn import hf", names)
+    names |= lxmert()
+    run(joint, names)
     assert names["text"].shape == (1, 4)
     assert names["regions"].shape == (1, 5, 12)
-    names["images"] = names["image"].repeat(3, 1, 1, 1)
-    exec(compile(batch, "README.md", "exec"), names)  # noqa: S102
-    assert names["heatmaps"].shape == (3, 3, 64, 64)
-    exec(compile(several, "README.md", "exec"), names)  # noqa: S102
+    assert names["boxes"].shape == (1, 5, 4)
+    run(batch, names)
+    assert names["heatmaps"].shape == (40, 3, 64, 64)
+    run(several, names)
     assert len(names["found"].attributions) == 14
     assert names["found"]["LRP"].shape == (1, 3, 64, 64)
-    exec(compile(right, "README.md", "exec"), names)  # noqa: S102
+    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    run(right, names)
     # One picture, the class that is on it: most of the way without its pixels, it is gone.
     assert 0 < names["curve"].auc().value < 60
-    assert (tmp_path / "comparison.png").stat().st_size > 10_000
-    assert names["boxes"].shape == (1, 5, 4)
-    assert names["image_map"].shape == (2, 3, 16, 16)
-    assert names["text_map"].shape == (2, 4)
 
 
 def test_targets_and_files_exist():
@@ -83,8 +144,9 @@ def test_targets_and_files_exist():
     assert {"demo", "test", "check"} <= targets
     for target in targets:
         assert re.search(rf"^{re.escape(target)}:", makefile, flags=re.MULTILINE), target
-    for link in re.findall(r"\]\(([^):]+)\)", TEXT):
-        assert (ROOT / link).is_file(), link
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for link in re.findall(r"\]\(([^):#]+)\)", page.read_text("utf-8")):
+            assert (page.parent / link).exists(), (page.name, link)
 
 
 def test_contributing_names_what_exists():
@@ -102,7 +164,7 @@ def test_contributing_names_what_exists():
 
 def test_figures_of_clip_and_detr_are_those_of_the_evidence():
     pytest.importorskip("transformers")
-    text = " ".join(TEXT.split())
+    text = " ".join(SHIPPED.split())
     tables = ROOT / "benchmarks" / "evidence" / "tables"
     clip, detr = (
         json.loads((tables / f"{name}.json").read_text("utf-8")) for name in ("clip", "detr")
@@ -118,7 +180,7 @@ def test_figures_of_clip_and_detr_are_those_of_the_evidence():
 
 def test_figures_are_those_of_the_report():
     report = json.loads((ROOT / "benchmarks" / "garments" / "report.json").read_text("utf-8"))
-    text = " ".join(TEXT.split())
+    text = " ".join(SHIPPED.split())
     precision, places = report["average_precision"], report["maximum_at_the_right_garment"]
     assert f"{report['model']['parameters']:,} parameters".replace(",", " ") in text
     assert f"On {precision['canvases']} canvases" in text
@@ -148,3 +210,18 @@ def test_python_of_the_page_on_baselines_runs():
         assert found.shape == image.shape
         assert found.isfinite().all()
         assert found.abs().max() > 0
+
+
+def test_tables_are_those_of_the_pages_that_they_sum_up():
+    speed = (ROOT / "docs" / "speed.md").read_text("utf-8")
+    rows = re.search(r"<!-- speed -->\n(.*?)<!--", TEXT, flags=re.DOTALL).group(1).strip()
+    assert len(rows.split("\n")) == 11
+    assert all(line in speed for line in rows.split("\n"))
+    models = (ROOT / "docs" / "models.md").read_text("utf-8")
+    assert re.search(r"The census runs .*", TEXT).group() in models
+    for part in models.split("\n## ")[1:]:
+        library, *lines = part.split("\n")
+        entries = [line for line in lines if line.startswith("| ") and "| calls |" not in line]
+        refused = sum("| refused: " in line for line in entries)
+        row = f"| {library} | {len(entries)} | {len(entries) - refused} | {refused} |"
+        assert row in TEXT

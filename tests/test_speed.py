@@ -503,9 +503,9 @@ def test_rates_of_small_models_are_told(benchmark):
 
 def test_table_goes_between_its_marks(benchmark):
     text = "before\n<!-- speed -->\nold\n<!-- end of speed -->\nafter\n"
-    assert benchmark.report.into_readme(text, "new") == text.replace("old", "new")
+    assert benchmark.report.into_page(text, "new") == text.replace("old", "new")
     for without in ("no marks\n", "<!-- speed -->\nno end\n", "no begin <!-- end of speed -->\n"):
-        assert benchmark.report.into_readme(without, "new") == without
+        assert benchmark.report.into_page(without, "new") == without
 
 
 def test_figure_is_of_one_picture_of_the_small_vit(benchmark):

@@ -88,3 +88,16 @@ def test_the_page_is_that_of_the_stored_tables(evidence) -> None:
     assert page == evidence.document.document(tables)
     for file, _ in evidence.document.FIGURES.values():
         assert (ROOT / "docs" / file).is_file()
+
+
+def test_the_readme_says_what_the_tables_say(evidence):
+    document = evidence.document
+    tables = {name: evidence.tables.load(name) for name in document.ORDER}
+    page = (ROOT / "README.md").read_text("utf-8")
+    assert f"{document.BEGIN}\n{document.in_short(tables)}\n{document.END}" in page
+    # Chance loses wherever a figure is shown.
+    for name, key, _ in document.IN_README:
+        table = tables[name]
+        (column,) = (column for column in table.columns if column.key == key)
+        ours, chance = (table.rows[row][key] for row in ("Generic attention", "Random"))
+        assert ours.low > chance.high if column.better == "more" else ours.high < chance.low
