@@ -12,6 +12,9 @@ from PIL import Image
 from captum_generic_attn import GenericAttention, demo
 from captum_generic_attn.detectors import load_detector
 
+SCALE = 100 / 48
+"""From what `saved` sees of the noise to the pixels of the latter."""
+
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path, monkeypatch):
@@ -50,8 +53,8 @@ def listed(output):
     ]
 
 
-def as_listed(detection, explained):
-    box = tuple(int(f"{edge:.0f}") for edge in detection.box)
+def as_listed(detection, explained, scale=1.0):
+    box = tuple(pytest.approx(edge * scale, abs=0.51) for edge in detection.box)
     share = pytest.approx(detection.probability, abs=6e-4)
     return detection.query, detection.name, share, box, explained
 
@@ -63,13 +66,13 @@ def test_the_shipped_detr_explains_its_detections(figures):
     pixels, expected = detections(detector, canvas.path)
     output = explain(canvas.path, "--model", "garments-detr")
     assert "What the shipped DETR detects with a probability above 0.5 (boxes in pixels" in output
-    assert "as the model gets it, 64 wide and 64 high)" in output
+    assert "of the picture, 64 wide and 64 high)" in output
     assert listed(output) == [as_listed(detection, True) for detection in expected]
     assert output.endswith("Wrote explanation.png")
 
     ((image, boxes, labels, heatmaps, options),) = figures
-    assert options == {"title": canvas.path.name}
-    assert np.abs(image - np.asarray(canvas.image()) / 255).max() < 1e-6
+    assert options == {"title": canvas.path.name, "area": (0, 0, 64, 64)}
+    assert np.abs(np.asarray(image) / 255 - np.asarray(canvas.image()) / 255).max() < 1e-6
     assert boxes == [detection.box for detection in expected]
     assert labels == [f"{found.name}  {found.probability:.2f}" for found in expected]
     method = GenericAttention(demo.load_detr())
@@ -82,12 +85,15 @@ def test_a_folder_of_hugging_face_and_a_picture_of_another_size(figures, saved):
     pixels, expected = detections(saved)
     assert len(expected) > 8
     output = explain("noise.png", "--model", "saved")
-    # The model sees 72 × 48 of 150 × 100 pixels, and boxes are of those.
-    assert "as the model gets it, 72 wide and 48 high)" in output
-    assert listed(output) == [as_listed(found, i < 8) for i, found in enumerate(expected)]
-    ((image, boxes, labels, heatmaps, _),) = figures
-    assert image.shape == (48, 72, 3)
+    # The model sees 72 × 48 pixels of the picture's 150 × 100, and boxes are of the latter.
+    assert "of the picture, 150 wide and 100 high)" in output
+    assert listed(output) == [as_listed(found, i < 8, SCALE) for i, found in enumerate(expected)]
+    ((image, boxes, labels, heatmaps, options),) = figures
+    assert image.size == (150, 100)
+    assert options["area"] == (0, 0, 150, 100)
     assert len(boxes) == len(labels) == len(expected)
+    for box, found in zip(boxes, expected, strict=True):
+        assert box == pytest.approx([edge * SCALE for edge in found.box], abs=1e-4)
     assert heatmaps.shape == (8, 48, 72)
     method = GenericAttention(saved.model)
     for heat, found in zip(heatmaps, expected, strict=False):
@@ -109,8 +115,8 @@ def test_target_keeps_the_detections_of_a_class(figures, saved):
     kept = [found for found in expected if found.name == name]
     assert len(kept) < len(expected)
     output = explain("noise.png", "--model", "saved", "--target", name.upper())
-    assert listed(output) == [as_listed(found, i < 8) for i, found in enumerate(kept)]
-    assert figures[0][1] == [found.box for found in kept]
+    assert listed(output) == [as_listed(found, i < 8, SCALE) for i, found in enumerate(kept)]
+    assert len(figures[0][1]) == len(kept)
     explain("noise.png", "--model", "saved", "--target", str(kept[0].target), "--top", "1")
     assert len(figures[1][3]) == 1
 
@@ -152,8 +158,8 @@ def test_methods_explain_the_most_probable_detection(monkeypatch, saved):
     names = ["Generic attention", "Saliency", "LRP"]
     output = explain("noise.png", "--model", "saved", "--methods", ",".join(names))
     ((image, comparison, options),) = drawn
-    assert image.shape == (48, 72, 3)
-    assert options == {"title": expected[0].name}
+    assert image.size == (150, 100)
+    assert options == {"title": expected[0].name, "area": (0, 0, 150, 100)}
     assert list(comparison.attributions) == names
     score = expected[0].query, expected[0].target
     ours = GenericAttention(saved.model).attribute(pixels[None], score)

@@ -139,8 +139,9 @@ def explain(
 ) -> None:
     """Explain what a transformer sees in a picture.
 
-    Prints what the model says of the picture, and writes a figure: the picture
-    as the model gets it, and a heat map for each explained score.
+    Prints what the model says of the picture, and writes a figure: the picture,
+    and a heat map for each explained score. What lies outside of the part that
+    the model saw is paler, and without colours.
 
     An image classifier gives the scores of its classes. A dual encoder gives
     that of the picture with each --text, and the words are coloured as well.

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captum_generic_attn.cli.seen import Seen, see
 from captum_generic_attn.cli.terminal import fail, short
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from captum_generic_attn.picture_models import PictureModel
 
 
@@ -38,8 +37,8 @@ class Choices:
         """Whether other methods than ours explain."""
         return bool(self.methods)
 
-    def pixels(self, model: PictureModel) -> Tensor:
-        """The picture `[3, H, W]` as the model takes it; if it cannot be read, that is said."""
+    def seen(self, model: PictureModel) -> Seen:
+        """The picture, and what the model sees of it; if it cannot be read, that is said."""
         from captum_generic_attn import demo
         from captum_generic_attn.picture_files import UnreadablePictureError, open_picture
 
@@ -50,7 +49,4 @@ class Choices:
                 picture = open_picture(self.image).convert("RGB")
         except UnreadablePictureError as error:
             fail(str(error))
-        try:
-            return model.preprocess(picture)
-        except ValueError as error:
-            fail(f"{model.name}: {error}")
+        return see(model, picture)

@@ -31,7 +31,8 @@ def explain_classes(choices: Choices) -> None:
     if choices.several_methods and len(targets) > 1:
         wrong("--target", "several methods explain one class: give one --target")
 
-    pixels = choices.pixels(classifier)
+    seen = choices.seen(classifier)
+    pixels = seen.pixels
     probabilities = classifier.probabilities(pixels[None])[0]
     count = min(choices.top or _TOP, len(classifier.classes))
     best = probabilities.topk(count).indices.tolist()
@@ -51,14 +52,19 @@ def explain_classes(choices: Choices) -> None:
     if choices.several_methods:
         (target,) = explained
         title = classifier.classes[target]
-        compare_methods(choices, classifier, classifier.logits, pixels[None], target, title=title)
+        compare_methods(
+            choices, classifier.name, seen, classifier.logits, pixels[None], target, title=title
+        )
         return
     with told(classifier.name):
         method = GenericAttention(classifier.model, start_layer=choices.start_layer)
         maps = method.attribute_targets(pixels[None], explained)
     titles = [f"{short(classifier.classes[i])}  {probabilities[i]:.2f}" for i in explained]
-    picture = classifier.picture(pixels)
+    drawn = seen.drawn()
     # The map is the same in every colour channel.
     heatmaps = maps[:, 0, 0].numpy()
     with told(classifier.name):
-        save(heatmap_figure(picture, heatmaps, titles, title=choices.title), choices.output)
+        figure = heatmap_figure(
+            drawn.picture, heatmaps, titles, title=choices.title, area=drawn.area
+        )
+        save(figure, choices.output)

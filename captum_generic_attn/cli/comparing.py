@@ -14,7 +14,7 @@ from captum_generic_attn.cli.terminal import fail, save, short, told, warn, wron
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from captum_generic_attn.picture_models import PictureModel
+    from captum_generic_attn.cli.seen import Seen
 
 
 def chosen_methods(given: str, start_layer: int) -> tuple[str, ...]:
@@ -47,7 +47,8 @@ def chosen_methods(given: str, start_layer: int) -> tuple[str, ...]:
 
 def compare_methods(
     choices: Choices,
-    model: PictureModel,
+    name: str,
+    seen: Seen,
     forward: Callable[..., Any],
     inputs: Tensor | tuple[Tensor, ...],
     target: object,
@@ -59,7 +60,8 @@ def compare_methods(
 
     Args:
         choices: which methods, and where the figure goes.
-        model: whose scores are explained.
+        name: of the model whose scores are explained.
+        seen: the picture, and what the model saw of it.
         forward: returns them as a tensor.
         inputs: one example: the picture `[1, 3, H, W]`, or a tuple that begins with it.
         target: which score.
@@ -70,17 +72,17 @@ def compare_methods(
     from captum_generic_attn.visualization import comparison_figure
 
     every = all_methods(forward)
-    methods = {name: every[name] for name in choices.methods}
+    methods = {method: every[method] for method in choices.methods}
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("default", UserWarning)  # those of left out methods are printed below
         found = compare(methods, inputs, target, rest, strict=False, show_progress=True)
-    for name, seconds in found.seconds.items():
-        typer.echo(f"{name:24} {seconds:8.2f} s")
-    for name, reason in found.refused.items():
-        warn(f"{name} is left out: {reason}")
+    for method, seconds in found.seconds.items():
+        typer.echo(f"{method:24} {seconds:8.2f} s")
+    for method, reason in found.refused.items():
+        warn(f"{method} is left out: {reason}")
     if not found.attributions:
-        fail(f"{model.name}: no method could explain it")
-    pictures = inputs[0] if isinstance(inputs, tuple) else inputs
-    picture = model.picture(pictures[0])
-    with told(model.name):
-        save(comparison_figure(picture, found, title=short(title)), choices.output)
+        fail(f"{name}: no method could explain it")
+    drawn = seen.drawn()
+    with told(name):
+        figure = comparison_figure(drawn.picture, found, title=short(title), area=drawn.area)
+        save(figure, choices.output)

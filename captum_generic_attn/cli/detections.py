@@ -31,7 +31,8 @@ def explain_detections(choices: Choices) -> None:
     except ValueError as error:
         wrong("--target", str(error))
 
-    pixels = choices.pixels(detector)
+    seen = choices.seen(detector)
+    pixels = seen.pixels
     with told(detector.name):
         everything = detector.detections(pixels, threshold=0)
     found = [detection for detection in everything if detection.probability > _THRESHOLD]
@@ -55,10 +56,10 @@ def explain_detections(choices: Choices) -> None:
                 f"{', '.join(detected)}",
             )
     explained = found[: 1 if choices.several_methods else choices.top or _TOP]
-    height, width = pixels.shape[-2:]
+    which = "picture" if seen.own else "picture as the model gets it"
     typer.echo(
         f"What {detector.name} detects with a probability above {_THRESHOLD} (boxes in pixels of "
-        f"the picture as the model gets it, {width} wide and {height} high):"
+        f"the {which}, {seen.picture.width} wide and {seen.picture.height} high):"
     )
     columns = ["query", "class", "probability", "left", "top", "right", "bottom", ""]
     rows = [
@@ -66,7 +67,7 @@ def explain_detections(choices: Choices) -> None:
             str(detection.query),
             detection.name,
             f"{detection.probability:.3f}",
-            *(f"{edge:.0f}" for edge in detection.box),
+            *(f"{edge:.0f}" for edge in seen.on_picture(detection.box)),
             "explained" if detection in explained else "",
         )
         for detection in found
@@ -76,16 +77,20 @@ def explain_detections(choices: Choices) -> None:
     scores = [(detection.query, detection.target) for detection in explained]
     if choices.several_methods:
         (score,), title = scores, explained[0].name
-        compare_methods(choices, detector, detector.logits, pixels[None], score, title=title)
+        compare_methods(
+            choices, detector.name, seen, detector.logits, pixels[None], score, title=title
+        )
         return
     with told(detector.name):
         method = GenericAttention(detector.model, start_layer=choices.start_layer)
         maps = method.attribute_targets(pixels[None], scores)
     labels = [f"{short(detection.name)}  {detection.probability:.2f}" for detection in found]
-    boxes = [detection.box for detection in found]
-    picture = detector.picture(pixels)
+    drawn = seen.drawn()
+    boxes = [drawn.on_picture(detection.box) for detection in found]
     # The map is the same in every colour channel.
     heatmaps = maps[:, 0, 0].numpy()
     with told(detector.name):
-        figure = detections_figure(picture, boxes, labels, heatmaps, title=choices.title)
+        figure = detections_figure(
+            drawn.picture, boxes, labels, heatmaps, title=choices.title, area=drawn.area
+        )
         save(figure, choices.output)

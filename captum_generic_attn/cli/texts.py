@@ -33,7 +33,8 @@ def explain_texts(choices: Choices) -> None:
     except ValueError as error:
         wrong("--text", str(error))
 
-    pixels = choices.pixels(encoder)
+    seen = choices.seen(encoder)
+    pixels = seen.pixels
     with told(encoder.name):
         scores = encoder.scores(pixels, texts)
     typer.echo(f"How well {encoder.name} finds that texts fit the picture:")
@@ -56,7 +57,7 @@ def explain_texts(choices: Choices) -> None:
     if choices.several_methods:
         first = tuple(tensor[:1] for tensor in inputs)
         others = tuple(tensor[:1] for tensor in rest)
-        compare_methods(choices, encoder, forward, first, None, others, title=given[0])
+        compare_methods(choices, encoder.name, seen, forward, first, None, others, title=given[0])
         return
     with told(encoder.name):
         method = GenericAttention(forward, start_layer=choices.start_layer)
@@ -64,8 +65,11 @@ def explain_texts(choices: Choices) -> None:
     words = [
         word_relevance(text, values) for text, values in zip(texts.words, in_texts, strict=True)
     ]
-    picture = encoder.picture(pixels)
+    drawn = seen.drawn()
     # The map is the same in every colour channel.
     heatmaps = in_picture[:, 0].numpy()
     with told(encoder.name):
-        save(pairs_figure(picture, heatmaps, words, titles, title=choices.title), choices.output)
+        figure = pairs_figure(
+            drawn.picture, heatmaps, words, titles, title=choices.title, area=drawn.area
+        )
+        save(figure, choices.output)

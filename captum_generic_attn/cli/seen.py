@@ -1,0 +1,85 @@
+"""The picture to explain, as its model takes it and as people will see it in the figure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from captum_generic_attn.cli.terminal import fail, warn
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from captum_generic_attn.picture_areas import Area
+    from captum_generic_attn.picture_models import PictureModel
+
+# On its longer side, in pixels: as many as a panel of a figure can show to one who looks closely.
+_DRAWN = 1200
+# How many times as long as wide a panel may be.
+_NARROWEST = 8
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture, and what a model saw of it.
+
+    Attributes:
+        pixels: `[3, H, W]`, as the model takes it.
+        picture: the user's own; or what the model got, where its place in the former is not known.
+        area: the part of `picture` that the model saw, (left, top, right, bottom) in its pixels.
+        own: whether `picture` is the user's own.
+    """
+
+    pixels: Tensor
+    picture: Image.Image
+    area: Area
+    own: bool
+
+    def on_picture(self, box: Area) -> Area:
+        """A box in pixels of what the model got, in pixels of `picture`."""
+        height, width = self.pixels.shape[-2:]
+        left, top, right, bottom = self.area
+        x, y = (right - left) / width, (bottom - top) / height
+        return left + box[0] * x, top + box[1] * y, left + box[2] * x, top + box[3] * y
+
+    def drawn(self) -> Seen:
+        """The same, with a picture no larger than a figure can show."""
+        size = self.picture.size
+        if max(size) <= _DRAWN:
+            return self
+        width, height = (max(1, round(side * _DRAWN / max(size))) for side in size)
+        x, y = width / size[0], height / size[1]
+        left, top, right, bottom = self.area
+        return replace(
+            self,
+            picture=self.picture.resize((width, height), reducing_gap=3),
+            area=(left * x, top * y, right * x, bottom * y),
+        )
+
+
+def see(model: PictureModel, picture: Image.Image) -> Seen:
+    """What the model sees of an RGB picture; if it cannot take it, or if the figure will show
+    another picture than the user's own, that is said.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from captum_generic_attn.picture_areas import seen_area
+
+    narrow = max(picture.size) > _NARROWEST * min(picture.size)
+    try:
+        pixels = model.preprocess(picture)
+        area = None if narrow else seen_area(model.preprocess, *picture.size)
+    except ValueError as error:
+        fail(f"{model.name}: {error}")
+    if area is not None:
+        return Seen(pixels, picture, area, own=True)
+    reason = (
+        f"the picture is too narrow for a figure ({picture.width} × {picture.height} pixels)"
+        if narrow
+        else f"which part of the picture {model.name} sees cannot be told from its preprocessing"
+    )
+    warn(f"{reason}: the figure shows it as the model got it")
+    got = Image.fromarray((255 * model.picture(pixels)).round().astype(np.uint8))
+    return Seen(pixels, got, (0.0, 0.0, float(got.width), float(got.height)), own=False)

@@ -1,0 +1,127 @@
+"""Which part of a picture a model's preprocessing lets it see, whichever library made it.
+
+The command line draws the user's own picture by it, with the map on that part.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+    from PIL import Image
+    from torch import Tensor
+
+Area = tuple[float, float, float, float]
+"""(left, top, right, bottom) in pixels of a picture; its left edge is 0, its right one W."""
+
+_GREYS = 255
+# How oblique the shading is. Were it upright, each grey of a column would be rounded alike, and
+# their mean would be no better than one of them.
+_TILT = 1 / 16
+# The share of columns left out on each side: where a picture ends, filters have nothing to go on
+# with, and bend the values.
+_MARGIN = 1 / 8
+
+
+def seen_area(preprocess: Callable[[Image.Image], Tensor], width: int, height: int) -> Area | None:
+    """The part of a picture of this size that is left by a preprocessing which cuts and scales.
+
+    It is found by trying. Of two pictures shaded from black to white, one rather from left to
+    right, the other rather from top to bottom, what is left tells where each value came from.
+
+    Args:
+        preprocess: a PIL picture to `[C, h, w]`, normalised in any way.
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+
+    Returns:
+        (left, top, right, bottom) in pixels of the picture; or `None` where the preprocessing does
+        anything else (it pads, turns, mirrors or bends pictures), or leaves too little to tell.
+
+    Example:
+        >>> from captum_generic_attn import demo
+        >>> [round(edge) for edge in seen_area(demo.preprocess, 300, 200)]
+        [50, 0, 250, 200]
+    """
+    from PIL import Image
+
+    def seen(picture: Image.Image) -> NDArray[np.float64]:
+        return preprocess(picture.convert("RGB")).double().numpy()
+
+    black, white = (seen(Image.new("L", (width, height), grey)) for grey in (0, _GREYS))
+    contrast = white - black
+    largest = np.abs(contrast).max(axis=(1, 2), keepdims=True)
+    # Where a frame was added, black and white look alike.
+    if not (np.abs(contrast) > 0.999 * largest).all():
+        return None
+
+    def look_at(part: Area) -> Area | None:
+        """What is seen, by shades that grow over a part of the picture that holds it."""
+        left, top, right, bottom = part
+        x = ((np.arange(width, dtype=np.float32) + 0.5 - left) / (right - left))[None]
+        y = ((np.arange(height, dtype=np.float32) + 0.5 - top) / (bottom - top))[:, None]
+        first, second = (
+            ((seen(_shaded(*shades)) - black) / contrast).mean(axis=0)
+            for shades in (((1 - _TILT) * x, _TILT * y), (_TILT * x, (1 - _TILT) * y))
+        )
+        across = ((1 - _TILT) * first - _TILT * second) / (1 - 2 * _TILT)
+        down = ((1 - _TILT) * second - _TILT * first) / (1 - 2 * _TILT)
+        sides = _ends(across, left, right, width), _ends(down.T, top, bottom, height)
+        if sides[0] is None or sides[1] is None:
+            return None
+        return sides[0][0], sides[1][0], sides[0][1], sides[1][1]
+
+    whole = (0.0, 0.0, float(width), float(height))
+    area = look_at(whole)
+    if area is None:
+        return None
+    left, top, right, bottom = area
+    if right - left >= width / 2 and bottom - top >= height / 2:
+        return area
+    # Few of the shades were seen: once more, with most of them on this part.
+    x, y = (right - left) / 4 + 2 * width / _GREYS, (bottom - top) / 4 + 2 * height / _GREYS
+    return look_at((left - x, top - y, right + x, bottom + y))
+
+
+def _shaded(across: NDArray[np.float32], down: NDArray[np.float32]) -> Image.Image:
+    """A picture of the sums of `[1, W]` and `[H, 1]`: 0 is black, 1 white."""
+    from PIL import Image
+
+    greys = _GREYS * across + _GREYS * down
+    return Image.fromarray(greys.clip(0, _GREYS, out=greys).round(out=greys).astype(np.uint8))
+
+
+def _ends(
+    shares: NDArray[np.float64], start: float, end: float, size: int
+) -> tuple[float, float] | None:
+    """Where what is seen of a line of `size` pixels begins and ends.
+
+    Args:
+        shares: `[N, along]`: how far each value lies on the way from `start` to `end`.
+        start: in pixels.
+        end: in pixels.
+        size: in pixels.
+    """
+    places = start + (end - start) * shares
+    count = places.shape[1]
+    margin = round(_MARGIN * count)
+    inner = places[:, margin : count - margin]
+    middles = np.arange(margin, count - margin) + 0.5
+    if len(middles) < 3:
+        return None
+    slope, first = np.polyfit(middles, inner.mean(axis=0), 1)
+    # Shades were rounded twice, and some filters take the nearest pixel.
+    grey = (end - start) / _GREYS
+    bent = np.abs(inner - (first + slope * middles)).max() > 2 * grey + 1
+    if bent or slope * count < 2 * grey:
+        return None
+    last = first + slope * count
+    # Whole sides are the rule; less than half a pixel of what is seen cannot be told from one.
+    first = 0.0 if abs(first) < slope / 2 else float(first)
+    last = float(size) if abs(last - size) < slope / 2 else float(last)
+    return first, last
