@@ -70,7 +70,9 @@ class Entry(Attribution):
         additional_forward_args: object = None,
         **options: Any,
     ) -> tuple[Tensor, ...]:
-        """As `attribute` of the method with these options of its constructor."""
+        """As `attribute` of the method with these options of its constructor, in twice its time if
+        tokens count once.
+        """
         method = self.method(self.forward_func, **options)
         asked = inputs, target, additional_forward_args
         maps = cast(tuple[Tensor, ...], method.attribute(*asked))

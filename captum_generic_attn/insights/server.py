@@ -15,6 +15,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from captum_generic_attn.insights.requirement import require_insights
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from captum.insights import AttributionVisualizer
 
 
@@ -35,8 +37,8 @@ def serve(visualizer: AttributionVisualizer, port: int = 0) -> None:
     require_insights()
     from captum.insights.attr_vis import server
 
-    server.visualizer = visualizer
     with (
+        _shown(server, visualizer),
         make_server("127.0.0.1", port, server.app, _Server, _Handler) as http,
         warnings.catch_warnings(),
         contextlib.suppress(KeyboardInterrupt),
@@ -47,6 +49,17 @@ def serve(visualizer: AttributionVisualizer, port: int = 0) -> None:
             f"Captum Insights: http://127.0.0.1:{http.server_port} (Ctrl-C ends it)", flush=True
         )
         http.serve_forever()
+
+
+@contextlib.contextmanager
+def _shown(server: Any, visualizer: AttributionVisualizer) -> Iterator[None]:
+    """The page has one visualizer for the process, which is put back."""
+    before = server.visualizer
+    server.visualizer = visualizer
+    try:
+        yield
+    finally:
+        server.visualizer = before
 
 
 class _Server(ThreadingMixIn, WSGIServer):
