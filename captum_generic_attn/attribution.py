@@ -186,10 +186,11 @@ class AttentionAttribution(ModelAttribution):
             )
         if not any(r.module in modules for r in capture.records):
             raise UnsupportedAttentionError(no_attention_message(capture))
-        if capture.dropout_seen and warn:
+        if capture.in_training and warn:
             warnings.warn(
-                "fused attention ran with dropout, whose mask cannot be known: relevance is that "
-                "of the probabilities before dropout. Call model.eval() first",
+                f"the model ran in training mode ({', '.join(capture.in_training)}): relevance is "
+                "that of one random pass, in fused attention of the probabilities before dropout, "
+                "and running statistics went on. Call model.eval() first",
                 UserWarning,
                 stacklevel=2,
             )

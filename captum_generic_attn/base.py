@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -235,7 +235,8 @@ class ModelAttribution(GradientAttribution):
         parts = inputs if isinstance(inputs, tuple) else (inputs,)
         for i, part in enumerate(parts):
             if not isinstance(part, Tensor):
-                raise TypeError(f"inputs[{i}] must be a tensor, not {type(part).__name__}")
+                hint = ": hf.unpack makes tensors of it" if isinstance(part, Mapping) else ""
+                raise TypeError(f"inputs[{i}] must be a tensor, not {type(part).__name__}{hint}")
             if part.ndim == 0 or part.numel() == 0:
                 raise ValueError(
                     f"inputs[{i}] has shape {tuple(part.shape)}; it needs at least one example, "

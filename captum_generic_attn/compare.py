@@ -25,6 +25,7 @@ from captum.attr import (
     InputXGradient,
     IntegratedGradients,
     KernelShap,
+    LimeBase,
     Saliency,
 )
 from torch import Tensor
@@ -40,6 +41,7 @@ from captum_generic_attn.baselines import (
     RawAttention,
     TransformerAttribution,
 )
+from captum_generic_attn.metrics.libraries import needed
 from captum_generic_attn.progress import bar
 
 Attributions = Tensor | tuple[Tensor, ...]
@@ -211,6 +213,7 @@ def compare(
     Raises:
         ValueError: if there are no methods, or two of one name.
         TypeError: if one of them is no Captum attribution.
+        ImportError: if scikit-learn is missing, by which Captum fits LIME and kernel SHAP.
 
     Example:
         >>> from captum_generic_attn import GenericAttention, RawAttention, compare
@@ -239,8 +242,11 @@ def compare(
         for name, method in named.items():
             start = time.perf_counter()
             try:
+                if isinstance(method, LimeBase):  # or it fails after it has sampled
+                    needed("sklearn")
                 found = run(method, inputs, target, {**given, **_samples(method, n_samples)}, seed)
             except (
+                ImportError,
                 ValueError,
                 TypeError,
                 RuntimeError,

@@ -180,7 +180,8 @@ def unpack(
         if len(tensors[name]) % examples:
             raise ValueError(
                 f"{name} holds {len(tensors[name])} rows for {examples} examples: as it is, what "
-                "belongs to which example cannot be told"
+                "belongs to which example cannot be told. One picture for several texts: repeat "
+                "it, once for each"
             )
     explained = tuple(
         tensors[name].reshape(examples, -1, *tensors[name].shape[1:])

@@ -496,3 +496,25 @@ def test_evaluation_does_not_warn() -> None:
         warnings.simplefilter("error")
         tokens(Encoder(fused), encoder.features())
         tokens(Encoder(eager), encoder.features())
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(nn.Dropout(0.3), "dropout"), (nn.BatchNorm1d(TOKENS), "batch_norm")]
+)
+def test_what_acts_otherwise_in_training_mode_is_told_of(module: nn.Module, name: str) -> None:
+    class Trained(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.module = Encoder(eager), module
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.encoder(self.module(x))
+
+    model = Trained().double().train()
+    message = rf"training mode \({name}\).* Call model.eval\(\) first"
+    with pytest.warns(UserWarning, match=message) as caught:
+        tokens(model, encoder.features())
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokens(model.eval(), encoder.features())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -253,3 +254,22 @@ def test_a_scale_that_is_cut_says_so():
         found = Comparison({"a": heat}, {"a": 1.0}, {}, {})
         figure = comparison_figure(np.ones((40, 40)), found)
         assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == ends
+
+
+def test_kernel_shap_without_scikit_learn_says_so_before_it_samples(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    calls = []
+
+    def model(x):
+        calls.append(len(x))
+        return x.sum((1, 2, 3))[:, None]
+
+    with pytest.raises(ImportError, match=r"sklearn is needed here: pip install .*\[metrics\]"):
+        compare({"SHAP": KernelShap(model)}, torch.rand(1, 1, 4, 4), 0)
+    assert calls == []
+    with pytest.warns(UserWarning, match="SHAP is left out: sklearn is needed"):
+        found = compare(
+            {"SHAP": KernelShap(model), "a": Saliency(model)}, torch.rand(1, 1, 4, 4), 0,
+            strict=False,
+        )  # fmt: skip
+    assert list(found.refused) == ["SHAP"]

@@ -393,3 +393,14 @@ def test_white_space_alone_is_no_word() -> None:
 def test_words_are_of_one_text(ids, message) -> None:
     with pytest.raises(ValueError, match=message):
         hf.words(byte_level(), ids)
+
+
+def test_one_picture_for_several_texts_says_what_to_do():
+    encoding = {"input_ids": torch.ones(2, 3).long(), "pixel_values": torch.rand(1, 3, 8, 8)}
+    with pytest.raises(ValueError, match=r"1 rows for 2 examples.*repeat it, once for each"):
+        hf.unpack(lambda **_: None, encoding)
+
+
+def test_an_encoding_in_place_of_tensors_says_what_to_do():
+    with pytest.raises(TypeError, match=r"not dict: hf\.unpack makes tensors of it"):
+        GenericAttention(lambda x: x).attribute({"input_ids": torch.ones(1, 2).long()}, 0)

@@ -415,3 +415,16 @@ def test_texts_that_a_function_holds_fixed(fixed: list[list[int]], advice: str) 
     if len(fixed) == 1:
         passed = GenericAttention(scores).attribute(x, 0, ids)
         assert torch.allclose(passed, kept)
+
+
+def test_tokens_along_the_batch_axis_say_what_is_likely() -> None:
+    """`nn.MultiheadAttention` without `batch_first`, which is given batches first all the same."""
+    layer = nn.MultiheadAttention(8, 2).eval()
+    with pytest.raises(UnsupportedAttentionError, match="batch_first=True"):
+        GenericAttention(lambda x: layer(x, x, x)[0][:, 0]).attribute(torch.rand(2, 4, 8), 0)
+
+
+def test_a_convolutional_network_is_sent_to_methods_that_fit_it() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2))
+    with pytest.raises(UnsupportedAttentionError, match=r"no transformer \(.* such as captum"):
+        GenericAttention(model).attribute(torch.rand(1, 3, 8, 8), 0)

@@ -276,7 +276,8 @@ class Attention:
         asked = self._transfer.tokens_of(key, "attention")
         result: Tensor = self._run(func, args, kwargs)
         leave_graph(result)
-        self._recorder.dropout_seen |= call.dropout > 0
+        if call.dropout > 0:
+            self._recorder.in_training["dropout of fused attention"] = None
         tokens = self._transfer.spaces.memory(
             _tokens_of_call, self._plane(query, asking), self._plane(key, asked), result.shape,
             grouped=call.grouped,

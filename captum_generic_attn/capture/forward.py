@@ -64,7 +64,7 @@ class Capture:
     input_names: tuple[str, ...]
     refusals: Sequence[Refusal]
     ignored: Sequence[Softmax]
-    dropout_seen: bool
+    in_training: tuple[str, ...]
     modules: dict[str, nn.Module]
     parameters: Mapping[int, str]
     roots: Sequence[GradientEdge | None]
@@ -170,7 +170,7 @@ def capture_forward(
         tuple(names[: len(inputs)]),
         recorder.refusals,
         [s for s in recorder.softmaxes if not s.products],
-        recorder.dropout_seen,
+        tuple(recorder.in_training),
         scope.modules,
         scope.parameters,
         roots,
@@ -288,7 +288,9 @@ def no_attention_message(capture: Capture) -> str:
     seen = f" Softmaxes that met no values: {', '.join(softmaxes)}." if softmaxes else ""
     return (
         "no attention was found in the forward pass: no softmax of a product of queries and keys "
-        f"met values, nor was scaled_dot_product_attention called.{seen} Kernels of other "
-        'libraries are invisible: load the model with attn_implementation="sdpa" or "eager".'
+        f"met values, nor was scaled_dot_product_attention called.{seen} If the model is no "
+        "transformer (a convolutional network, ...), methods of another kind fit it, such as "
+        "captum.attr.LayerGradCam. If it is one, its attention runs in a kernel of another "
+        'library, which is invisible: load it with attn_implementation="sdpa" or "eager".'
         + "".join(reasons)
     )

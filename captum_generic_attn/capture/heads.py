@@ -138,6 +138,8 @@ def _owners(queries: Tensor, keys: Tensor, spaces: TokenSpaces) -> Tensor:
     if bool(((example >= 0) & (example != most[:, None])).any()):
         raise Unreadable(
             "attention between tokens of different examples",
-            "explain one example at a time",
+            "tokens go along the last axis but one: nn.MultiheadAttention and nn.Transformer take "
+            "[B, N, D] with batch_first=True alone. If the model means it, explain one example at "
+            "a time",
         )
     return most.expand(len(queries))

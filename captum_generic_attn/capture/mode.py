@@ -28,6 +28,21 @@ from captum_generic_attn.capture.undispatched import dispatches_itself, undispat
 Function = Callable[..., Any]
 
 
+# What acts otherwise in training mode: where its flag stands, how it is called, and its default.
+_TRAINED = {
+    **{f"{kind}dropout": (2, True) for kind in ("", "alpha_", "feature_", "feature_alpha_")},
+    **{f"dropout{axes}d": (2, True) for axes in (1, 2, 3)},
+    "batch_norm": (5, False),
+}
+
+
+def _in_training(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    place, usual = _TRAINED[name]
+    asked = args[place] if len(args) > place else kwargs.get("training", kwargs.get("train", usual))
+    share = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+    return bool(asked) and (name == "batch_norm" or share > 0)
+
+
 class _Identity(NamedTuple):
     """What a mode knows of a function."""
 
@@ -133,6 +148,8 @@ class CaptureMode(FrozenMode):
     ) -> Any:
         """Run one operation and give its results their shadows."""
         name, in_place, family, _ = identity
+        if name in _TRAINED and _in_training(name, args, kwargs):
+            self._recorder.in_training[name] = None
         if family is Family.PRODUCT and (terms := contraction.read(name, args, kwargs)):
             if self._transfer.knows(terms.left) or self._transfer.knows(terms.right):
                 return self._attention.product(name, func, args, kwargs, terms)

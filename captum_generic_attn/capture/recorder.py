@@ -77,7 +77,7 @@ class Recorder:
         self.refusals: list[Refusal] = []
         self.softmaxes: list[Softmax] = []
         self.streams = TokenStreams(transfer.spaces)
-        self.dropout_seen = False
+        self.in_training: dict[str, None] = {}
         self._calls = 0
         self._met: dict[int, Softmax] = {}
         self._transfer = transfer
