@@ -235,6 +235,9 @@ def compare(
     if feature_mask is None:
         masks = _feature_masks(tensors)
         given["feature_mask"] = masks[0] if alone else masks
+    if strict:
+        for method in named.values():
+            _check_libraries(method)
     attributions: dict[str, Attributions] = {}
     seconds: dict[str, float] = {}
     refused: dict[str, str] = {}
@@ -242,8 +245,7 @@ def compare(
         for name, method in named.items():
             start = time.perf_counter()
             try:
-                if isinstance(method, LimeBase):  # or it fails after it has sampled
-                    needed("sklearn")
+                _check_libraries(method)
                 found = run(method, inputs, target, {**given, **_samples(method, n_samples)}, seed)
             except (
                 ImportError,
@@ -313,6 +315,12 @@ def _named(methods: Mapping[str, Attribution] | Sequence[Attribution]) -> dict[s
         if not isinstance(method, Attribution):
             raise TypeError(f"{name or 'a method'} is no Captum attribution but {type(method)}")
     return named
+
+
+def _check_libraries(method: Attribution) -> None:
+    """Captum's methods that fit a linear model would fail after they have sampled."""
+    if isinstance(method, LimeBase):
+        needed("sklearn")
 
 
 def run(

@@ -265,7 +265,7 @@ def test_kernel_shap_without_scikit_learn_says_so_before_it_samples(monkeypatch)
         return x.sum((1, 2, 3))[:, None]
 
     with pytest.raises(ImportError, match=r"sklearn is needed here: pip install .*\[metrics\]"):
-        compare({"SHAP": KernelShap(model)}, torch.rand(1, 1, 4, 4), 0)
+        compare({"a": Saliency(model), "SHAP": KernelShap(model)}, torch.rand(1, 1, 4, 4), 0)
     assert calls == []
     with pytest.warns(UserWarning, match="SHAP is left out: sklearn is needed"):
         found = compare(

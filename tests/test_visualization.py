@@ -27,6 +27,9 @@ from captum_generic_attn.visualization import (
     heatmap_figure,
     overlay,
     pairs_figure,
+    regions_figure,
+    text_figure,
+    text_html,
 )
 
 
@@ -100,7 +103,122 @@ def test_a_shared_scale_makes_colours_comparable():
 
 def test_a_map_of_zeros_is_drawn():
     figure = heatmap_figure(np.ones((4, 4)), [np.zeros((4, 4))], ["nothing"])
-    assert (drawn(figure)[1] == 255).all()
+    _, panel, bar = drawn(figure)
+    assert (panel == 255).all()
+    assert (bar == 255).all(), "a bar of colours would say that there are values"
+    assert figure.axes[-1].get_xlabel() == "relevance: 0 everywhere"
+    assert [tick.get_text().strip() for tick in figure.axes[-1].get_xticklabels()] == ["", ""]
+
+
+@pytest.mark.parametrize("shape", [(20, 400), (10, 400), (400, 20), (40, 60)])
+def test_bars_are_as_wide_as_their_pictures(shape):
+    heat = np.linspace(0, 0.003, shape[0] * shape[1]).reshape(shape)
+    for figure in (
+        heatmap_figure(np.ones(shape), [heat, -heat], ["a", "b"]),
+        grid_figure([np.ones(shape)], {"a": [heat], "b": [-heat]}),
+    ):
+        FigureCanvasAgg(figure).draw()
+        *_, first, second, bar, signed_bar = figure.axes
+        for axes, under in ((first, bar), (second, signed_bar)):
+            assert under.get_window_extent().width > 0.9 * axes.get_window_extent().width
+            assert under.get_window_extent().height >= 2
+            ends = [tick.get_window_extent() for tick in under.get_xticklabels()]
+            said = under.xaxis.label.get_window_extent()
+            assert ends[0].x1 < said.x0
+            assert said.x1 < ends[1].x0
+            assert under.get_window_extent().y1 <= axes.get_window_extent().y0
+
+
+FOR, AGAINST = np.diag([2.0, 0.0]), np.diag([0.0, -4.0])
+TEXTS = [[[("for", 3.0)]], [[("against", -6.0)]]]
+
+
+def signed_figure(name, *, shared=False):
+    """Of a map, or a map and a text, that speak for a score, and of others that speak against."""
+    maps, titles, image = [FOR, AGAINST], ["for", "against"], np.ones((2, 2))
+    if name == "heatmap":
+        return heatmap_figure(image, maps, titles, shared_scale=shared)
+    if name == "detections":
+        return detections_figure(image, [(0, 0, 1, 1)] * 2, titles, maps, shared_scale=shared)
+    return pairs_figure(image, maps, TEXTS, titles, shared_scale=shared)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("name", ["heatmap", "detections", "pairs"])
+def test_negative_values_are_blue(name, shared):
+    figure = signed_figure(name, shared=shared)
+    by_title = {axes.get_title(): np.asarray(axes.images[0].get_array())
+                for axes in figure.axes if axes.images}  # fmt: skip
+    top = 4.0 if shared else 2.0
+    expected = overlay(np.ones((2, 2)), FOR, maximum=top, signed=shared)
+    assert (by_title["for"] == expected).all()
+    assert (by_title["against"] == overlay(np.ones((2, 2)), AGAINST, signed=True)).all()
+    assert redness(by_title["against"])[1, 1] < -0.3
+    ends = [tuple(tick.get_text() for tick in axes.get_xticklabels()) for axes in figure.axes]
+    assert ends.count(("-4", "4")) == (2 if shared else 1)
+    assert ends.count(("0", "2")) == (0 if shared else 1)
+    if name == "pairs":
+        assert ends.count(("-6", "6")) == (2 if shared else 1)
+        assert ends.count(("0", "3")) == (0 if shared else 1)
+        back = word_axes(figure)[1].patches[0].get_facecolor()
+        assert back[2] - back[0] > 0.3
+        said = {axes.get_xlabel() for axes in figure.axes if axes.get_xlabel()}
+        extents = {"one scale for all maps", "one scale for all texts"} if shared else {"own scale"}
+        assert said == {f"relevance, {extent}" for extent in extents}
+
+
+@pytest.mark.parametrize("strings", ["s", "two"])
+def test_a_string_is_no_titles(strings):
+    heat, text = np.eye(4), [[("word", 1.0)]]
+    boxes, count = [(0, 0, 2, 2)] * len(strings), len(strings)
+    for draw in (
+        lambda: heatmap_figure(heat, [heat] * count, strings),
+        lambda: pairs_figure(heat, [heat] * count, [text] * count, strings),
+        lambda: text_figure([text] * count, strings),
+        lambda: text_html([text] * count, strings),
+        lambda: detections_figure(heat, boxes, strings, [heat]),
+        lambda: regions_figure(heat, boxes, np.ones((count, count)), strings),
+        lambda: regions_figure(heat, boxes, np.ones(count), labels=strings),
+        lambda: grid_figure([heat] * count, {"map": [heat] * count}, names=strings),
+    ):
+        with pytest.raises(TypeError, match=f"sequence of strings, not the one string '{strings}'"):
+            draw()
+    with pytest.raises(TypeError, match="titles are strings, not float"):
+        heatmap_figure(heat, [heat], [0.5])
+
+
+def test_one_map_needs_no_title():
+    figure = heatmap_figure(np.ones((4, 4)), [np.eye(4)], title="picture")
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["picture", ""]
+    with pytest.raises(ValueError, match=r"3 heat maps need as many titles, .* give \[map\]"):
+        heatmap_figure(np.ones((4, 4)), torch.ones(3, 4, 4))
+    with pytest.raises(ValueError, match=r"not 1; are they the channels .* give \[map\]"):
+        heatmap_figure(np.ones((4, 4)), torch.ones(3, 4, 4), ["bag"])
+    with pytest.raises(ValueError, match=r"\[2, 3, 4, 4\]: pick .* or maps\[:, 0\] of what attrib"):
+        heatmap_figure(np.ones((4, 4)), torch.ones(2, 2, 3, 4, 4), ["bag", "boot"])
+    with pytest.raises(ValueError, match=r"\[2, 2, 3, 4, 4\]: pick .* or maps\[:, 0\] of what at"):
+        overlay(np.ones((4, 4)), torch.ones(2, 2, 3, 4, 4))
+
+
+def test_long_titles_of_pairs_keep_apart_and_on_the_page():
+    titles = ["what the picture shows, said at great length " * 3, "short", "x" * 80, "short"]
+    figure = pairs_figure(
+        np.zeros((8, 8)), np.ones((4, 8, 8)), [text_of(3)] * 4, titles, title="a file " * 20
+    )
+    FigureCanvasAgg(figure).draw()
+    extents = [axes.title.get_window_extent() for axes in figure.axes if axes.get_title()]
+    assert len(extents) == 5
+    bars = [axes.get_tightbbox() for axes in figure.axes if axes.get_xlabel()]
+    for place, extent in enumerate(extents):
+        assert figure.bbox.x0 <= extent.x0
+        assert extent.x1 <= figure.bbox.x1
+        assert extent.y1 <= figure.bbox.y1
+        for other in [*extents[:place], *bars]:
+            wide = min(extent.x1, other.x1) - max(extent.x0, other.x0)
+            assert min(wide, min(extent.y1, other.y1) - max(extent.y0, other.y0)) < 1.5
+    short = pairs_figure(np.zeros((8, 8)), np.ones((1, 8, 8)), [text_of(3)], ["short"])
+    long = pairs_figure(np.zeros((8, 8)), np.ones((1, 8, 8)), [text_of(3)], ["a\nb\nc"])
+    assert long.get_figheight() - short.get_figheight() == pytest.approx(2 * 0.19)
 
 
 @pytest.mark.parametrize(("count", "rows", "columns"), [(1, 1, 2), (3, 1, 4), (4, 2, 3), (9, 3, 4)])
@@ -339,12 +457,12 @@ def word_axes(figure):
 
 
 def test_words_are_coloured_by_their_relevance():
-    text = [[("pale", 0.0)], [("mid", 0.5), ("dle", 0.25)], [("dark", 2.0)], [("against", -1.0)]]
+    text = [[("pale", 0.0)], [("mid", 0.5), ("dle", 0.25)], [("dark", 2.0)], [("light", 0.1)]]
     figure = pairs_figure(np.ones((4, 4)), [np.eye(4)], [text], ["logit 3"], title="picture")
     (axes,) = word_axes(figure)
-    assert [word.get_text() for word in axes.texts] == ["pale", "mid", "dle", "dark", "against"]
+    assert [word.get_text() for word in axes.texts] == ["pale", "mid", "dle", "dark", "light"]
     backs = [patch.get_facecolor()[:3] for patch in axes.patches]
-    strip = overlay(np.ones((1, 5)), np.array([[0.0, 0.5, 0.25, 2.0, 0.0]]))[0]
+    strip = overlay(np.ones((1, 5)), np.array([[0.0, 0.5, 0.25, 2.0, 0.1]]))[0]
     assert np.abs(np.array(backs) - strip).max() < 1e-6
     assert [word.get_color() for word in axes.texts] == [
         "black",
@@ -441,10 +559,10 @@ def test_pairs_are_the_right_way_up():
 @pytest.mark.parametrize(
     ("texts", "titles", "message"),
     [
-        ([], [""], "1 heat maps need as many texts and titles, not 0 and 1"),
-        ([text_of(2)], [], "not 1 and 0"),
-        ([[]], [""], "a text has no words"),
-        ([[[("a", np.nan)]]], [""], "the relevance of a word is NaN or infinite"),
+        ([], [""], "1 heat maps need as many texts, not 0"),
+        ([text_of(2)], [], "1 heat maps need as many titles, not 0"),
+        ([[]], ["a"], "the text 'a' has no words"),
+        ([[[("a", np.nan)]]], ["a"], "the relevance of a word of 'a' is NaN or infinite"),
     ],
 )
 def test_pairs_say_what_does_not_fit(texts, titles, message):

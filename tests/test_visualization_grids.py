@@ -45,7 +45,7 @@ SAID = {
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_grid_has_each_map_in_its_place_and_on_its_scale(scale, channels, monkeypatch):
     # With a percentile of 100 the scales are whole numbers.
-    monkeypatch.setattr("captum_generic_attn.visualization.heatmaps._PERCENTILE", 100)
+    monkeypatch.setattr("captum_generic_attn.visualization.scales._PERCENTILE", 100)
     images = np.stack([np.full((4, 6), 0.25), np.full((4, 6), 0.75)])
     columns = {
         title: torch.from_numpy(maps)[:, None].expand(2, channels, 4, 6)
@@ -138,3 +138,39 @@ def test_a_grid_says_what_does_not_fit(changed, message):
     given = {"images": np.zeros((2, 4, 4)), "columns": {"a": np.ones((2, 1, 4, 4))}} | changed
     with pytest.raises(ValueError, match=message):
         grid_figure(given.pop("images"), given.pop("columns"), **given)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_bar_says_that_it_is_cut_where_it_is(scale):
+    """One pixel in 400 is an outlier that the percentile leaves out."""
+    flat, spiky = torch.ones(1, 1, 20, 20), torch.ones(1, 1, 20, 20)
+    spiky[..., 3, 4] = 9.0
+    found = Comparison({"flat": flat, "spiky": spiky}, {}, {}, {})
+    bars = grid_figure([np.zeros((20, 20))], found, scale=scale).axes[3:]
+    most = [bar.get_xticklabels()[1].get_text() for bar in bars]
+    assert most == (["1", "≥ 1"] if scale in {"own", "column"} else ["≥ 1"])
+
+
+def test_a_title_stands_over_a_grid():
+    maps = {"a": np.ones((2, 1, 8, 8))}
+    bare, titled = (
+        grid_figure(np.zeros((2, 8, 8)), maps, title=title) for title in ("", "$x " * 60)
+    )
+    assert bare.get_suptitle() == ""
+    assert titled.get_suptitle().replace("\n", " ") == ("$x " * 60).strip()
+    assert titled.get_figheight() > bare.get_figheight()
+    FigureCanvasAgg(titled).draw()
+    written = titled.texts[0].get_window_extent()
+    assert titled.bbox.x0 <= written.x0
+    assert written.x1 <= titled.bbox.x1
+    assert written.y1 <= titled.bbox.y1
+    assert written.y0 >= titled.axes[1].get_tightbbox().y1
+
+
+@pytest.mark.parametrize("image", [Image.new("RGB", (8, 8)), np.zeros((8, 8))])
+def test_one_picture_is_no_batch(image):
+    with pytest.raises(TypeError, match=r"sequence of pictures: of one picture, give \[image\]"):
+        grid_figure(image, {"a": np.ones((1, 1, 8, 8))})
+    for colours in (np.zeros((8, 8, 3)), torch.zeros(3, 8, 8)):
+        with pytest.raises(ValueError, match=r"'a' has 1 maps for . pictures; .* are \[image\]"):
+            grid_figure(colours, {"a": np.ones((1, 1, 8, 8))})

@@ -5,16 +5,20 @@ import pytest
 import torch
 from PIL import Image
 from skimage.color import rgb2lab
+from tiny_models import pictures, tiny_vit
 
+from captum_generic_attn import GenericAttention
 from captum_generic_attn.compare import Comparison
 from captum_generic_attn.visualization import (
     centre_crop,
     comparison_figure,
     detections_figure,
     grid_figure,
+    heads_figure,
     heatmap_figure,
     overlay,
     pairs_figure,
+    word_maps_figure,
 )
 from captum_generic_attn.visualization.overlays import coloured
 
@@ -246,6 +250,8 @@ def test_every_figure_takes_an_area():
         detections_figure(PHOTO, [(50, 0, 90, 60)], ["bag"], [heat], area=area),
         pairs_figure(PHOTO, [heat], [[[("word", 1.0)]]], ["text"], area=area),
     ]
+    patches = word_maps_figure(PHOTO, ["a"], heat.reshape(1, -1), grid=(32, 32), area=area)
+    figures.append(patches)
     for figure in figures:
         assert (np.asarray(figure.axes[1].images[0].get_array()) == expected).all()
         assert figure.axes[0].images[0].get_array().shape == (70, 100, 3)
@@ -256,6 +262,21 @@ def test_every_figure_takes_an_area():
         grid_figure([PHOTO], found, area=area),
     ]:
         assert np.abs(np.asarray(figure.axes[1].images[0].get_array()) - expected).max() < 1e-12
+
+
+def test_heads_take_an_area():
+    relevance = GenericAttention(tiny_vit()).relevance(pictures(), target=1, keep_calls=True)
+    laid = {"query": 0, "key": "x", "grid": (4, 4)}
+    area = centre_crop(100, 70)
+    figure = heads_figure(relevance, image=PHOTO, area=area, calls=[1], **laid)
+    call = relevance.calls[1]
+    maps = call.per_head[0, :, 0, 1:].reshape(-1, 4, 4)
+    for axes, heat in zip(figure.axes[1:], maps, strict=True):
+        expected = overlay(PHOTO, heat, area=area, maximum=float(maps.max()))
+        assert np.abs(np.asarray(axes.images[0].get_array()) - expected).max() < 1e-6
+    for given in (laid, {"image": PHOTO, "boxes": [(0, 0, 9, 9)] * 16, "query": 0, "key": "x"}, {}):
+        with pytest.raises(ValueError, match="area= is the part of image= that grid= covers"):
+            heads_figure(relevance, area=area, **given)
 
 
 # ---------------------------------------------------------------- colours

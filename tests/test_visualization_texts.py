@@ -30,7 +30,7 @@ from captum_generic_attn.visualization import (
     text_html,
     word_relevance,
 )
-from captum_generic_attn.visualization.words import text_width, title_lines
+from captum_generic_attn.visualization.titles import text_width, title_lines
 
 transformers = pytest.importorskip("transformers")
 
@@ -177,6 +177,14 @@ def test_words_and_values_that_do_not_fit(words, values, options, message) -> No
         word_relevance(words, values, **options)
 
 
+def test_words_may_be_an_array() -> None:
+    text = word_relevance(np.array(["a", "b"]), [0.25, 2.0])
+    assert text == [[("a", 0.25)], [("b", 2.0)]]
+    assert {type(piece) for word in text for piece, _ in word} == {str}
+    with pytest.raises(ValueError, match="there are no words"):
+        word_relevance(np.array([], dtype=str), [1.0])
+
+
 def test_one_string_is_no_words() -> None:
     with pytest.raises(TypeError, match="not the one string 'two cats'"):
         word_relevance("two cats", np.ones(8))
@@ -265,9 +273,12 @@ def test_letters_are_legible_on_every_colour() -> None:
 
 def test_words_without_relevance_are_drawn_without_colours() -> None:
     figure = text_figure([word_relevance(["a", "b"], [0.0, 0.0])], ["none"])
-    (axes,) = figure.axes
+    (axes,) = word_axes(figure)
     assert (backs(axes) == 1).all()
-    assert figure.texts[-1].get_text() == "relevance: 0 everywhere"
+    assert bars(figure) == [(" ", " ", "relevance: 0 everywhere")]
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    assert np.ptp(np.asarray(canvas.buffer_rgba()).astype(int)[..., :3], axis=-1).max() == 0
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -112,6 +113,63 @@ def test_refused_calls_stand_below(vit) -> None:
     assert len(text) == 90
 
 
+def test_a_table_without_a_used_call_leaves_the_others_their_colours() -> None:
+    method = GenericAttention(two_towers(), layers="vision")
+    relevance = method.relevance((pictures(3), sentences()), keep_calls=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = layers_figure(relevance)
+    used = [call for call in relevance.calls if call.used]
+    assert 0 < len(used) < len(relevance.calls)
+    most = max(call.per_head[0].sum((1, 2)).max().item() for call in used)
+    assert figure.axes[0].images[0].get_clim() == pytest.approx((0, most))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    box = figure.axes[0].get_window_extent()
+    page = np.asarray(canvas.buffer_rgba()).astype(float)[..., :3] / 255
+    rows = slice(round(page.shape[0] - box.y1), round(page.shape[0] - box.y0))
+    panel = page[rows, round(box.x0) : round(box.x1)]
+    assert np.ptp(panel, axis=2).max() > 0.3
+    assert figure.axes[1].images[0].get_array().mask.all()
+
+
+@pytest.mark.parametrize("draw", [layers_figure, heads_figure])
+def test_a_long_title_keeps_to_the_page(vit, draw) -> None:
+    short, long = draw(vit, title="short"), draw(vit, title="which score this is of " * 9)
+    assert long.get_figheight() > short.get_figheight()
+    FigureCanvasAgg(long).draw()
+    written = long.texts[0].get_window_extent()
+    assert long.bbox.x0 <= written.x0
+    assert written.x1 <= long.bbox.x1
+    assert written.y1 <= long.bbox.y1
+    assert max(axes.get_tightbbox().y1 for axes in long.axes) <= written.y0
+
+
+class WithoutFloat64(torch.Tensor):
+    """A tensor of a device that has no float64, such as Apple's."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.double:
+            raise TypeError("this device has no float64")
+        found = super().__torch_function__(func, types, args, kwargs or {})
+        return found.as_subclass(torch.Tensor) if func is torch.Tensor.cpu else found
+
+
+@pytest.mark.parametrize("draw", [layers_figure, heads_figure])
+def test_devices_without_float64(vit, draw) -> None:
+    calls = tuple(
+        dataclasses.replace(
+            call,
+            map=call.map.float().as_subclass(WithoutFloat64),
+            per_head=call.per_head.float().as_subclass(WithoutFloat64),
+        )
+        for call in vit.calls
+    )
+    figure = draw(dataclasses.replace(vit, calls=calls))
+    np.testing.assert_allclose(shown(figure.axes[0]), shown(draw(vit).axes[0]), rtol=1e-5)
+
+
 def test_pairs_of_streams_have_tables_of_their_own() -> None:
     relevance = GenericAttention(two_towers()).relevance(
         (pictures(3), sentences()), keep_calls=True
@@ -145,6 +203,7 @@ def test_rows_are_calls_and_columns_heads_after_their_mean(vit) -> None:
 def test_a_query_is_laid_out_on_the_patches_without_the_class_token(vit) -> None:
     figure = heads_figure(vit, query=0, key="x", grid=(4, 4), calls=[1])
     call = vit.calls[1]
+    assert figure.axes[0].texts[0].get_text().startswith("blocks.1.attn\n")
     np.testing.assert_allclose(shown(figure.axes[0]), call.map[0, 0, 1:].view(4, 4), rtol=1e-6)
     for head in range(call.heads):
         expected = call.per_head[0, head, 0, 1:].reshape(4, 4)
@@ -338,6 +397,18 @@ def test_words_look_at_regions() -> None:
     assert [p.get_x() for p in figure.axes[1].patches if isinstance(p, Rectangle)] == [-0.5, 11.5]
 
 
+def test_words_may_be_an_array_and_look_away() -> None:
+    figure = word_maps_figure(WHITE, np.array(["a", "bag"]), [[0.5, 0], [0, -1.0]], grid=(1, 2))
+    assert [axes.get_title() for axes in figure.axes[1:3]] == ["a", "bag"]
+    expected = overlay(
+        WHITE, np.array([[0.0, -1.0]]), area=(0, 0, 24, 16), maximum=1.0, signed=True
+    )
+    np.testing.assert_allclose(shown(figure.axes[2]), expected)
+    assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == ["-1", "1"]
+    with pytest.raises(ValueError, match="there are no words"):
+        word_maps_figure(WHITE, np.array([], dtype=str), np.ones((2, 6)), grid=(2, 3))
+
+
 def test_twenty_words_have_a_panel_each() -> None:
     words = [f"word{k}" for k in range(20)]
     figure = word_maps_figure(WHITE, words, np.random.default_rng(0).random((20, 6)), grid=(2, 3))
@@ -433,6 +504,31 @@ def test_the_most_relevant_regions_are_named() -> None:
     assert [text.get_text() for text in figure.axes[1].texts] == ["$right$", "left"]
     figure = regions_figure(WHITE, BOXES, [0.5, 1.0, 0.0])
     assert [text.get_text() for text in figure.axes[1].texts] == ["1", "0.5"]
+
+
+def test_names_wider_than_their_regions_are_shortened() -> None:
+    boxes = [(0, 0, 60, 200), (150, 0, 154, 200), (240, 0, 300, 200), (100, 100, 250, 200)]
+    labels = ["a very long name", "thin", "another long name", "short"]
+    figure = regions_figure(np.ones((200, 300)), boxes, [4, 3, 2, 1], labels=labels)
+    FigureCanvasAgg(figure).draw()
+    axes = figure.axes[1]
+    written = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    first, second, third = written
+    assert first.startswith("a ")
+    assert second.startswith("ano")
+    assert first[-1] == second[-1] == "…"
+    assert third == "short"
+    backs = [patch for patch in axes.patches if patch.get_fill()]
+    for extent, back, box in zip(
+        written.values(), backs, [boxes[k] for k in (0, 2, 3)], strict=True
+    ):
+        assert back.get_x() + 0.5 >= box[0] - 1e-6
+        assert back.get_x() + 0.5 + back.get_width() <= box[2] + 1e-6
+        assert back.get_window_extent().x0 <= extent.x0
+        assert extent.x1 <= back.get_window_extent().x1
+    # A number without its end is another number.
+    figure = regions_figure(np.ones((200, 300)), boxes, [4, 1.2e-5, 2, 1])
+    assert "1.2e-05" in [text.get_text() for text in figure.axes[1].texts]
 
 
 def test_names_of_regions_keep_apart_and_inside() -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_generic_attn.visualization.arrays import numbers
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -97,7 +99,7 @@ def sums_of_heads(relevance: Relevance, calls: Sequence[Call], example: int) -> 
     for row, call in zip(sums, calls, strict=True):
         if call.per_head is not None:
             own = call.per_head[_groups(relevance, call, example)]
-            row[: call.heads] = own.double().sum((0, 2, 3)).cpu().numpy()
+            row[: call.heads] = numbers(own).sum((0, 2, 3))
     return sums
 
 
@@ -115,7 +117,7 @@ def maps_of(relevance: Relevance, call: Call, example: int) -> CallMaps:
     """The maps of one example, its windows put together in the order of the streams."""
     assert call.map is not None and call.per_head is not None  # noqa: S101, PT018 - checked before
     groups = _groups(relevance, call, example)
-    maps = torch.cat([call.map[groups].unsqueeze(1), call.per_head[groups]], 1).double().cpu()
+    maps = torch.cat([call.map[groups].unsqueeze(1), call.per_head[groups]], 1).cpu().double()
     key_tokens = call.key_tokens[groups]
     if call.key_stream not in relevance.streams:
         # Keys of several streams, each with positions of its own: in the order of the call.

@@ -14,9 +14,11 @@ from captum_generic_attn.visualization.labels import Label, write_labels
 from captum_generic_attn.visualization.overlays import (
     checked_heat,
     checked_picture,
-    overlay,
     scale_bar,
+    show_map,
 )
+from captum_generic_attn.visualization.scales import ONE, OWN, scales_of
+from captum_generic_attn.visualization.titles import checked_titles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,10 +44,12 @@ def detections_figure(
     *,
     title: str = "",
     area: ArrayLike | None = None,
+    shared_scale: bool = False,
 ) -> NotebookFigure:
     """A figure with the picture and all boxes, and one overlay per heat map with its own box.
 
-    Each map has its own scale, which the bar under it shows. A box has one colour throughout.
+    Each map has its own scale, which the bar under it shows, unless `shared_scale`. Red speaks for
+    the score; blue, where values are negative, against it. A box has one colour throughout.
 
     Args:
         image: as `overlay` takes it.
@@ -58,8 +62,10 @@ def detections_figure(
         title: stands over the picture.
         area: the part of the picture that the model saw, as in `overlay`; boxes are in pixels of
             the whole picture.
+        shared_scale: one scale for all, so that colours can be compared from map to map.
 
     Raises:
+        TypeError: labels are no sequence of strings.
         ValueError: no heat map, more than there are boxes, not one label for each box, or shapes
             that do not fit.
 
@@ -74,20 +80,20 @@ def detections_figure(
         ['bag', 'boot']
     """
     placed = [checked_box(box) for box in boxes]
-    if len(placed) != len(labels):
-        raise ValueError(f"{len(placed)} boxes need as many labels, not {len(labels)}")
+    labels = checked_titles(labels, len(placed), of="boxes", name="labels")
     if not 0 < len(heatmaps) <= len(placed):
         raise ValueError(
             f"there are {len(heatmaps)} heat maps and {len(placed)} boxes: each map needs the box "
             "of its detection, and one map at least is needed"
         )
     picture = checked_picture(image)
-    figure, panels = panels_of(picture, labels[: len(heatmaps)], title)
-    for place, (axes, heatmap) in enumerate(zip(panels, heatmaps, strict=True)):
-        maximum = max(float(checked_heat(heatmap).max()), 0.0)
-        axes.imshow(overlay(picture, heatmap, area=area, maximum=maximum))
+    heats = [checked_heat(heatmap) for heatmap in heatmaps]
+    scales = scales_of(heats, shared=shared_scale)
+    figure, panels = panels_of(picture, labels[: len(heats)], title)
+    for place, (axes, heat, scale) in enumerate(zip(panels, heats, scales, strict=True)):
+        show_map(axes, picture, heat, scale, area)
         _draw_box(axes, placed[place], _COLOURS[place % len(_COLOURS)])
-        scale_bar(figure, axes, 0.0, maximum, "relevance, own scale")
+        scale_bar(figure, axes, scale, "relevance", ONE if shared_scale else OWN)
     figure.draw_without_rendering()  # how large the panels are is known from here on
     written = []
     for place, (box, label) in enumerate(zip(placed, labels, strict=True)):

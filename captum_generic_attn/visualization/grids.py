@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from PIL.Image import Image
 
 from captum_generic_attn.visualization.areas import checked_boxes
 from captum_generic_attn.visualization.figures import NotebookFigure
-from captum_generic_attn.visualization.heatmaps import darkest
 from captum_generic_attn.visualization.overlays import (
     checked_heat,
     checked_picture,
-    overlay,
     scale_bar,
+    show_map,
 )
-from captum_generic_attn.visualization.words import title_lines
+from captum_generic_attn.visualization.scales import ONE, OWN, darkest, largest, scale_of
+from captum_generic_attn.visualization.titles import checked_titles, title_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike, NDArray
-    from PIL.Image import Image
 
     from captum_generic_attn.compare import Attributions, Comparison
 
@@ -32,11 +32,12 @@ if TYPE_CHECKING:
 
 # In inches: a panel, narrower where there are many columns; the whole page.
 _PANEL, _NARROWEST, _PAGE = 2.0, 1.6, 12.0
+_LETTERS, _TITLE = 11, 0.2  # of what stands over all, in points; a line of it
 _SCALES = {
-    "own": "own scale",
+    "own": OWN,
     "row": "the row's scale",
     "column": "column's scale",
-    "all": "one scale for all",
+    "all": ONE,
 }
 
 
@@ -45,6 +46,7 @@ def grid_figure(
     columns: Mapping[str, Heats] | Comparison,
     *,
     names: Sequence[str] = (),
+    title: str = "",
     scale: Literal["own", "row", "column", "all"] = "own",
     part: int = 0,
     area: ArrayLike | None = None,
@@ -60,6 +62,7 @@ def grid_figure(
         columns: by title, what `attribute` returned for the batch, `[B, C, H, W]`; or a
             `Comparison`.
         names: of the examples; they stand beside the pictures.
+        title: stands over all.
         scale: `"own"`: each map its own; `"row"`: one for each example, to compare its targets;
             `"column"`: one for each column, to compare examples; `"all"`: one for all.
         part: which input holds the pictures, where a method returned several.
@@ -67,6 +70,7 @@ def grid_figure(
             for each.
 
     Raises:
+        TypeError: images are one picture, or names no sequence of strings.
         ValueError: no example or no column, not one map, name or area for each example, no such
             scale, or shapes that do not fit.
 
@@ -84,61 +88,70 @@ def grid_figure(
     if scale not in _SCALES:
         raise ValueError(f"scale is one of {', '.join(map(repr, _SCALES))}, not {scale!r}")
     given: Mapping[str, Heats] = columns if isinstance(columns, Mapping) else columns.attributions
-    cut = not isinstance(columns, Mapping)
+    top = largest if isinstance(columns, Mapping) else darkest
     titles = list(given)
+    if isinstance(images, Image) or getattr(images, "ndim", 4) < 3:
+        raise TypeError("images are a sequence of pictures: of one picture, give [image]")
     if len(images) == 0 or not titles:
         raise ValueError(
             f"there is nothing to draw: {len(images)} pictures and {len(titles)} columns"
         )
-    if names and len(names) != len(images):
-        raise ValueError(f"{len(images)} pictures need as many names, not {len(names)}")
+    maps = {
+        name: found[part] if isinstance(found, tuple) else found for name, found in given.items()
+    }
+    for name, batch in maps.items():
+        if len(batch) != len(images):
+            raise ValueError(
+                f"{name!r} has {len(batch)} maps for {len(images)} pictures; if there is one "
+                "picture, images are [image]"
+            )
+    if len(names) > 0:
+        names = checked_titles(names, len(images), of="pictures", name="names")
     pictures = [checked_picture(image) for image in images]
     areas = [None] * len(pictures) if area is None else checked_boxes(area, len(pictures))
-    heats = [_maps(found, part, len(pictures), title) for title, found in given.items()]
-    largest = darkest if cut else (lambda heat: float(np.abs(heat).max()))
-    tops = np.array([[largest(heat) for heat in column] for column in heats]).T  # [B, columns]
-    signed = np.array([[bool(heat.min() < 0) for heat in column] for column in heats]).T
-    sharing = {"own": (), "row": (1,), "column": (0,), "all": (0, 1)}[scale]
-    tops = np.broadcast_to(tops.max(axis=sharing, keepdims=True), tops.shape)
-    signed = np.broadcast_to(signed.any(axis=sharing, keepdims=True), signed.shape)
+    heats = [[checked_heat(heat) for heat in batch] for batch in maps.values()]
+    sharing: dict[Any, list[NDArray[np.float64]]] = {}
+
+    def key(row: int, column: int) -> Any:
+        return {"own": (row, column), "row": row, "column": column, "all": None}[scale]
+
+    for row, column in np.ndindex(len(pictures), len(titles)):
+        sharing.setdefault(key(row, column), []).append(heats[column][row])
+    scales = {shared: scale_of(own, top) for shared, own in sharing.items()}
 
     rows_of_bars = len(pictures) if scale in {"own", "row"} else 1
-    figure, panels = _panels(pictures, titles, names, rows_of_bars)
+    figure, panels = _panels(pictures, titles, names, rows_of_bars, title)
     for row, (picture, box) in enumerate(zip(pictures, areas, strict=True)):
         panels[row, 0].imshow(picture, cmap="gray", vmin=0, vmax=1)
         for column, axes in enumerate(panels[row, 1:]):
-            heat, top, both = heats[column][row], tops[row, column], bool(signed[row, column])
-            axes.imshow(overlay(picture, heat, area=box, maximum=top, signed=both))
-    # Where each bar goes, and the scale of which map it shows.
-    bars: list[tuple[Axes, tuple[int, int]]] = {
-        "own": [(panels[row, column + 1], (row, column)) for row, column in np.ndindex(tops.shape)],
-        "row": [(panels[row, 0], (row, 0)) for row in range(len(pictures))],
-        "column": [(panels[-1, column + 1], (-1, column)) for column in range(len(titles))],
-        "all": [(panels[-1, 0], (0, 0))],
-    }[scale]
-    for under, at in bars:
-        least = -tops[at] if signed[at] else 0.0
-        scale_bar(figure, under, least, tops[at], _SCALES[scale], cut=cut)
+            show_map(axes, picture, heats[column][row], scales[key(row, column)], box)
+    # Where the bar of each scale goes.
+    under: dict[str, Callable[[Any], Axes]] = {
+        "own": lambda at: panels[at[0], at[1] + 1],
+        "row": lambda row: panels[row, 0],
+        "column": lambda column: panels[-1, column + 1],
+        "all": lambda _: panels[-1, 0],
+    }
+    for shared, found in scales.items():
+        scale_bar(figure, under[scale](shared), found, "", _SCALES[scale])
     return figure
 
 
-def _maps(found: Heats, part: int, count: int, title: str) -> list[NDArray[np.float64]]:
-    """`[H, W]` of each example."""
-    batch = found[part] if isinstance(found, tuple) else found
-    if len(batch) != count:
-        raise ValueError(f"{title!r} has {len(batch)} maps for {count} pictures")
-    return [checked_heat(heat) for heat in batch]
-
-
 def _panels(
-    pictures: list[NDArray[np.float64]], titles: list[str], names: Sequence[str], bars: int
+    pictures: list[NDArray[np.float64]],
+    titles: list[str],
+    names: Sequence[str],
+    bars: int,
+    title: str,
 ) -> tuple[NotebookFigure, NDArray[np.object_]]:
     """The figure, with room for so many rows of bars, and its empty panels `[B, 1 + columns]`."""
     count = 1 + len(titles)
     panel = min(max(_PAGE / count, _NARROWEST), _PANEL)
     tall = [panel * picture.shape[0] / picture.shape[1] for picture in pictures]
+    heading = title_lines(title, 0.95 * 72 * panel * count, _LETTERS) if title else []
+    around = 0.4 * bars + 0.06 * len(pictures) + 0.3 + _TITLE * len(heading)
     figure = NotebookFigure(
-        figsize=(panel * count, sum(tall) + 0.4 * bars + 0.06 * len(pictures) + 0.3),
+        figsize=(panel * count, sum(tall) + around),
         layout=ConstrainedLayoutEngine(compress=True, h_pad=0.06),
     )
     panels = figure.subplots(len(pictures), count, squeeze=False, height_ratios=tall)
@@ -146,8 +159,10 @@ def _panels(
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
-    for axes, title in zip(panels[0, 1:], titles, strict=True):
-        axes.set_title(_wrapped(title, panel, 10), fontsize=10, parse_math=False)
+    if heading:
+        figure.suptitle("\n".join(heading), fontsize=_LETTERS, parse_math=False)
+    for axes, name in zip(panels[0, 1:], titles, strict=True):
+        axes.set_title(_wrapped(name, panel, 10), fontsize=10, parse_math=False)
     for axes, name, height in zip(panels[:, 0], names, tall, strict=False):  # there may be none
         axes.set_ylabel(_wrapped(name, height, 9), fontsize=9, parse_math=False)
     return figure, panels

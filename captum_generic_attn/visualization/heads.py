@@ -20,8 +20,10 @@ from captum_generic_attn.visualization.call_maps import (
     sums_of_heads,
 )
 from captum_generic_attn.visualization.figures import NotebookFigure
-from captum_generic_attn.visualization.overlays import checked_picture, overlay, scale_bar, steps
+from captum_generic_attn.visualization.overlays import checked_picture, scale_bar, show_map, steps
 from captum_generic_attn.visualization.regions import boxes_on, draw_regions
+from captum_generic_attn.visualization.scales import Scale
+from captum_generic_attn.visualization.titles import title_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,6 +39,7 @@ _CELL = 0.3  # of the table of heads
 _PANEL = 1.05  # of one head
 _LINE, _LARGEST = 0.03, 2.0  # of a token in a whole map, and of such a map at most
 _LONGEST = 28  # letters of a stream's name
+_LETTERS, _TITLE = 11, 0.19  # of a title, in points; a further line of it
 _NAME = 1.5  # the name of a call beside it
 
 
@@ -76,17 +79,21 @@ def layers_figure(relevance: Relevance, *, example: int = 0, title: str = "") ->
         if call.heads:  # a refused call has none
             tables.setdefault(_pair(call), []).append(call)
     sums = {name: sums_of_heads(relevance, calls, example) for name, calls in tables.items()}
-    most = max(float(np.nanmax(values)) for values in sums.values())
+    # There may be tables without a call that was used.
+    used = [float(value) for values in sums.values() for value in values[~np.isnan(values)]]
+    scale = Scale(max(used, default=0.0))
     reasons = list(dict.fromkeys(call.reason for call in relevance.calls if not call.used))
 
     widths = [values.shape[1] * _CELL for values in sums.values()]
     tall = max(map(len, tables.values())) * _CELL
-    size = sum(widths) + _NAME * len(widths), tall + 1.3 + 0.2 * len(reasons)
-    figure = NotebookFigure(figsize=(max(size[0], 4), size[1]), layout="constrained")
+    wide = max(sum(widths) + _NAME * len(widths), 4)
+    heading, room = _over_all(title, wide)
+    size = wide, tall + 1.3 + 0.2 * len(reasons) + room
+    figure = NotebookFigure(figsize=size, layout="constrained")
     places = figure.add_gridspec(2, len(tables), width_ratios=widths, height_ratios=[tall, 0.09])
     for column, (name, values) in enumerate(sums.items()):
         axes = figure.add_subplot(places[0, column])
-        axes.imshow(values, cmap=steps(), vmin=0, vmax=most or 1)
+        axes.imshow(values, cmap=steps(), vmin=0, vmax=scale.maximum or 1)
         axes.set_anchor("N")
         axes.set_title(name, fontsize=9, parse_math=False)
         heads = values.shape[1]
@@ -99,13 +106,13 @@ def layers_figure(relevance: Relevance, *, example: int = 0, title: str = "") ->
             if not call.used:
                 axes.add_patch(_hatched((-0.5, row - 0.5), call.heads, 1))
     bar = figure.add_subplot(places[1, :])
-    scale_bar(figure, bar, 0.0, most, "map of a head, summed over queries and keys", fill=True)
+    scale_bar(figure, bar, scale, "map of a head, summed over queries and keys", fill=True)
     if reasons:
         figure.legend(
             handles=[_hatched(label=f"not used: {_clipped(reason)}") for reason in reasons],
             loc="outside lower left", fontsize=8, frameon=False,
         )  # fmt: skip
-    figure.suptitle(title, fontsize=11, parse_math=False)
+    figure.suptitle(heading, fontsize=_LETTERS, parse_math=False)
     return figure
 
 
@@ -117,6 +124,7 @@ def heads_figure(
     grid: tuple[int, int] | None = None,
     boxes: ArrayLike | None = None,
     image: ArrayLike | Image | None = None,
+    area: ArrayLike | None = None,
     calls: Iterable[int] | None = None,
     example: int = 0,
     title: str = "",
@@ -140,6 +148,7 @@ def heads_figure(
         boxes: (left, top, right, bottom) of each region in pixels of `image`.
         image: what the maps are laid over: `[H, W]`, `[H, W, 3]`, or what else `overlay` takes.
             Boxes need it.
+        area: the part of the picture that the model saw, as in `overlay`: the grid covers it.
         calls: their `index`; by default all that were used.
         example: which of the batch.
         title: stands over all.
@@ -185,6 +194,9 @@ def heads_figure(
             raise ValueError("boxes= lie on a picture: give image= as well")
         placed = boxes_on(boxes, picture)
 
+    if area is not None and (picture is None or grid is None):
+        raise ValueError("area= is the part of image= that grid= covers: give both of them as well")
+
     mixed = len(set(map(_pair, chosen))) > 1
     columns = 1 + max(call.heads for call in chosen)
     if query is None:  # a token is a line, which must be seen
@@ -193,8 +205,10 @@ def heads_figure(
     else:
         shape = grid or (1, 1) if picture is None else picture.shape
         wide, tall = _PANEL, _PANEL * shape[0] / shape[1]
+    across = _NAME + columns * wide
+    heading, room = _over_all(title, across)
     figure = NotebookFigure(
-        figsize=(_NAME + columns * wide, len(chosen) * (tall + 0.08) + 0.6), layout="constrained"
+        figsize=(across, len(chosen) * (tall + 0.08) + 0.6 + room), layout="constrained"
     )
     panels = figure.subplots(len(chosen), columns, squeeze=False)
     for row, call, name in zip(panels, chosen, _short(chosen), strict=True):
@@ -206,7 +220,7 @@ def heads_figure(
         streams = f"{_pair(call)}\n" if mixed else ""
         most = float(heats.max())
         for axes, heat in zip(row, heats, strict=False):
-            _draw(axes, heat, most, picture, placed)
+            _draw(axes, heat, Scale(most), picture, placed, area)
         for axes in row[len(heats) :]:
             axes.set_axis_off()
         row[0].annotate(
@@ -220,24 +234,30 @@ def heads_figure(
     if query is None:
         for axes in panels[-1]:
             axes.set_xlabel("key", fontsize=7, labelpad=1)
-    figure.suptitle(title, fontsize=11, parse_math=False)
+    figure.suptitle(heading, fontsize=_LETTERS, parse_math=False)
     return figure
 
 
 def _draw(
-    axes: Axes, heat: NDArray[np.float64], most: float, picture: NDArray[np.float64] | None,
-    boxes: NDArray[np.float64] | None,
+    axes: Axes, heat: NDArray[np.float64], scale: Scale, picture: NDArray[np.float64] | None,
+    boxes: NDArray[np.float64] | None, area: ArrayLike | None,
 ) -> None:  # fmt: skip
     if picture is None:
-        axes.imshow(heat, cmap=steps(), vmin=0, vmax=most or 1)
+        axes.imshow(heat, cmap=steps(), vmin=0, vmax=scale.maximum or 1)
     elif boxes is None:
         whole = 0, 0, picture.shape[1], picture.shape[0]
-        axes.imshow(overlay(picture, heat, area=whole, maximum=most))
+        show_map(axes, picture, heat, scale, whole if area is None else area)
     else:
-        draw_regions(axes, picture, boxes, heat, most)
+        draw_regions(axes, picture, boxes, heat, scale.maximum)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set(color="0.8", position=("outward", 1))  # it must not hide the first token
+
+
+def _over_all(title: str, wide: float) -> tuple[str, float]:
+    """A title in lines for a figure so many inches wide, and what all but the first need."""
+    lines = title_lines(title, 72 * 0.95 * wide, _LETTERS)
+    return "\n".join(lines), _TITLE * (len(lines) - 1)
 
 
 def _hatched(
@@ -265,7 +285,7 @@ def _short(calls: Sequence[Call]) -> list[str]:
     """
     paths = [(call.module or "forward").split(".") for call in calls]
     if len(set(map(tuple, paths))) < 2:
-        return [path[-1] for path in map(tuple, paths)]
+        return [".".join(path) for path in paths]
     start = _alike(paths)
     if start and paths[0][start].isdigit():  # "blocks.0" says more than "0"
         start -= 1

@@ -11,10 +11,11 @@ from captum_generic_attn.visualization.figures import NotebookFigure
 from captum_generic_attn.visualization.overlays import (
     checked_heat,
     checked_picture,
-    overlay,
     scale_bar,
+    show_map,
 )
-from captum_generic_attn.visualization.words import title_lines
+from captum_generic_attn.visualization.scales import ONE, OWN, darkest, scale_of, scales_of
+from captum_generic_attn.visualization.titles import checked_titles, title_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from captum_generic_attn.compare import Attributions, Comparison
 
-# Gradients have outliers: in a comparison, the darkest colour stands for this share of the pixels.
-_PERCENTILE = 99.5
 _PANEL = 2.6  # how wide a panel is, in inches
 _LETTERS = 11  # of titles, in points
 
@@ -34,7 +33,7 @@ _LETTERS = 11  # of titles, in points
 def heatmap_figure(
     image: ArrayLike | Image,
     heatmaps: Sequence[ArrayLike] | NDArray[np.floating[Any]],
-    titles: Sequence[str],
+    titles: Sequence[str] | None = None,
     *,
     title: str = "",
     area: ArrayLike | None = None,
@@ -43,18 +42,20 @@ def heatmap_figure(
     """A figure with the picture and one overlay per heat map, each over the bar of its scale.
 
     By default each map has its own scale, since one class often gets many times the relevance of
-    another: the colours say where, the bars' numbers how much. The bars name the scale.
+    another: the colours say where, the bars' numbers how much. The bars name the scale. Red speaks
+    for the score; blue, where values are negative, against it.
 
     Args:
         image: as `overlay` takes it.
         heatmaps: at least one, as `overlay` takes them: `[T, H, W]`, or what `attribute_targets`
             returns of one picture, `[T, C, H, W]`.
-        titles: one per heat map.
+        titles: one per heat map; a single one needs none.
         title: stands over the picture.
         area: the part of the picture that the model saw, as in `overlay`.
         shared_scale: one scale for all, so that colours can be compared from map to map.
 
     Raises:
+        TypeError: titles are no sequence of strings.
         ValueError: no heat map, not one title for each, or shapes that do not fit.
 
     Example:
@@ -67,18 +68,14 @@ def heatmap_figure(
     """
     if len(heatmaps) == 0:
         raise ValueError("there is no heat map to draw")
-    if len(heatmaps) != len(titles):
-        raise ValueError(f"{len(heatmaps)} heat maps need as many titles, not {len(titles)}")
+    names = _names(heatmaps, titles)
     picture = checked_picture(image)
-    maxima = [max(float(checked_heat(heatmap).max()), 0.0) for heatmap in heatmaps]
-    if shared_scale:
-        maxima = [max(maxima)] * len(maxima)
-
-    scale = "one scale for all" if shared_scale else "own scale"
-    figure, panels = panels_of(picture, titles, title)
-    for axes, heatmap, maximum in zip(panels, heatmaps, maxima, strict=True):
-        axes.imshow(overlay(picture, heatmap, area=area, maximum=maximum))
-        scale_bar(figure, axes, 0.0, maximum, f"relevance, {scale}")
+    heats = [checked_heat(heatmap) for heatmap in heatmaps]
+    scales = scales_of(heats, shared=shared_scale)
+    figure, panels = panels_of(picture, names, title)
+    for axes, heat, scale in zip(panels, heats, scales, strict=True):
+        show_map(axes, picture, heat, scale, area)
+        scale_bar(figure, axes, scale, "relevance", ONE if shared_scale else OWN)
     return figure
 
 
@@ -124,11 +121,9 @@ def comparison_figure(
     figure, panels = panels_of(picture, titles, title)
     for axes, (name, found) in zip(panels, comparison.attributions.items(), strict=True):
         heat = _one_map(found, example, part, name)
-        top = darkest(heat)
-        signed = bool(heat.min() < 0)
-        axes.imshow(overlay(picture, heat, area=area, maximum=top, signed=signed))
-        least, cut = -top if signed else 0.0, bool(top < np.abs(heat).max())
-        scale_bar(figure, axes, least, top, "attribution, own scale", cut=cut)
+        scale = scale_of([heat], darkest)
+        show_map(axes, picture, heat, scale, area)
+        scale_bar(figure, axes, scale, "attribution", OWN)
     return figure
 
 
@@ -160,10 +155,18 @@ def panels_of(
     return figure, grid[1 : len(titles) + 1]
 
 
-def darkest(heat: NDArray[np.float64]) -> float:
-    """What the darkest colour stands for where methods are compared."""
-    magnitudes = np.abs(heat)
-    return float(np.percentile(magnitudes, _PERCENTILE)) or float(magnitudes.max())
+def _names(
+    heatmaps: Sequence[ArrayLike] | NDArray[np.floating[Any]], titles: Sequence[str] | None
+) -> list[str]:
+    """The titles of the maps."""
+    if titles is None and len(heatmaps) == 1:
+        return [""]
+    try:
+        return checked_titles([] if titles is None else titles, len(heatmaps))
+    except ValueError as error:
+        if getattr(heatmaps, "ndim", 0) != 3:
+            raise
+        raise ValueError(f"{error}; are they the channels of one picture? give [map]") from None
 
 
 def _one_map(found: Attributions, example: int, part: int, name: str) -> NDArray[np.float64]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from captum_generic_attn.visualization.texts import ONE, OWN, Scale, nothing_of, scales_of
+from captum_generic_attn.visualization.scales import ONE, OWN, Scale, nothing_of
+from captum_generic_attn.visualization.texts import scales_of_texts
 from captum_generic_attn.visualization.words import colours_of, right_to_left, share_of
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def text_html(
         A string, which a notebook shows.
 
     Raises:
+        TypeError: titles are no sequence of strings.
         ValueError: no text, not one title for each, a text without words, or values that are NaN or
             infinite.
 
@@ -83,7 +85,7 @@ def text_html(
         >>> document[:15], "<b>" in document, "&lt;b&gt;fine&lt;/b&gt;" in document
         ('<!DOCTYPE html>', False, True)
     """
-    scales = scales_of(texts, titles, shared=shared_scale)
+    scales = scales_of_texts(texts, titles, shared=shared_scale)
     parts = [_heading(title, 1.2)]
     for words, name, scale in zip(texts, titles, scales, strict=True):
         parts += [_heading(name, 1.0), _paragraph(words, scale)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.patches import Rectangle
 
-from captum_generic_attn.visualization.words import text_width
+from captum_generic_attn.visualization.titles import shortened, text_width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,10 +24,11 @@ _PAD = 2.0  # beside the letters, in points
 
 @dataclass(frozen=True)
 class Label:
-    """What is written at a box, and in which colours."""
+    """What is written at a box, whether it may not be shortened, and its colours."""
 
     box: Box
     text: str
+    whole: bool = False
     back: str = "white"
     letters: str = "black"
 
@@ -43,15 +44,21 @@ def write_labels(
         width: of the picture.
         height: of the picture.
         size: of the letters, in points.
-        inside: whether labels stay in their boxes; else over it comes first, and ever farther away
-            last.
+        inside: whether labels stay in their boxes: those that are wider are shortened, and left out
+            if not a letter remains. Else over it comes first, and ever farther away last, and the
+            picture is all their room. What stays whole may be wider than its box.
     """
     # A point, of which letters have sizes, in pixels of the picture.
     point = width / axes.get_window_extent().width * axes.figure.dpi / 72
     tall = 1.6 * size * point
     taken: list[Box] = []
     for label in labels:
-        wide = (text_width(label.text, size) + 2 * _PAD) * point
+        left, right = (label.box[0], label.box[2]) if inside else (0, width)
+        room = (min(right, width) - max(left, 0)) / point - 2 * _PAD
+        text = label.text if label.whole else shortened(label.text, room, size)
+        if text == "…":
+            continue
+        wide = (text_width(text, size) + 2 * _PAD) * point
         corners = (_inside if inside else _around)(label.box, wide, tall, height)
         spots = [_kept((x, y, x + wide, y + tall), width, height) for x, y in corners]
         spot = min(spots, key=lambda spot: sum(_shared(spot, other) for other in taken))
@@ -64,7 +71,7 @@ def write_labels(
         )  # fmt: skip
         axes.add_patch(back)
         axes.text(
-            left + _PAD * point - 0.5, bottom - 0.45 * size * point - 0.5, label.text,
+            left + _PAD * point - 0.5, bottom - 0.45 * size * point - 0.5, text,
             fontsize=size, color=label.letters, parse_math=False, in_layout=False,
         )  # fmt: skip
 

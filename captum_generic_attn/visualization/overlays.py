@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps
@@ -13,13 +13,14 @@ from torch import Tensor
 
 from captum_generic_attn.visualization.areas import spread
 from captum_generic_attn.visualization.arrays import array_of, merged, numbers
+from captum_generic_attn.visualization.scales import nothing_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike, NDArray
+
+    from captum_generic_attn.visualization.scales import Scale
 
 # The colours are laid over a pale grey picture, the more opaque the higher the relevance: nothing
 # is hidden where nothing is relevant.
@@ -29,6 +30,8 @@ _DARKEST = 0.88
 _OPACITY = 0.78
 # The darkest and the lightest grey: of what the model saw, and of the rest of the picture.
 _SEEN, _UNSEEN = (0.4, 1.0), (0.75, 0.93)
+# How much wider than high a bar is, and its least and largest share of the height of a picture.
+_BAR_FLAT, _BAR_SHARE = 25, (0.15, 0.9)
 # ITU-R BT.601.
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -92,31 +95,56 @@ def overlay(
     return coloured(share, behind)
 
 
+def show_map(
+    axes: Axes, picture: NDArray[np.float64], heat: NDArray[np.float64], scale: Scale,
+    area: ArrayLike | None,
+) -> None:  # fmt: skip
+    """Show a picture with a map over it, in the colours of a scale."""
+    axes.imshow(overlay(picture, heat, area=area, maximum=scale.maximum, signed=scale.signed))
+
+
 def scale_bar(
     figure: Figure,
-    axes: Axes | Sequence[Axes],
-    least: float,
-    most: float,
+    axes: Axes,
+    scale: Scale,
     label: str,
+    extent: str = "",
     *,
     fill: bool = False,
-    cut: bool = False,
 ) -> None:
     """The scale of what `axes` show, under them; or in their place, to `fill` axes made for it.
 
-    The label says of what, and whether other panels have the same scale; `cut`, whether the darkest
-    colours stand for all that is beyond the ends as well.
+    Where there is nothing but 0, words take the place of colours.
+
+    Args:
+        figure: of the axes.
+        axes: of a picture that is shown already, or empty ones.
+        scale: of the values.
+        label: what the values are.
+        extent: whether other panels have the same scale.
+        fill: whether `axes` are the bar's.
     """
-    colours = steps(signed=least < 0)
-    scale = ScalarMappable(Normalize(least, most if most > 0 else 1), colours)
+    nothing = scale.maximum == 0
+    least, most = scale.least, scale.maximum or 1.0
+    colours = ListedColormap(["white"]) if nothing else steps(signed=scale.signed)
+    drawn = ScalarMappable(Normalize(least, most), colours)
     if fill:
-        bar = figure.colorbar(scale, cax=cast("Axes", axes), orientation="horizontal")
+        bar = figure.colorbar(drawn, cax=axes, orientation="horizontal")
     else:
-        bar = figure.colorbar(scale, ax=axes, location="bottom", pad=0.03, aspect=25)
-    bar.set_label(label, size=8, labelpad=-8)
-    beyond = ("≤ ", "≥ ") if cut else ("", "")
-    low = "0" if least == 0 else beyond[0] + _short(least)
-    bar.set_ticks([least, most], labels=[low, beyond[1] + _short(most)])
+        # Under a flat picture, the bar is more of its height, so as to be as wide.
+        flat = 1 / axes.get_data_ratio()
+        share = float(np.clip(flat / _BAR_FLAT, *_BAR_SHARE))
+        bar = figure.colorbar(
+            drawn, ax=axes, location="bottom", pad=0.03, fraction=share,
+            aspect=max(_BAR_FLAT, flat / share),
+        )  # fmt: skip
+    said = nothing_of(label) if nothing else ", ".join(filter(None, (label, extent)))
+    bar.set_label(said, size=8, labelpad=-8)
+    beyond = ("≤ ", "≥ ") if scale.cut else ("", "")
+    low = beyond[0] + _short(least) if scale.signed else "0"
+    # Blank ones keep the label where those of other bars are.
+    ends = [" ", " "] if nothing else [low, beyond[1] + _short(most)]
+    bar.set_ticks([least, most], labels=ends)
     bar.ax.tick_params(labelsize=8, length=0)
     left, right = bar.ax.get_xticklabels()
     left.set_horizontalalignment("left")
@@ -188,10 +216,10 @@ def checked_heat(heatmap: ArrayLike) -> NDArray[np.float64]:
         ValueError: it is of another shape, or a value is NaN or infinite.
     """
     heat = numbers(heatmap)
-    if heat.ndim == 4:
+    if heat.ndim in (4, 5):
         raise ValueError(
             f"a heat map is of one example, [H, W] or [C, H, W], not {list(heat.shape)}: pick one "
-            "of the batch, heatmap[0]"
+            "of the batch, heatmap[0], or maps[:, 0] of what attribute_targets returned"
         )
     if heat.ndim not in (2, 3) or heat.size == 0:
         raise ValueError(f"a heat map is [H, W] or [C, H, W], not {list(heat.shape)}")

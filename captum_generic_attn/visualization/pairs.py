@@ -10,9 +10,12 @@ from captum_generic_attn.visualization.figures import NotebookFigure
 from captum_generic_attn.visualization.overlays import (
     checked_heat,
     checked_picture,
-    overlay,
     scale_bar,
+    show_map,
 )
+from captum_generic_attn.visualization.scales import OWN, scales_of
+from captum_generic_attn.visualization.texts import values_of
+from captum_generic_attn.visualization.titles import checked_titles, title_lines
 from captum_generic_attn.visualization.words import LINE, Word, draw_lines, set_lines
 
 if TYPE_CHECKING:
@@ -22,11 +25,14 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from PIL.Image import Image
 
+    from captum_generic_attn.visualization.scales import Scale
+
 # In inches.
 _PANEL = 2.9
 _GAP = 0.3  # between panels
 _EDGE = 0.12
-_TITLE = 0.28
+_TITLE, _FURTHER = 0.28, 0.19  # a title of one line, and each further line
+_LETTERS = 10  # of titles, in points
 _BAR = 0.34  # with its numbers, and what is above it
 _BAR_ITSELF = 0.09
 
@@ -39,22 +45,26 @@ def pairs_figure(
     *,
     title: str = "",
     area: ArrayLike | None = None,
+    shared_scale: bool = False,
 ) -> NotebookFigure:
     """A figure with the picture, and for each text an overlay over the words in their colours.
 
     Maps and texts have a scale of their own each, which the bars under them show: the relevance of
-    a word and that of a place in the picture are not measured alike.
+    a word and that of a place in the picture are not measured alike. Red speaks for the score;
+    blue, where values are negative, against it.
 
     Args:
         image: as `overlay` takes it.
         heatmaps: at least one, as `overlay` takes them: `[T, H, W]` or `[T, C, H, W]`.
         texts: one per heat map: its words, each a sequence of (text, relevance). A word is one such
-            piece, or several that a tokenizer has broken it into. Negative values count as 0.
+            piece, or several that a tokenizer has broken it into.
         titles: one per heat map.
         title: stands over the picture.
         area: the part of the picture that the model saw, as in `overlay`.
+        shared_scale: one scale for all maps, and one for all texts.
 
     Raises:
+        TypeError: titles are no sequence of strings.
         ValueError: no heat map, not one text and title for each, a text without words, or shapes
             and values that do not fit.
 
@@ -70,61 +80,57 @@ def pairs_figure(
     """
     if len(heatmaps) == 0:
         raise ValueError("there is no heat map to draw")
-    if not len(heatmaps) == len(texts) == len(titles):
-        raise ValueError(
-            f"{len(heatmaps)} heat maps need as many texts and titles, not {len(texts)} and "
-            f"{len(titles)}"
-        )
+    names = checked_titles(titles, len(heatmaps))
+    if len(heatmaps) != len(texts):
+        raise ValueError(f"{len(heatmaps)} heat maps need as many texts, not {len(texts)}")
     picture = checked_picture(image)
-    most = [_most(words) for words in texts]
+    heats = [checked_heat(heatmap) for heatmap in heatmaps]
+    map_scales = scales_of(heats, shared=shared_scale)
+    values = [values_of(words, name) for words, name in zip(texts, names, strict=True)]
+    text_scales = scales_of(values, shared=shared_scale)
     lines = [set_lines(words, 72 * _PANEL) for words in texts]
     rows = -(-(len(texts) + 1) // 4)
     columns = -(-(len(texts) + 1) // rows)
+    broken = [title_lines(name, 72 * _PANEL, _LETTERS) for name in (title, *names)]
     tall = _PANEL * picture.shape[0] / picture.shape[1]
     counts = [0, *map(len, lines)]  # the picture has no words
-    # A row of panels is as high as its longest text needs.
-    longest = [max(counts[row * columns : (row + 1) * columns]) for row in range(rows)]
-    heights = [_TITLE + tall + _BAR + LINE / 72 * count + _BAR + _GAP for count in longest]
+    # A row of panels is as high as its longest title and text need.
+    in_rows = [slice(row * columns, (row + 1) * columns) for row in range(rows)]
+    above = [_TITLE + _FURTHER * (max(map(len, broken[row])) - 1) for row in in_rows]
+    heights = [
+        title_room + tall + _BAR + LINE / 72 * max(counts[row]) + _BAR + _GAP
+        for title_room, row in zip(above, in_rows, strict=True)
+    ]
     size = columns * (_PANEL + _GAP) - _GAP + 2 * _EDGE, sum(heights) - _GAP + 2 * _EDGE
     figure = NotebookFigure(figsize=size)
 
     def axes_at(place: int, below: float, high: float) -> Axes:
-        """Axes as wide as a panel, `below` inches under the top of the panel."""
+        """Axes as wide as a panel, `below` inches under the panel's title."""
         row, column = divmod(place, columns)
         left = _EDGE + column * (_PANEL + _GAP)
-        top = _EDGE + sum(heights[:row]) + below
+        top = _EDGE + sum(heights[:row]) + above[row] + below
         return figure.add_axes(
             (left / size[0], 1 - (top + high) / size[1], _PANEL / size[0], high / size[1])
         )
 
-    def show(place: int, pixels: NDArray[np.float64], name: str) -> None:
-        axes = axes_at(place, _TITLE, tall)
+    def titled(place: int) -> Axes:
+        axes = axes_at(place, 0, tall)
         axes.set_axis_off()
-        axes.imshow(pixels, cmap="gray", vmin=0, vmax=1)
-        axes.set_title(name, fontsize=10, parse_math=False)
+        axes.set_title("\n".join(broken[place]), fontsize=_LETTERS, parse_math=False)
+        return axes
 
-    def bar(place: int, below: float, maximum: float) -> None:
+    def bar(place: int, below: float, scale: Scale, sharing: str) -> None:
         axes = axes_at(place, below, _BAR_ITSELF)
-        scale_bar(figure, axes, 0.0, maximum, "relevance, own scale", fill=True)
+        extent = f"one scale for all {sharing}" if shared_scale else OWN
+        scale_bar(figure, axes, scale, "relevance", extent, fill=True)
 
-    show(0, picture, title)
-    for place, heatmap in enumerate(heatmaps, 1):
-        maximum = max(float(checked_heat(heatmap).max()), 0.0)
-        show(place, overlay(picture, heatmap, area=area, maximum=maximum), titles[place - 1])
-        bar(place, _TITLE + tall + 0.06, maximum)
-        own = lines[place - 1]
-        below = _TITLE + tall + _BAR
-        high = LINE / 72 * len(own)
-        draw_lines(axes_at(place, below, high), own, 72 * _PANEL, most[place - 1])
-        bar(place, below + high + 0.06, most[place - 1])
+    titled(0).imshow(picture, cmap="gray", vmin=0, vmax=1)
+    for place, own in enumerate(lines, 1):
+        of_map, of_text = map_scales[place - 1], text_scales[place - 1]
+        show_map(titled(place), picture, heats[place - 1], of_map, area)
+        bar(place, tall + 0.06, of_map, "maps")
+        below, high = tall + _BAR, LINE / 72 * len(own)
+        words = axes_at(place, below, high)
+        draw_lines(words, own, 72 * _PANEL, of_text.maximum, signed=of_text.signed)
+        bar(place, below + high + 0.06, of_text, "texts")
     return figure
-
-
-def _most(words: Sequence[Word]) -> float:
-    """The largest relevance of a piece, at least 0."""
-    values = [relevance for word in words for _, relevance in word]
-    if not values:
-        raise ValueError("a text has no words")
-    if not np.isfinite(values).all():
-        raise ValueError("the relevance of a word is NaN or infinite")
-    return max(*values, 0.0)

@@ -21,6 +21,8 @@ from captum_generic_attn.visualization.overlays import (
     overlay,
     scale_bar,
 )
+from captum_generic_attn.visualization.scales import ONE, OWN, scales_of
+from captum_generic_attn.visualization.titles import checked_titles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +66,8 @@ def regions_figure(
             several, `[T, R, D]` or `[T, R]`, such as `attribute_targets` returns; or a mapping
             from titles to such values; or a `Comparison`.
         titles: one for each, if `relevance` is several.
-        labels: what is written in the most relevant regions, one for each region; by default their
+        labels: what is written in the most relevant regions, one for each region, shortened where
+            one is wider than its region, and left out where no letter of it fits; by default their
             relevance.
         named: how many regions of a panel that are.
         title: stands over the picture.
@@ -73,6 +76,7 @@ def regions_figure(
         part: which input holds the regions, of a `Comparison` with several.
 
     Raises:
+        TypeError: titles or labels are no sequence of strings.
         ValueError: boxes, relevance, titles and labels do not fit together; a value is NaN or
             infinite; the boxes are no boxes of this picture.
 
@@ -91,25 +95,21 @@ def regions_figure(
 
     picture = checked_picture(image)
     placed = boxes_on(boxes, picture)
-    if labels is not None and len(labels) != len(placed):
-        raise ValueError(f"{len(placed)} boxes need as many labels, not {len(labels)}")
+    if labels is not None:
+        labels = checked_titles(labels, len(placed), of="boxes", name="labels")
     if isinstance(relevance, Comparison):
         relevance = {
             name: (found[part] if isinstance(found, tuple) else found)[example]
             for name, found in relevance.attributions.items()
         }
     several = _several(relevance, titles, len(placed))
-    tops = [float(np.abs(values).max()) for values in several.values()]
-    signed = [bool((values < 0).any()) for values in several.values()]
-    if shared_scale:
-        tops, signed = [max(tops)] * len(tops), [any(signed)] * len(tops)
-
+    scales = scales_of(list(several.values()), shared=shared_scale)
+    # A single panel shares its scale with none.
+    extent = "" if len(several) == 1 else ONE if shared_scale else OWN
     figure, panels = panels_of(picture, list(several), title)
-    for axes, values, top, both in zip(panels, several.values(), tops, signed, strict=True):
-        draw_regions(axes, picture, placed, values, top)
-        scale = "one scale for all" if shared_scale else "own scale"
-        label = "relevance" if len(several) == 1 else f"relevance, {scale}"
-        scale_bar(figure, axes, -top if both else 0.0, top, label)
+    for axes, values, scale in zip(panels, several.values(), scales, strict=True):
+        draw_regions(axes, picture, placed, values, scale.maximum)
+        scale_bar(figure, axes, scale, "relevance", extent)
     figure.draw_without_rendering()  # how large the panels are is known from here on
     for axes, values in zip(panels, several.values(), strict=True):
         most = np.argsort(-np.abs(values), kind="stable")[:named].tolist()
@@ -118,7 +118,10 @@ def regions_figure(
             for place in most
             if values[place] != 0
         }
-        written = [Label(tuple(placed[place].tolist()), text) for place, text in texts.items()]
+        written = [
+            Label(tuple(placed[place].tolist()), text, whole=labels is None)
+            for place, text in texts.items()
+        ]
         height, width = picture.shape[:2]
         write_labels(axes, written, width, height, size=_LABEL, inside=True)
     return figure
@@ -199,6 +202,7 @@ def _several(
     elif titles is None:
         given = {"": numbers(relevance)}
     else:
+        titles = checked_titles(titles, len(titles))
         found = numbers(relevance)
         if found.ndim not in (2, 3) or len(found) != len(titles):
             raise ValueError(

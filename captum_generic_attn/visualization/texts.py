@@ -5,13 +5,15 @@ figure of them. `html.py` draws the same in HTML.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from captum_generic_attn.visualization.arrays import merged, numbers
 from captum_generic_attn.visualization.figures import NotebookFigure
 from captum_generic_attn.visualization.overlays import scale_bar
+from captum_generic_attn.visualization.scales import ONE, OWN, scales_of
+from captum_generic_attn.visualization.titles import checked_titles, title_lines
 from captum_generic_attn.visualization.words import (
     LINE,
     SIZE,
@@ -19,7 +21,6 @@ from captum_generic_attn.visualization.words import (
     draw_lines,
     drawable,
     set_lines,
-    title_lines,
 )
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from captum_generic_attn.compare import Comparison
     from captum_generic_attn.hf import Words
+    from captum_generic_attn.visualization.scales import Scale
 
 # In inches.
 _WIDTH = 6.8
@@ -37,16 +39,6 @@ _TITLE = 0.24  # a line of a title
 _BAR, _BAR_WIDTH = 0.09, 2.4
 _BAR_ABOVE, _BAR_BELOW = 0.07, 0.34  # the latter with its numbers
 _GAP = 0.12  # between texts that share a bar
-
-# What a bar says of its scale.
-OWN, ONE = "own scale", "one scale for all"
-
-
-class Scale(NamedTuple):
-    """What is drawn darkest, and whether negative values are drawn as well."""
-
-    maximum: float
-    signed: bool
 
 
 def word_relevance(
@@ -84,7 +76,7 @@ def word_relevance(
     values = _of_tokens(relevance)
     if isinstance(words, str):
         raise TypeError(f"words are a sequence of strings, not the one string {words!r:.40}")
-    if not words:
+    if len(words) == 0:
         raise ValueError("there are no words")
     if all(isinstance(word, str) for word in words):
         if joined:
@@ -98,7 +90,7 @@ def word_relevance(
                 f"{list(np.shape(relevance))}, and must be [N] or [N, D], of one example"
             )
         strings = cast(Sequence[str], words)
-        return [[(word, float(value))] for word, value in zip(strings, values, strict=True)]
+        return [[(str(word), float(value))] for word, value in zip(strings, values, strict=True)]
     pieces = cast("Words", words)
     last = max(place for word in pieces for _, tokens in word for place in tokens)
     if last >= len(values):
@@ -114,10 +106,6 @@ def word_relevance(
     return [
         [("".join(text for text, _ in word), sum(value for _, value in word))] for word in found
     ]
-
-
-def _joined(word: Word) -> Word:
-    return [("".join(text for text, _ in word), sum(value for _, value in word))]
 
 
 def compared_words(
@@ -184,6 +172,7 @@ def text_figure(
         label: what the values are.
 
     Raises:
+        TypeError: titles are no sequence of strings.
         ValueError: no text, not one title for each, a text without words, or values that are NaN or
             infinite.
 
@@ -200,7 +189,7 @@ def text_figure(
         >>> figure.axes[1].get_xlabel()
         'relevance, own scale'
     """
-    scales = scales_of(texts, titles, shared=shared_scale)
+    scales = scales_of_texts(texts, titles, shared=shared_scale)
     width = 72 * (_WIDTH - 2 * _EDGE)
     # Titles have characters as well.
     names = [[[(line, 0.0)] for line in name.split("\n")] for name in (title, *titles)]
@@ -229,15 +218,8 @@ def text_figure(
             )  # fmt: skip
 
     def bar(top: float, scale: Scale, extent: str) -> None:
-        if scale.maximum == 0:
-            figure.text(
-                _EDGE / _WIDTH, 1 - (top + _BAR_ABOVE + 2 * _BAR) / tall, nothing_of(label),
-                fontsize=8, parse_math=False,
-            )  # fmt: skip
-            return
         axes = axes_at(top + _BAR_ABOVE, _BAR_WIDTH, _BAR)
-        least = -scale.maximum if scale.signed else 0.0
-        scale_bar(figure, axes, least, scale.maximum, f"{label}, {extent}", fill=True)
+        scale_bar(figure, axes, scale, label, extent, fill=True)
 
     write(over_all, _EDGE, SIZE + 1)
     for heading, own, scale, height in zip(headings, lines, scales, heights, strict=True):
@@ -253,33 +235,35 @@ def text_figure(
     return figure
 
 
-def scales_of(
+def scales_of_texts(
     texts: Sequence[Sequence[Word]], titles: Sequence[str], *, shared: bool
 ) -> list[Scale]:
     """One scale for each text; it is signed if a value of it is negative.
 
     Raises:
+        TypeError: titles are no sequence of strings.
         ValueError: no text, not one title for each, a text without words, or values that are NaN or
             infinite.
     """
     if len(texts) == 0:
         raise ValueError("there is no text to draw")
-    if len(texts) != len(titles):
-        raise ValueError(f"{len(texts)} texts need as many titles, not {len(titles)}")
-    values = [[value for word in text for _, value in word] for text in texts]
-    for own, name in zip(values, titles, strict=True):
-        if not own:
-            raise ValueError(f"the text {name!r} has no words")
-        if not np.isfinite(own).all():
-            raise ValueError(f"the relevance of a word of {name!r} is NaN or infinite")
-    if shared:
-        values = [[value for own in values for value in own]] * len(values)
-    return [Scale(float(np.abs(own).max()), min(own) < 0) for own in values]
+    names = checked_titles(titles, len(texts), of="texts")
+    values = [values_of(words, name) for words, name in zip(texts, names, strict=True)]
+    return scales_of(values, shared=shared)
 
 
-def nothing_of(label: str) -> str:
-    """In place of a scale that goes from 0 to 0."""
-    return f"{label}: 0 everywhere"
+def values_of(words: Sequence[Word], title: str) -> list[float]:
+    """The relevance of each piece of a text, which messages name by its title.
+
+    Raises:
+        ValueError: there is none, or it is NaN or infinite.
+    """
+    values = [value for word in words for _, value in word]
+    if not values:
+        raise ValueError(f"the text {title!r} has no words")
+    if not np.isfinite(values).all():
+        raise ValueError(f"the relevance of a word of {title!r} is NaN or infinite")
+    return values
 
 
 def _heading(own_lines: Sequence[Word], width: float) -> list[str]:

@@ -14,9 +14,10 @@ import numpy as np
 
 from captum_generic_attn.visualization.arrays import numbers
 from captum_generic_attn.visualization.figures import NotebookFigure
-from captum_generic_attn.visualization.overlays import checked_picture, overlay, scale_bar
+from captum_generic_attn.visualization.overlays import checked_picture, scale_bar, show_map
 from captum_generic_attn.visualization.regions import boxes_on, draw_regions
-from captum_generic_attn.visualization.words import title_lines
+from captum_generic_attn.visualization.scales import OWN, scales_of
+from captum_generic_attn.visualization.titles import title_lines
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -47,7 +48,8 @@ def word_maps_figure(
 ) -> NotebookFigure:
     """A figure with the picture, and for each word an overlay of what it looks at.
 
-    By default one scale holds for all words, so that a word that looks at nothing stays pale.
+    By default one scale holds for all words, so that a word that looks at nothing stays pale. Red
+    speaks for the score; blue, where values are negative, against it.
 
     Args:
         image: as `overlay` takes it.
@@ -93,9 +95,7 @@ def word_maps_figure(
             f"a grid of {grid[0]} × {grid[1]} has {math.prod(grid)} patches, but the matrix has "
             f"{columns} columns: take those of the patches alone, without class tokens"
         )
-    most = [max(float(values.max()), 0.0) for _, values in rows]
-    if shared_scale:
-        most = [max(most)] * len(rows)
+    scales = scales_of([values for _, values in rows], shared=shared_scale)
     whole = (0, 0, picture.shape[1], picture.shape[0]) if area is None else area
 
     titles = [title_lines(each, 72 * _PANEL, _LETTERS) for each in (title, *(w for w, _ in rows))]
@@ -118,18 +118,18 @@ def word_maps_figure(
         axes.set_axis_off()
         axes.set_title("\n".join(lines), fontsize=_LETTERS, parse_math=False)
     panels[0].imshow(picture, cmap="gray", vmin=0, vmax=1)
-    for axes, (_, values), top in zip(panels[1:], rows, most, strict=True):
+    for axes, (_, values), scale in zip(panels[1:], rows, scales, strict=True):
         if placed is not None:
-            draw_regions(axes, picture, placed, values.clip(0), top)
+            draw_regions(axes, picture, placed, values, scale.maximum)
         else:
-            axes.imshow(overlay(picture, values.reshape(grid), area=whole, maximum=top))
+            show_map(axes, picture, values.reshape(grid), scale, whole)
     if shared_scale:
         bar = figure.add_subplot(places[down, :])
-        scale_bar(figure, bar, 0.0, most[0], "relevance, one scale for all words", fill=True)
+        scale_bar(figure, bar, scales[0], "relevance", "one scale for all words", fill=True)
     else:
-        for (row, column), top in zip(corners[1:], most, strict=True):
+        for (row, column), scale in zip(corners[1:], scales, strict=True):
             bar = figure.add_subplot(places[row + 1, column])
-            scale_bar(figure, bar, 0.0, top, "own scale", fill=True)
+            scale_bar(figure, bar, scale, "", OWN, fill=True)
     return figure
 
 
@@ -155,11 +155,11 @@ def _rows(
     words: Sequence[str] | Sequence[Pieces], matrix: NDArray[np.float64]
 ) -> list[tuple[str, NDArray[np.float64]]]:
     """Each word with its row `[Ni]`."""
-    if not words:
-        raise ValueError("there are no words")
     if isinstance(words, str):
         raise TypeError(f"words are a sequence of words, not one text: {words!r}")
-    tokens = [word for word in words if isinstance(word, str)]
+    if len(words) == 0:
+        raise ValueError("there are no words")
+    tokens = [str(word) for word in words if isinstance(word, str)]
     if not tokens:
         return [_joined(word, matrix) for word in words if not isinstance(word, str)]
     if not len(tokens) == len(words) == len(matrix):

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib import rcParams
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
-from matplotlib.textpath import text_to_path
 
 from captum_generic_attn.visualization.overlays import coloured
+from captum_generic_attn.visualization.titles import shortened, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,42 +57,6 @@ def right_to_left(words: Sequence[Word]) -> bool:
                 if kind in {"L", "R", "AL"}:
                     return kind != "L"
     return False
-
-
-def text_width(text: str, size: float, *, bold: bool = False) -> float:
-    """How wide a text is, in points."""
-    width: float = text_to_path.get_text_width_height_descent(
-        text, FontProperties(size=size, weight="bold" if bold else None), ismath=False
-    )[0]
-    return 1.04 * width  # letters on the pixels of a screen are somewhat wider
-
-
-def title_lines(text: str, room: float, size: float, *, bold: bool = False) -> list[str]:
-    """A title in lines of at most `room` points, and in those that it has itself."""
-
-    def fits(line: str) -> bool:
-        return text_width(line, size, bold=bold) <= room
-
-    lines = []
-    for own in text.split("\n"):
-        if fits(own):
-            lines.append(own)
-            continue
-        line = ""
-        for word in own.split():
-            longer = f"{line} {word}" if line else word
-            if fits(longer):
-                line = longer
-                continue
-            if line:
-                lines.append(line)
-            line = word
-            while not fits(line):
-                end = max(1, sum(fits(line[:length]) for length in range(1, len(line))))
-                lines.append(line[:end])
-                line = line[end:]
-        lines.append(line)
-    return lines
 
 
 def drawable(texts: Iterable[Sequence[Word]]) -> list[list[Word]]:
@@ -195,16 +159,8 @@ def draw_lines(
 def _parts(word: Word, width: float) -> list[Word]:
     if _width(word) <= width:
         return [word]
-    return [[(_shortened(text, width), relevance)] for text, relevance in word]
+    return [[(shortened(text, width - 2 * _PAD, SIZE), relevance)] for text, relevance in word]
 
 
 def _width(word: Word) -> float:
     return sum(text_width(text, SIZE) + 2 * _PAD for text, _ in word)
-
-
-def _shortened(text: str, width: float) -> str:
-    if text_width(text, SIZE) + 2 * _PAD <= width:
-        return text
-    while text_width(text + "…", SIZE) + 2 * _PAD > width:
-        text = text[:-1]
-    return text + "…"
