@@ -6,11 +6,12 @@ All functions of the package that make a figure make one of these.
 from __future__ import annotations
 
 import io
+from typing import Any
 
 from matplotlib.figure import Figure
 
 # Half as fine again as Matplotlib's own, since pictures are looked into.
-_DPI = 150
+_DPI = 150.0
 
 
 class NotebookFigure(Figure):
@@ -24,8 +25,13 @@ class NotebookFigure(Figure):
         b'\x89PNG'
     """
 
+    def __init__(
+        self, figsize: tuple[float, float] | None = None, dpi: float = _DPI, **options: Any
+    ) -> None:
+        super().__init__(figsize, dpi, **options)
+
     def _repr_png_(self) -> bytes:
         """What Jupyter asks of the last value of a cell."""
         page = io.BytesIO()
-        self.savefig(page, format="png", dpi=_DPI)
+        self.savefig(page, format="png", dpi=self.dpi)
         return page.getvalue()
