@@ -69,7 +69,7 @@ def assert_refusals_say_where_and_what_to_do(finding: Finding) -> None:
     """Each line: name and type of the module, what was seen; what to do."""
     first, *lines = finding.message.splitlines()
     if first.startswith("no attention was found"):
-        assert 'load the model with attn_implementation="sdpa" or "eager"' in first
+        assert 'load it with attn_implementation="sdpa" or "eager"' in first
     else:
         assert lines
     for line in lines:
