@@ -6,7 +6,6 @@ import copy
 import html
 import pickle
 import re
-import shutil
 import warnings
 from html.parser import HTMLParser
 
@@ -14,6 +13,7 @@ import hugging_face_folders as folders
 import numpy as np
 import pytest
 import torch
+from browser import chromium
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import font_manager, rc_context
@@ -498,18 +498,8 @@ def test_a_notebook_shows_the_documents_body() -> None:
 
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver")
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("needs the programs chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for argument in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking"):
-        options.add_argument(f"--{argument}")
-    options.add_argument("--window-size=700,900")
-    started = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield started
-    started.quit()
+    with chromium("--window-size=700,900") as driver:
+        yield driver
 
 
 @pytest.mark.slow

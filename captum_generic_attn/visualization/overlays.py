@@ -33,7 +33,7 @@ _SEEN, _UNSEEN = (0.4, 1.0), (0.75, 0.93)
 # How much wider than high a bar is, and its least and largest share of the height of a picture.
 _BAR_FLAT, _BAR_SHARE = 25, (0.15, 0.9)
 # ITU-R BT.601.
-LUMA = np.array([0.299, 0.587, 0.114])
+_LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def overlay(
@@ -203,7 +203,7 @@ def _between(ends: tuple[float, float], grey: NDArray[np.float64]) -> NDArray[np
 
 def _grey(image: ArrayLike | Image) -> NDArray[np.float64]:
     picture = checked_picture(image)
-    return picture if picture.ndim == 2 else (picture @ LUMA).clip(0, 1)
+    return picture if picture.ndim == 2 else (picture @ _LUMA).clip(0, 1)
 
 
 def checked_heat(heatmap: ArrayLike) -> NDArray[np.float64]:
@@ -257,12 +257,18 @@ def _even(name: str) -> ListedColormap:
     return ListedColormap(colours[np.abs(found - wanted).argmin(axis=1)])
 
 
+def luminance(colours: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Relative luminance of sRGB colours `[..., 3]`, 0 … 1 both: Y of CIE, and what WCAG takes."""
+    linear = np.where(colours > 0.04045, ((colours + 0.055) / 1.055) ** 2.4, colours / 12.92)
+    found: NDArray[np.float64] = linear @ [0.2126, 0.7152, 0.0722]
+    return found
+
+
 def _lightness(colours: NDArray[np.float64]) -> NDArray[np.float64]:
     """CIELAB's L* of sRGB colours, 0 … 100."""
-    linear = np.where(colours > 0.04045, ((colours + 0.055) / 1.055) ** 2.4, colours / 12.92)
-    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    light = luminance(colours)
     lightness: NDArray[np.float64] = np.where(
-        luminance > 216 / 24389, 116 * np.cbrt(luminance) - 16, 24389 / 27 * luminance
+        light > 216 / 24389, 116 * np.cbrt(light) - 16, 24389 / 27 * light
     )
     return lightness
 

@@ -12,7 +12,7 @@ from matplotlib import rcParams
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
 
-from captum_generic_attn.visualization.overlays import coloured
+from captum_generic_attn.visualization.overlays import coloured, luminance
 from captum_generic_attn.visualization.titles import shortened, text_width
 
 if TYPE_CHECKING:
@@ -42,10 +42,8 @@ def share_of(relevance: float, maximum: float, *, signed: bool = False) -> float
 def colours_of(share: float) -> tuple[NDArray[np.float64], str]:
     """What is behind a word, in 0 … 1, and "black" or "white", whichever reads better on it."""
     back = coloured(np.array([share], dtype=np.float64), np.ones(1))[0]
-    linear = np.where(back > 0.04045, ((back + 0.055) / 1.055) ** 2.4, back / 12.92)
-    luminance = float(linear @ [0.2126, 0.7152, 0.0722])
     # Where the contrasts of WCAG with black and with white are alike: both are 4.6 to 1.
-    return back, "white" if luminance < 0.179 else "black"
+    return back, "white" if luminance(back) < 0.179 else "black"
 
 
 def right_to_left(words: Sequence[Word]) -> bool:

@@ -7,7 +7,6 @@ import base64
 import io
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from browser import chromium
 from PIL import Image
 
 from captum_generic_attn import GenericAttention, demo
@@ -60,22 +60,9 @@ def dashboard(insights_config):
 
 @pytest.fixture(scope="module")
 def browser(insights_config):
-    paths = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    if missing := [name for name, path in paths.items() if path is None]:
-        pytest.skip(f"{' and '.join(missing)} is not installed")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = paths["chromium"]
-    for argument in (
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--disable-dev-shm-usage", "--hide-scrollbars", "--window-size=1300,1700",
-    ):  # fmt: skip
-        options.add_argument(argument)
-    driver = webdriver.Chrome(options=options, service=Service(paths["chromedriver"]))
-    yield driver
-    driver.quit()
+    arguments = "--disable-dev-shm-usage", "--hide-scrollbars", "--window-size=1300,1700"
+    with chromium(*arguments) as driver:
+        yield driver
 
 
 class Page:
