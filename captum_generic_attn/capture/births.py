@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_generic_attn.capture.operations import Operation
+from captum_generic_attn.capture.operations import Operation, on_cpu
 from captum_generic_attn.capture.planes import (
     Windows,
     distinct_along,
@@ -34,27 +34,103 @@ def of_rows(spaces: TokenSpaces, shadow: Shadow, shape: torch.Size, name: str) -
         parents = distinct_along(parents, -1)
     plane = spaces.born_of_rows(parents)
     if plane is None:
-        return shadow.without_tokens(name)
+        return shadow.irregular(name)
     return shadow._replace(role=Role.TOKENS, planes=(plane.unsqueeze(-1).expand(shape),))
 
 
 def of_integers(
-    spaces: TokenSpaces, shadow: Shadow, weight: str, index: Tensor, result: Tensor, name: str
+    spaces: TokenSpaces, shadow: Shadow, weight: str, index: Tensor, name: str
 ) -> Shadow:
     """Each integer becomes a token; of a parameter, if it comes from no argument.
 
     Among integers of an argument, constants (the start token of a decoder) are tokens of their own.
+
+    Returns:
+        A shadow whose plane has the shape of the integers.
     """
     if not shadow.planes:
-        rows = spaces.of_table(weight, index.detach().cpu())
-        return Shadow(Role.TOKENS, (rows.unsqueeze(-1).expand(result.shape),))
+        if shadow.data:
+            return shadow.without_tokens(name)
+        return Shadow(Role.TOKENS, (spaces.of_table(weight, index.detach().cpu()),))
     plane = spaces.born_of_rows(shadow.planes[0].unsqueeze(-1))
     if plane is None:
-        return shadow.without_tokens(name)
+        return shadow.irregular(name)
     if bool((plane < 0).any()):
         plane = torch.where(plane < 0, spaces.of_constants(weight, plane < 0), plane)
-    planes = (plane.unsqueeze(-1).expand(result.shape),)
-    return Shadow(Role.TOKENS, planes, shadow.ancestors, data=shadow.data)
+    return Shadow(Role.TOKENS, (plane,), shadow.ancestors, data=shadow.data)
+
+
+def places_of_index(
+    op: Operation, table: Tensor | None, index: Tensor, shape: torch.Size
+) -> Tensor | None:
+    """Which of the integers `index` each element of a looked-up result is of, as places in it.
+
+    The operation is run on a table whose rows are these places; `None` if it is not one that picks
+    rows along one axis.
+    """
+    places = torch.arange(index.numel()).view(index.shape)
+    if op.name == "embedding":
+        return places.unsqueeze(-1).expand(shape)
+    if op.name in ("gather", "take", "take_along_dim"):
+        return places.expand(shape)
+    if table is None:
+        return None
+    axis, rest = 0, on_cpu(tuple(op.args[1:]))
+    if op.name in ("index_select", "select"):
+        axis = op.argument(1, "dim", 0)
+        flat = places.flatten()
+        rows = _rows_along(table, axis, index.numel())
+        return rows.index_select(axis, flat)
+    picked = rest[0] if rest else None
+    parts = list(picked) if isinstance(picked, (tuple, list)) else [picked]
+    lists = [i for i, part in enumerate(parts) if isinstance(part, Tensor)]
+    if op.name not in ("getitem", "index") or len(lists) != 1 or Ellipsis in parts[: lists[0]]:
+        return None
+    axis = lists[0]
+    parts[axis] = places
+    found = _rows_along(table, axis, index.numel())[tuple(
+        slice(None) if part is None and op.name == "index" else part for part in parts
+    )]  # fmt: skip
+    return found if found.shape == shape else None
+
+
+def _rows_along(table: Tensor, axis: int, count: int) -> Tensor:
+    """`count` numbered rows along an axis of a table of otherwise the same shape."""
+    shape = [1] * table.ndim
+    shape[axis] = count
+    size = [count if i == axis % table.ndim else n for i, n in enumerate(table.shape)]
+    return torch.arange(count).view(shape).expand(size)
+
+
+def laid_out(plane: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
+    """The tokens of integers where a look-up put them."""
+    if places.stride(-1) == 0 and places.ndim > 1:
+        return plane.reshape(-1)[places[..., 0]].unsqueeze(-1).expand(shape)
+    return plane.reshape(-1)[places]
+
+
+def of_elements(spaces: TokenSpaces, elements: Tensor, tokens: Tensor) -> Tensor | None:
+    """Tokens of the elements of an input that meet others: one at each of these.
+
+    Args:
+        spaces: the register of tokens.
+        elements: the plane of the elements.
+        tokens: the plane, of the same shape, of the tokens that they meet.
+    """
+    features = [axis for axis in range(tokens.ndim) if not varies(tokens, axis)]
+    places = [axis for axis in range(tokens.ndim) if axis not in features]
+    narrow = elements
+    for axis in features:
+        if elements.stride(axis) == 0:
+            narrow = narrow.narrow(axis, 0, 1)
+    rows = narrow.permute(*places, *features)
+    rows = rows.reshape(*[tokens.shape[axis] for axis in places], -1)
+    plane = spaces.born_of_rows(rows)
+    if plane is None:
+        return None
+    for axis in sorted(features):
+        plane = plane.unsqueeze(axis)
+    return plane.expand(tokens.shape)
 
 
 def of_windows(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
@@ -63,6 +139,8 @@ def of_windows(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     axes = int(op.name[-2])
     lost = shadow.without_tokens(op.name)
     if not shadow.planes or operand.ndim != axes + 2 or shadow.role < Role.RAW:
+        return lost
+    if shadow.role is Role.STATISTIC:
         return lost
     raw = shadow.role is Role.RAW
     keeps_grid = operand.shape[2:] == result.shape[2:]
@@ -73,18 +151,80 @@ def of_windows(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
             return lost  # heads may be mixed, keys may not
     if keeps_grid and not raw and not apart:
         return shadow.map(lambda plane: first_along(plane, 1).expand(result.shape))
-    lines = shadow.planes[0][:, :1] if raw else distinct_along(shadow.planes[0], 1)
+    if apart and any(
+        n > 1 and not varies(shadow.planes[0], axis + 2) for axis, n in enumerate(operand.shape[2:])
+    ):  # fmt: skip
+        return lost  # tokens are mixed, feature by feature
+    if raw:
+        return _of_picture(spaces, shadow, op)
+    lines = distinct_along(shadow.planes[0], 1)
     windows = _windows(op)
-    if raw:  # any element will do to tell the picture
-        one = lines.reshape(len(lines), -1).amax(1).view(-1, *[1] * axes, 1)
-        parents = one.expand(len(lines), *result.shape[2:], 1)
-    else:
-        parents = windows_of(lines, windows, result.shape[2:])
+    parents = windows_of(lines, windows, result.shape[2:])
     centres = None
     if windows.regular:
         steps = windows.starts, windows.steps
         centres = _centres(spaces, lines[:, 0], *steps, result.shape[2:])
     return _born_on_map(spaces, shadow, op, parents, centres)
+
+
+def _of_picture(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
+    """Each window of the elements of an input becomes a token.
+
+    Channels may be of several inputs (bands, two dates), each of which makes tokens; at one place
+    they are one token.
+    """
+    plane = shadow.planes[0]
+    out = op.results[0].shape
+    windows = _windows(op)
+    channels = _channels_by_input(spaces, plane)
+    if channels is None:
+        return shadow.irregular(f"{op.name} of channels whose elements lie at different places")
+    together: Shadow | None = None
+    for lines in channels:
+        # any element will do to tell the picture
+        one = lines.reshape(len(lines), -1).amax(1).view(-1, *[1] * (lines.ndim - 1), 1)
+        parents = one.expand(len(lines), *out[2:], 1)
+        centres = None
+        if windows.regular:
+            centres = _centres(spaces, lines, windows.starts, windows.steps, out[2:])
+        born = _born_on_map(spaces, shadow, op, parents, centres)
+        if together is None or not born.planes:
+            together = born
+        elif not spaces.same(together.planes[0], born.planes[0]):
+            return shadow.irregular(op.name)
+        if not born.planes:
+            break
+    assert together is not None  # noqa: S101 - a picture has a channel
+    return together
+
+
+def _channels_by_input(spaces: TokenSpaces, plane: Tensor) -> list[Tensor] | None:
+    """One channel `[B, *spatial]` for each input in a plane `[B, C, *spatial]` of elements.
+
+    `None` if the channels of an input hold elements of different places.
+    """
+    first = plane[:, 0]
+    corner = plane[(slice(None), slice(None), *[slice(0, 1)] * (plane.ndim - 2))]
+    shifted = plane - corner  # [B, C, *spatial]: as far from the corner in each channel
+    same = (shifted == shifted[:, :1]) | ((plane < 0) & (plane[:, :1] < 0))
+    if not bool(same.all()):
+        padding = plane < 0
+        if not bool(padding.any()):
+            return None
+        # The corner is padding: compare with the first element that is none.
+        known = (~padding[0, 0]).flatten().nonzero()
+        if not len(known) or not bool((padding == padding[:, :1]).all()):
+            return None
+        flat = plane.flatten(2)
+        shifted = flat - flat[:, :, int(known[0]), None]
+        kept = ~padding.flatten(2)
+        if not bool(((shifted == shifted[:, :1]) | ~kept).all()):
+            return None
+    middle = plane[0].flatten(1).amax(1)
+    index = spaces.locate(middle)[0]
+    if bool((index == index[0]).all()):
+        return [first]
+    return [plane[:, int((index == i).nonzero()[0])] for i in dict.fromkeys(index.tolist())]
 
 
 def _centres(
@@ -114,7 +254,7 @@ def _born_on_map(
         centres = centres.flatten(0, -2).repeat(len(parents), 1)
     plane = spaces.born(parents, centres)
     if plane is None:
-        return shadow.without_tokens(op.name)
+        return shadow.irregular(op.name)
     planes = (plane.unsqueeze(1).expand(op.results[0].shape),)
     return shadow._replace(role=Role.TOKENS, planes=planes)
 
@@ -129,7 +269,7 @@ def of_groups(spaces: TokenSpaces, shadow: Shadow, op: Operation, axes: Sequence
     rows = rows.reshape(*[small[axis] for axis in kept], -1)
     parents = spaces.born_of_rows(distinct_along(rows, -1))
     if parents is None:
-        return shadow.without_tokens(op.name)
+        return shadow.irregular(op.name)
     if op.results[0].ndim == plane.ndim:  # keepdim
         for axis in sorted(axes):
             parents = parents.unsqueeze(axis)
@@ -142,6 +282,7 @@ def of_resized(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     A resized picture has elements of its own, which lie where they were in the picture.
     """
     operand, result = op.inputs[0], op.results[0]
+    shadow = shadow._replace(calls=None, weighing=None)
     lost = shadow.without_tokens(op.name)
     if operand.shape == result.shape:
         return shadow

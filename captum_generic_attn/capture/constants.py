@@ -2,7 +2,8 @@
 
 Without this each linear layer would keep its input for the gradient of its weight, which nobody
 asks for. The parameters themselves are left alone: `mode` and `attention` run every operation
-through one `Constants`.
+through one `Constants`. Parameters of a model that was built under `torch.inference_mode`, which
+autograd cannot keep, are copied for the time of a call.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class Constants:
 
     def __init__(self, parameters: Container[int]) -> None:
         self._parameters = parameters
+        self._copies: dict[int, Tensor] = {}
 
     def run(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run an operation that only reads."""
@@ -34,7 +36,7 @@ class Constants:
     ) -> Any:  # fmt: skip
         """Run an operation; one that `writes` does so to its first argument itself."""
         if family is Family.EMBEDDING and torch.is_grad_enabled():
-            return func(*map(_began, args), **{key: _began(kwargs[key]) for key in kwargs})
+            return func(*map(self._began, args), **{k: self._began(v) for k, v in kwargs.items()})
         if family is Family.NOTHING:  # asks the parameter itself, or tells it something
             return func(*args, **kwargs)
         if writes:
@@ -43,11 +45,15 @@ class Constants:
 
     def _replaced(self, values: Sequence[Any]) -> Sequence[Any]:
         constants: list[Any] | None = None
+        constant: Any
         for place, value in enumerate(values):
             if id(value) in self._parameters:
-                if not value.requires_grad:
+                if value.is_inference():
+                    constant = self._copied(value)
+                elif value.requires_grad:
+                    constant = value.detach()
+                else:
                     continue
-                constant = value.detach()
             elif type(value) is list or type(value) is tuple:
                 constant = type(value)(self._replaced(value))
             else:
@@ -57,13 +63,22 @@ class Constants:
             constants[place] = constant
         return values if constants is None else constants
 
+    def _copied(self, tensor: Tensor) -> Tensor:
+        """An ordinary tensor of the values of an inference tensor, one for the whole pass."""
+        if id(tensor) not in self._copies:
+            self._copies[id(tensor)] = tensor.clone()
+        return self._copies[id(tensor)]
 
-def _began(value: Any) -> Any:
-    """The weight of an embedding as where a graph begins.
+    def _began(self, value: Any) -> Any:
+        """The weight of an embedding as where a graph begins.
 
-    Integers lead no gradient to what was made of them, and a result that is a leaf itself could not
-    be written to by the model.
-    """
-    if isinstance(value, Tensor) and value.is_leaf and value.is_floating_point():
-        return value.detach().requires_grad_()
-    return value
+        Integers lead no gradient to what was made of them, and a result that is a leaf itself could
+        not be written to by the model.
+        """
+        if not isinstance(value, Tensor):
+            return value
+        if value.is_inference():
+            value = self._copied(value)
+        if value.is_leaf and value.is_floating_point():
+            return value.detach().requires_grad_()
+        return value

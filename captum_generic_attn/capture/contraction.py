@@ -35,19 +35,51 @@ class Contraction:
         return (self.left_labels, self.right_labels)[side]
 
 
+def elementwise(left: Tensor, right: Tensor) -> Contraction:
+    """A product element by element: each axis of the result has a label, and nothing is summed.
+
+    An axis that is broadcast has a label of its own.
+    """
+    depth = max(left.ndim, right.ndim)
+
+    def labels(tensor: Tensor, side: str) -> tuple[Label, ...]:
+        missing = depth - tensor.ndim
+        return tuple(
+            f"axis{missing + i}" if n > 1 or _size(other, i - tensor.ndim) == 1 else f"{side}{i}"
+            for i, n in enumerate(tensor.shape)
+            for other in [right if tensor is left else left]
+        )
+
+    out = tuple(f"axis{i}" for i in range(depth))
+    return Contraction(left, right, labels(left, "left"), labels(right, "right"), out)
+
+
+def _size(tensor: Tensor, axis: int) -> int:
+    """The size along an axis counted from the end; 1 where the tensor has none."""
+    return tensor.shape[axis] if -axis <= tensor.ndim else 1
+
+
 def read(name: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Contraction | None:
     """The contraction that a call makes; `None` if it is not one of exactly two tensors."""
     if name == "einsum":
         return _einsum(args, kwargs)
+    if name == "tensordot":
+        return _tensordot(args, kwargs)
     tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
     bias = None
     if name in ("baddbmm", "addmm", "addbmm", "addmv") and len(tensors) == 3:
         bias, *tensors = tensors
+    if name == "linear" and len(tensors) == 3:
+        *tensors, bias = tensors
     if len(tensors) != 2 or name == "addbmm":
         return None
     left, right = tensors[::-1] if name == "rmatmul" else tensors
     if left.ndim == 0 or right.ndim == 0:
         return None
+    if name in ("linear", "inner"):
+        return _along_the_last(left, right, bias)
+    if name == "cdist":
+        right = right.mT
     depth = max(left.ndim, right.ndim, 2) - 2
     lead = [f"lead{i}" for i in range(depth)]
     rows = [*lead[depth - max(left.ndim - 2, 0) :], "row"] if left.ndim > 1 else []
@@ -61,6 +93,32 @@ def read(name: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Con
         tuple(out),
         bias,
     )
+
+
+def _along_the_last(left: Tensor, right: Tensor, bias: Tensor | None) -> Contraction:
+    """`inner`, and `linear` whose weight is data: the last axes of both are summed."""
+    rows = tuple(f"row{i}" for i in range(left.ndim - 1))
+    columns = tuple(f"column{i}" for i in range(right.ndim - 1))
+    return Contraction(left, right, (*rows, "sum"), (*columns, "sum"), (*rows, *columns), bias)
+
+
+def _tensordot(args: Sequence[object], kwargs: Mapping[str, object]) -> Contraction | None:
+    left, right = (*args, *(kwargs[key] for key in ("a", "b") if key in kwargs))[:2]
+    dims = args[2] if len(args) > 2 else kwargs.get("dims", 2)
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor):
+        return None
+    if isinstance(dims, int):
+        pairs = [(left.ndim - dims + i, i) for i in range(dims)]
+    elif isinstance(dims, (list, tuple)) and len(dims) == 2:
+        one, other = ([d] if isinstance(d, int) else list(d) for d in dims)
+        pairs = [(i % left.ndim, j % right.ndim) for i, j in zip(one, other, strict=True)]
+    else:
+        return None
+    labels = [f"left{i}" for i in range(left.ndim)], [f"right{i}" for i in range(right.ndim)]
+    for number, (i, j) in enumerate(pairs):
+        labels[0][i] = labels[1][j] = f"sum{number}"
+    out = [label for label in (*labels[0], *labels[1]) if not label.startswith("sum")]
+    return Contraction(left, right, tuple(labels[0]), tuple(labels[1]), tuple(out))
 
 
 def _einsum(args: Sequence[object], kwargs: Mapping[str, object]) -> Contraction | None:

@@ -158,6 +158,12 @@ def capture_forward(
                 raise UnsupportedAttentionError(
                     f"attention that cannot be explained:\n  {kernel}"
                 ) from error
+            if "nference tensor" in str(error):
+                raise ValueError(
+                    "the model holds tensors that were made under torch.inference_mode and are "
+                    "neither parameters nor buffers; autograd cannot record what reads them: build "
+                    "or load the model outside torch.inference_mode, or under torch.no_grad"
+                ) from error
             raise
         shadow = transfer.of(output) if isinstance(output, Tensor) else Shadow()
         records = recorder.close()

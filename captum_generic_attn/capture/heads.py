@@ -70,8 +70,11 @@ def group_heads(queries: Tensor, keys: Tensor, spaces: TokenSpaces, examples: in
     if _repeats(queries):
         raise Unreadable(
             "one token stands in several places of the sequence",
-            "relevance is not defined for copies of a token; if these are ids that forward_func "
-            "holds fixed, pass them as an input or among additional_forward_args",
+            "relevance is not defined for copies of a token; these are rows of a table that no "
+            "input chose: pass their ids as an input or among additional_forward_args"
+            if spaces.fixed(queries)
+            else "relevance is not defined for copies of a token: give each place a token of its "
+            "own, or leave the call out with layers=",
         )
     if bool((keys == FOREIGN).any()) or bool((queries == FOREIGN).any()):
         raise Unreadable(
@@ -109,8 +112,12 @@ def group_heads(queries: Tensor, keys: Tensor, spaces: TokenSpaces, examples: in
     if _in_several(queries, owners):
         raise Unreadable(
             "one token asks in several sequences of an example",
-            "pass each sequence as an example of its own; if they are texts that forward_func "
-            "holds fixed, leave them out with layers=",
+            "pass each sequence as an example of its own"
+            + (
+                "; these are texts that forward_func holds fixed: leave them out with layers="
+                if spaces.fixed(queries)
+                else ", or leave the call out with layers="
+            ),
         )
     pick = places[order].reshape(len(groups), -1)
     plain = torch.equal(pick.flatten(), torch.arange(math.prod(lead)))

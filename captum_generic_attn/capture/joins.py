@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from captum_generic_attn.capture.head_calls import no_call
+from captum_generic_attn.capture.mixture import added, is_value
 from captum_generic_attn.capture.operations import Operation, on_cpu, tensors_in
 from captum_generic_attn.capture.planes import first_along, same_plane, varies
 from captum_generic_attn.capture.shadow import Role, Shadow
@@ -32,16 +34,22 @@ def joined(transfer: Transfer, op: Operation) -> Shadow:
         ]
     main = max(shadows, key=lambda s: (s.data, s.role))
     rest = {key: value for key, value in op.kwargs.items() if key not in ("tensors", "out")}
-    if calls := heads_side_by_side(parts, shadows):
-        grows = op.results[0].ndim == parts[0].ndim and op.results[0].shape[-1] > parts[0].shape[-1]
-        transfer.note_heads(calls, op.results[0], joined=grows)
+    calls = None
+    if any(s.calls is not None for s in shadows):
+        layers = [
+            no_call(t.shape) if s.calls is None else s.calls
+            for t, s in zip(parts, shadows, strict=True)
+        ]
+        calls = op.func(layers, *op.args[1:], **rest)
     together = main._replace(
         ancestors=frozenset[int]().union(*(s.ancestors for s in shadows)),
         data=any(s.data for s in shadows),
+        calls=calls,
+        weighing=None,
     )
     plane = _features_side_by_side(transfer, op, parts, shadows, main)
     if plane is not None:
-        return together._replace(planes=(plane,))
+        return _noted(transfer, together._replace(planes=(plane,)))
     planes = []
     pairs = main.role >= Role.LOGITS  # logits have two planes, all else one
     for number in range(max((len(s.planes) for s in shadows), default=0)):
@@ -55,7 +63,14 @@ def joined(transfer: Transfer, op: Operation) -> Shadow:
             joined = joined[..., :1].expand(joined.shape)  # halves of a feature axis
         planes.append(joined)
     role = Role.TOKENS if main.role is Role.PARAMETER and len(parts) > 1 else main.role
-    return together._replace(role=role, planes=tuple(planes))
+    return _noted(transfer, together._replace(role=role, planes=tuple(planes)))
+
+
+def _noted(transfer: Transfer, shadow: Shadow) -> Shadow:
+    """The shadow itself; heads that lie side by side in its tensor are noted."""
+    if shadow.calls is not None:
+        transfer.heads.lie(shadow.calls, shadow.planes[0] if len(shadow.planes) == 1 else None)
+    return shadow
 
 
 def _features_side_by_side(
@@ -86,26 +101,11 @@ def _features_side_by_side(
         found = [set(transfer.spaces.indices(plane)) for plane in (kept, line)]
         if found[0] & found[1] and not same_plane(kept, line):
             return None
-        together = transfer.added(kept, line)
+        together = added(transfer.spaces, kept, line)
         if together is None:
             return None
         kept = together
     return kept.expand(shape)
-
-
-def heads_side_by_side(
-    parts: Sequence[Tensor], shadows: Sequence[Shadow]
-) -> tuple[int, ...] | None:
-    """The calls whose results these are, if each is of one call and all are of the same tokens."""
-    calls = [shadow.ancestors for shadow in shadows]
-    if len(set(calls)) < 2 or any(len(call) != 1 for call in calls):
-        return None
-    if not all(s.planes and p.shape == parts[0].shape for p, s in zip(parts, shadows, strict=True)):
-        return None
-    tokens = [first_along(shadow.planes[0], -1) for shadow in shadows]
-    if not all(same_plane(plane, tokens[0]) for plane in tokens):
-        return None
-    return tuple(i for call in calls for i in call)
 
 
 def _stranger(
@@ -124,62 +124,91 @@ def _stranger(
 def written(transfer: Transfer, op: Operation) -> Shadow:
     """The shadow of a tensor after values were written into places of it."""
     target = op.inputs[0]
-    shadow, sources = transfer.of(target), [t for t in op.inputs[1:] if transfer.of(t).planes]
-    ancestors = frozenset[int]().union(*(transfer.of(t).ancestors for t in op.inputs))
+    shadow = transfer.of(target)
+    sources = [t for t in op.inputs[1:] if transfer.knows(t)]
+    sources = [t for t in sources if transfer.of(t).planes or transfer.of(t).data]
+    ancestors = shadow.ancestors.union(*(transfer.of(t).ancestors for t in op.inputs[1:]))
     if not sources:
-        return shadow._replace(ancestors=ancestors)
+        return shadow._replace(ancestors=ancestors, weighing=None)
     source = transfer.of(sources[-1])
-    planes = []
-    for number, written in enumerate(source.planes):
-        whole = len(shadow.planes) == len(source.planes)
-        plane = (
-            shadow.planes[number].clone() if whole
-            else torch.full(target.shape, PADDING, dtype=torch.int32)
-        )  # fmt: skip
-        given = [written if a is sources[-1] else on_cpu(a) for a in op.args[1:]]
-        if op.name == "setitem":
-            plane[given[0]] = given[1]
-        elif op.name == "copy":
-            plane = given[0].expand(plane.shape)
-        else:
-            keywords = {key: on_cpu(value) for key, value in op.kwargs.items()}
-            plane = getattr(torch.Tensor, op.name)(plane, *given, **keywords)
-        planes.append(plane)
-    role = max(source.role, shadow.role if shadow.data else Role.NOTHING)
+    if source.role is Role.RAW and shadow.role is Role.TOKENS and is_value(sources[-1]):
+        source = transfer.tokens_of(sources[-1], op.name)
     data = source.data or shadow.data
-    return source._replace(role=role, planes=tuple(planes), ancestors=ancestors, data=data)
+    if (source.data and not source.planes) or (shadow.data and not shadow.planes):
+        lost = source if source.data and not source.planes else shadow
+        return lost._replace(ancestors=ancestors, data=data).without_tokens(op.name)
+
+    def write(before: Tensor, new: Tensor) -> Tensor:
+        given = [new if a is sources[-1] else on_cpu(a) for a in op.args[1:]]
+        if op.name == "setitem":
+            before[given[0]] = given[1]
+            return before
+        if op.name == "copy":
+            return given[0].expand(before.shape)
+        keywords = {
+            key: new if value is sources[-1] else on_cpu(value) for key, value in op.kwargs.items()
+        }
+        found: Tensor = getattr(torch.Tensor, op.name)(before, *given, **keywords)
+        return found
+
+    planes = []
+    for number, new in enumerate(source.planes):
+        whole = len(shadow.planes) == len(source.planes)
+        blank = torch.full(target.shape, PADDING, dtype=torch.int32)
+        planes.append(write(shadow.planes[number].clone() if whole else blank, new))
+    calls = None
+    if source.calls is not None or shadow.calls is not None:
+        before, new = (
+            no_call(t.shape) if known.calls is None else known.calls
+            for t, known in ((target, shadow), (sources[-1], source))
+        )
+        calls = write(before.clone(), new)
+    role = max(source.role, shadow.role if shadow.data else Role.NOTHING)
+    return _noted(transfer, source._replace(
+        role=role, planes=tuple(planes), ancestors=ancestors, data=data, calls=calls, weighing=None
+    ))  # fmt: skip
 
 
-def seen_from_base(whole: Shadow, base: Tensor, part: Shadow, result: Tensor, name: str) -> Shadow:
+def seen_from_base(
+    transfer: Transfer, whole: Shadow, base: Tensor, part: Shadow, result: Tensor, name: str
+) -> Shadow:
     """The shadow of a tensor after a view of it, `result`, was written to."""
     merged = whole._replace(
-        ancestors=whole.ancestors | part.ancestors, data=whole.data or part.data
+        ancestors=whole.ancestors | part.ancestors, data=whole.data or part.data, weighing=None
     )
     pairs = part.role >= Role.LOGITS
     if not part.planes:
-        return merged
+        return merged.without_tokens(part.lost or name) if part.data else merged
     if not base.is_contiguous() or (whole.planes and pairs != (whole.role >= Role.LOGITS)):
         return merged.without_tokens(f"{name} through a view")
     blank = torch.full(base.shape, PADDING, dtype=torch.int32)
-    planes = []
-    for old, new in zip(whole.planes or [blank] * 2, part.planes, strict=False):
+
+    def write(old: Tensor, new: Tensor) -> Tensor:
         plane = old.contiguous().clone()
         offset = result.storage_offset() - base.storage_offset()
         plane.as_strided(result.shape, result.stride(), offset).copy_(new)
-        planes.append(plane)
+        return plane
+
+    planes = tuple(map(write, whole.planes or [blank] * 2, part.planes))
+    calls = None
+    if whole.calls is not None or part.calls is not None:
+        before = no_call(base.shape) if whole.calls is None else whole.calls
+        calls = write(before, no_call(result.shape) if part.calls is None else part.calls)
     role = max(whole.role, part.role)
-    return merged._replace(role=role, planes=tuple(planes))
+    return _noted(transfer, merged._replace(role=role, planes=planes, calls=calls))
 
 
 def seen_through_view(whole: Shadow, base: Tensor, part: Shadow, view: Tensor) -> Shadow:
     """The shadow of a view, after the tensor that it is a view of was written to."""
     part = part._replace(ancestors=part.ancestors | whole.ancestors)
+    if whole.data and not whole.planes:
+        return part.without_tokens(whole.lost)
     if not part.planes or len(whole.planes) != len(part.planes) or not base.is_contiguous():
         return part
     offset = view.storage_offset() - base.storage_offset()
-    return part._replace(
-        planes=tuple(
-            plane.contiguous().as_strided(view.shape, view.stride(), offset)
-            for plane in whole.planes
-        ),
-    )
+
+    def see(plane: Tensor) -> Tensor:
+        return plane.contiguous().as_strided(view.shape, view.stride(), offset)
+
+    calls = None if whole.calls is None else see(whole.calls)
+    return part._replace(planes=tuple(map(see, whole.planes)), calls=calls)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from captum_generic_attn.capture import contraction, written_out
+from captum_generic_attn.capture import contraction, opaque, written_out
 from captum_generic_attn.capture.attention import Attention, fused_operands, leave_graph
 from captum_generic_attn.capture.constants import Constants
 from captum_generic_attn.capture.operations import Family, canonical, family_of, tensors_in
@@ -41,6 +41,10 @@ def _in_training(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool
     asked = args[place] if len(args) > place else kwargs.get("training", kwargs.get("train", usual))
     share = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
     return bool(asked) and (name == "batch_norm" or share > 0)
+
+
+_TIMES = {"mul", "multiply"}
+_SUMS = {"sum", "mean"}
 
 
 class _Identity(NamedTuple):
@@ -150,23 +154,58 @@ class CaptureMode(FrozenMode):
         name, in_place, family, _ = identity
         if name in _TRAINED and _in_training(name, args, kwargs):
             self._recorder.in_training[name] = None
-        if family is Family.PRODUCT and (terms := contraction.read(name, args, kwargs)):
-            if self._transfer.knows(terms.left) or self._transfer.knows(terms.right):
+        transfer = self._transfer
+        product = family is Family.PRODUCT or (
+            family is Family.LINEAR and self._weight_is_data(args)
+        )
+        if product and (terms := contraction.read(name, args, kwargs)):
+            if transfer.knows(terms.left) or transfer.knows(terms.right):
                 return self._attention.product(name, func, args, kwargs, terms)
             return self._constants.run(func, args, kwargs)
         if family is Family.ATTENTION:
             return self._attention.fused(func, args, kwargs)
         if family is Family.FOREIGN_ATTENTION:
             self._recorder.refuse_kernel(name)
-        out = self._compute(identity, func, args, kwargs)
+        if family is Family.UNKNOWN:
+            return self._run_unknown(identity, func, args, kwargs)
+        if family is Family.SHAPE and transfer.looks_up(args, kwargs):
+            family = Family.EMBEDDING
+        if name in _SUMS and isinstance(args[0], Tensor) and (terms := transfer.weighing(args[0])):
+            found = self._attention.summed(name, func, args, kwargs, terms)
+            if found is not None:
+                return found
+        weighs = self._attention.weighs(args, kwargs) if name in _TIMES else None
+        if in_place and isinstance(args[0], Tensor):
+            transfer.settle(args[0])
+        out = self._compute(identity._replace(family=family), func, args, kwargs)
         if family is Family.SOFTMAX:
             self._attention.softmax(args, kwargs, out)
         else:
             if family is Family.PRODUCT:
                 self._check_many_factors(args, kwargs, name)
                 family = Family.TOKENWISE
-            self._transfer.apply(family, name, func, args, kwargs, out, in_place=in_place)
+            transfer.apply(family, name, func, args, kwargs, out, in_place=in_place)
+            if weighs is not None:
+                transfer.shadows[out] = transfer.of(out)._replace(weighing=weighs)
         return out
+
+    def _run_unknown(
+        self, identity: _Identity, func: Function, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run an operation in no list; what it wrote over is known as it was before."""
+        given = opaque.given_to(self._transfer, args, kwargs)
+        out = self._compute(identity, func, args, kwargs)
+        if given:
+            self._transfer.unknown(identity.name, given, out, in_place=identity.in_place)
+        return out
+
+    def _weight_is_data(self, args: Sequence[Any]) -> bool:
+        """Whether the weight of a linear layer was computed from an input: a product of two."""
+        weight = args[1] if len(args) > 1 else None
+        if not isinstance(weight, Tensor) or id(weight) in self._parameters:
+            return False
+        known = self._transfer.shadows.get(weight)
+        return known is not None and known.data
 
     def _check_many_factors(self, args: Sequence[Any], kwargs: dict[str, Any], name: str) -> None:
         for tensor in tensors_in((args, kwargs)):

@@ -6,12 +6,14 @@ are sorted into examples and heads, its queries and keys are compared, and strea
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from captum_generic_attn.capture.head_calls import of_call
 from captum_generic_attn.capture.heads import Groups, Unreadable, group_heads
 from captum_generic_attn.capture.record import (
     AttentionRecord,
@@ -111,12 +113,17 @@ class Recorder:
         self, source: Explicit | Fused, at: Tensor, result: Tensor, plane: Tensor | None,
         queries: Tensor, keys: Tensor, factors: tuple[frozenset[int], ...],
         softmax: Softmax | None,
-    ) -> None:  # fmt: skip
-        """Make a record of a call whose result is `result` and whose gradient is taken `at`."""
+    ) -> int | None:  # fmt: skip
+        """Make a record of a call whose result is `result` and whose gradient is taken `at`.
+
+        Returns:
+            Its index, or `None` if it cannot be explained.
+        """
         if plane is not None:
             plane = self._transfer.spaces.memory(_asked, plane)
         planes = () if plane is None else (plane,)
-        passed = Shadow(Role.TOKENS, planes, factors[0] | factors[1], data=True)
+        lost = "" if planes else "attention"
+        passed = Shadow(Role.TOKENS, planes, factors[0] | factors[1], data=True, lost=lost)
         self._transfer.shadows[result] = passed
         try:
             if not torch.is_grad_enabled():
@@ -135,10 +142,10 @@ class Recorder:
                 self.refusals.append(
                     Refusal(self._next_index(), *place, seen, advice, harmless=True)
                 )
-                return
+                return None
         except Unreadable as problem:
             self.refuse(problem.seen, problem.advice)
-            return
+            return None
         index = self._next_index()
         self.records.append(
             AttentionRecord(
@@ -149,7 +156,10 @@ class Recorder:
         )  # fmt: skip
         if softmax is not None:
             self._met[index] = softmax
-        self._transfer.shadows[result] = passed._replace(ancestors=frozenset([index]))
+        self._transfer.shadows[result] = passed._replace(
+            ancestors=frozenset([index]), calls=of_call(index, result.shape)
+        )
+        return index
 
     def _groups(self, queries: Tensor, keys: Tensor) -> Groups | None:
         """The call's tokens, sorted into examples and heads; `None` if all examples share them.
@@ -198,13 +208,21 @@ class Recorder:
 
     def close(self) -> list[AttentionRecord]:
         """End of the forward pass: the readable records, with the names of their streams."""
-        split = {i for i, softmax in self._met.items() if softmax.products > 1}
+        dropped = {i for i, softmax in self._met.items() if softmax.products > 1}
+        for record in self.records:
+            pool = self._transfer.pools.get(record.index)
+            if pool is not None and pool.problem is not None:
+                dropped.add(record.index)
+                place = record.module, record.module_type
+                self.refusals.append(Refusal(record.index, *place, *pool.problem))
         for softmax in self.softmaxes:
             if softmax.products:
                 continue
             seen = ""
             if softmax.has_logits or (softmax.in_attention_module and softmax.over_tokens):
                 seen = "a softmax over tokens never meets values in a product"
+            elif softmax.gates:
+                seen = "a softmax over tokens weighs them, and their sum is not taken next"
             elif softmax.in_attention_module and softmax.of_tokens:
                 seen = (
                     "each token's softmax weighs values that are no product with it (deformable "
@@ -217,7 +235,7 @@ class Recorder:
                         self._next_index(), softmax.module, softmax.module_type, seen, advice
                     )
                 )  # fmt: skip
-        self.records = [r for r in self.records if r.index not in split]
+        self.records = [r for r in self.records if r.index not in dropped]
         self.streams.trace([ids for r in self.records for ids in (r.key_tokens, r.query_tokens)])
         meetings = [self.streams.meet(r.query_tokens, r.key_tokens) for r in self.records]
         self.streams.close(
@@ -242,16 +260,8 @@ class Recorder:
 
     def _layers(self) -> dict[int, tuple[int, ...]]:
         """The calls of each call's layer: itself, or all heads that are called one by one."""
-        known = {r.index: r for r in self.records}
-        layers: dict[int, tuple[int, ...]] = {index: (index,) for index in known}
-        for calls in self._transfer.joined_heads:
-            members = [known[i] for i in calls if i in known]
-            alike = len(members) == len(calls) and all(
-                torch.equal(r.query_tokens, members[0].query_tokens)
-                and torch.equal(r.key_tokens, members[0].key_tokens)
-                and r.query_ancestors == members[0].query_ancestors
-                for r in members
-            )
-            if alike:
-                layers.update((call, calls) for call in calls)
-        return layers
+        alike: dict[Hashable, list[int]] = {}
+        for record in self.records:
+            asking = tuple(torch.unique(record.query_tokens).tolist())
+            alike.setdefault((asking, record.query_ancestors), []).append(record.index)
+        return self._transfer.heads.layers(list(alike.values()))

@@ -6,7 +6,8 @@ family of `operations`; none of them knows a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
@@ -16,16 +17,32 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.weak import WeakIdKeyDictionary
 
-from captum_generic_attn.capture import births, joins
-from captum_generic_attn.capture.operations import Family, Operation, on_cpu, tensors_in
-from captum_generic_attn.capture.planes import first_along, relabel, same_plane, varies
+from captum_generic_attn.capture import births, joins, opaque, probe, scatters
+from captum_generic_attn.capture.contraction import Contraction
+from captum_generic_attn.capture.head_calls import Heads, through_weight
+from captum_generic_attn.capture.mixture import Operand, is_value, mixture
+from captum_generic_attn.capture.operations import (
+    NORMS,
+    Family,
+    Operation,
+    normed_axes,
+    on_cpu,
+    tensors_in,
+)
+from captum_generic_attn.capture.planes import first_along, relabel, varies
 from captum_generic_attn.capture.shadow import NO_SHADOW, Role, Shadow, Shadows
-from captum_generic_attn.tokens.ids import compact_together, hashable
+from captum_generic_attn.tokens.ids import hashable
 from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
 
 _METHODS = {family: f"_{family.name.lower()}" for family in Family}
 _OF_THE_FIRST = {Family.SAME, Family.SHAPE, Family.LINEAR}
 """Where the first argument has tokens, those of the others do not matter."""
+_MOVES = {Family.JOIN, Family.PAD, Family.WRITE, Family.SCATTER, Family.CHOICE}
+_REORDERS = {
+    "unfold", "im2col", "gather", "index_select", "take", "take_along_dim", "flip", "roll",
+    "repeat", "tile", "repeat_interleave", "rot90",
+}  # fmt: skip
+"""What lays tokens out anew, by family and by name."""
 
 
 class Transfer:
@@ -36,8 +53,8 @@ class Transfer:
         self.shadows = Shadows()
         self._parameters = parameters
         self._written: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self._stacked: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self.joined_heads: list[tuple[int, ...]] = []
+        self.heads = Heads()
+        self.pools: dict[int, Pool] = {}
         self.notes_embeddings = False
         self.embedded: list[tuple[Tensor, GradientEdge]] = []
 
@@ -54,12 +71,14 @@ class Transfer:
             return shadow
         if not self.knows(tensor) or tensor.ndim == 0:
             return NO_SHADOW
-        name = self._parameters.get(id(tensor), "a parameter")
-        if tensor.grad_fn is None or id(tensor) in self._parameters:
-            planes = (self.spaces.of_parameter(name, tensor.shape),)
-            self.shadows[tensor] = Shadow(Role.PARAMETER, planes)
+        origins = [] if id(tensor) in self._parameters else self.shadows.origins(tensor)
+        if origins:
+            self.shadows[tensor] = opaque.found_behind(self, tensor, origins)
             return self.shadows[tensor]
-        return Shadow(Role.TOKENS, data=True, lost="a function that torch does not show (a script)")
+        name = self._parameters.get(id(tensor), "a parameter")
+        planes = (self.spaces.of_parameter(name, tensor.shape),)
+        self.shadows[tensor] = Shadow(Role.PARAMETER, planes)
+        return self.shadows[tensor]
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether a tensor has a shadow, or would get one."""
@@ -71,9 +90,23 @@ class Transfer:
             or isinstance(tensor, nn.Parameter)
         )
 
+    def settle(self, tensor: Tensor) -> None:
+        """Note what a tensor is before it is written to: its graph tells another story after."""
+        if self.knows(tensor):
+            self.of(tensor)
+        else:
+            self.shadows[tensor] = NO_SHADOW
+
+    def weighing(self, tensor: Tensor) -> Contraction | None:
+        """The product of weights and tokens that a tensor is, if a sum would make it attention."""
+        shadow = self.shadows.get(tensor)
+        return None if shadow is None else shadow.weighing
+
     def tokens_of(self, tensor: Tensor, name: str) -> Shadow:
         """The shadow of a tensor that is about to be read as tokens, its last axis as features."""
         shadow = self.of(tensor)
+        if shadow.role is Role.STATISTIC:
+            return shadow.without_tokens(name)
         if shadow.role is Role.LOGITS and not shadow.data:  # a product of parameters, no more
             return shadow._replace(role=Role.TOKENS, planes=shadow.planes[:1])
         if shadow.role is not Role.RAW or not shadow.planes or tensor.ndim == 1:
@@ -101,6 +134,9 @@ class Transfer:
             if out is first and not in_place:
                 return  # a dropout that drops nothing
             inputs = [first]
+            if name in NORMS and isinstance(out, Tensor) and not in_place:
+                self.shadows[out] = self._normed(name, first, out, args, kwargs)
+                return
             onward = _ONWARD.get(family)
             if onward and isinstance(out, Tensor) and not in_place and out.dtype != torch.bool:
                 self.shadows[out] = onward(self, first, out, name)
@@ -119,6 +155,8 @@ class Transfer:
         if results:
             transfer = getattr(self, _METHODS[family])
             transfer(Operation(name, func, args, kwargs, inputs, results))
+            if family in _MOVES:
+                self._note_move(results, name)
         if in_place:
             for result in results:
                 self._note_write(result, name)
@@ -132,6 +170,10 @@ class Transfer:
             if isinstance(value, Tensor):
                 shadow = self.shadows.get(value)
                 if shadow is None or shadow.role is not Role.TOKENS or len(shadow.planes) != 1:
+                    return None
+                if shadow.softmax is not None or shadow.weighing is not None:
+                    return None
+                if shadow.calls is not None and len(args) > 1 and isinstance(args[1], Tensor):
                     return None
                 if value.shape != result.shape or value.dtype != result.dtype:
                     return None
@@ -151,7 +193,7 @@ class Transfer:
         base = result._base  # noqa: SLF001
         if base is not None and result in self.shadows:
             part = self.shadows[result]
-            self.shadows[base] = joins.seen_from_base(self.of(base), base, part, result, name)
+            self.shadows[base] = joins.seen_from_base(self, self.of(base), base, part, result, name)
         self._written[result if base is None else base] = True
 
     def _same(self, op: Operation) -> None:
@@ -163,14 +205,27 @@ class Transfer:
         shadow = self.of(tensor)
         return shadow if result.shape == tensor.shape else shadow.without_tokens(name)
 
+    def _normed(
+        self, name: str, tensor: Tensor, result: Tensor, args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Shadow:  # fmt: skip
+        """The shadow of a norm: tokens stay what they are, unless it runs over the examples."""
+        shadow = self.same(tensor, result, name)._replace(weighing=None)
+        if not shadow.planes:
+            return shadow
+        axes = self.spaces.example_axes(shadow.planes[0])
+        if axes and not axes.isdisjoint(normed_axes(name, args, kwargs, tensor.ndim)):
+            return shadow.without_tokens(f"{name} over the examples")
+        return shadow
+
     def _shape(self, op: Operation) -> None:
         shadow = self.of(op.inputs[0])
-        if op.inputs[0] in self._stacked:
-            calls = self._stacked[op.inputs[0]]
-            self.note_heads(calls, op.results[0], joined=op.results[0].ndim < op.inputs[0].ndim)
+        followed = shadow.planes if shadow.calls is None else (*shadow.planes, shadow.calls)
         try:
-            moved = [self._moved(plane, op) for plane in shadow.planes]
-        except (RuntimeError, TypeError, IndexError, ValueError):
+            moved = [self._moved(plane, op) for plane in followed]
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            if probe.is_memory_error(error):
+                raise
             moved = []  # the operation does not work on integers: tokens are lost, and it is named
         for result, *planes in zip_longest(op.results, *moved):
             if result is None:
@@ -178,10 +233,14 @@ class Transfer:
             complete = bool(planes) and all(
                 p is not None and p.shape == result.shape for p in planes
             )
-            self.shadows[result] = (
-                shadow._replace(planes=tuple(planes)) if complete
-                else shadow.without_tokens(op.name)
-            )  # fmt: skip
+            if not complete or not shadow.planes:
+                self.shadows[result] = shadow.without_tokens(op.name)
+                continue
+            calls = planes.pop() if shadow.calls is not None else None
+            moved_by = op.name if op.name in _REORDERS else shadow.moved_by
+            self.shadows[result] = shadow._replace(
+                planes=tuple(planes), calls=calls, weighing=None, moved_by=moved_by
+            )
 
     def _moved(self, plane: Tensor, op: Operation) -> list[Tensor]:
         """The planes of the results of an operation that moves elements."""
@@ -190,17 +249,6 @@ class Transfer:
         except TypeError:
             return moved(plane, op)
         return self.spaces.memory.of((plane,), question, lambda: moved(plane, op))
-
-    def note_heads(self, calls: tuple[int, ...], result: Tensor, *, joined: bool) -> None:
-        """Note calls that stand side by side: heads called one by one, once they are features.
-
-        What is stacked and then summed are branches, whose maps add; what is stacked and then
-        flattened into the features are heads, whose maps are averaged.
-        """
-        if joined:
-            self.joined_heads.append(calls)
-        else:
-            self._stacked[result] = calls
 
     def _tokenwise(self, op: Operation) -> None:
         if op.name == "where" and self._chosen(op):
@@ -224,69 +272,31 @@ class Transfer:
         )
         return True
 
-    def summed(self, name: str, inputs: Iterable[Tensor], result: Tensor) -> Shadow:
+    def summed(self, name: str, inputs: Sequence[Tensor], result: Tensor) -> Shadow:
         """The shadow of an element-wise mixture of tensors."""
         found = [
-            (t, shadow) for t in inputs
+            Operand(t, t.shape, shadow) for t in inputs
             if self.knows(t) and t.dtype != torch.bool
-            and ((shadow := self.of(t)).role is Role.RAW or _is_value(t) or not _is_value(result))
+            and ((shadow := self.of(t)).role is Role.RAW or is_value(t) or not is_value(result))
         ]  # fmt: skip
-        if not found:
-            return NO_SHADOW
-        ancestors = frozenset[int]().union(*(s.ancestors for _, s in found))
-        data = any(s.data for _, s in found)
-        best, main = max(found, key=lambda f: _precedence(f[0], f[1], result.shape))
-        lost = main._replace(ancestors=ancestors, data=data).without_tokens(name)
-        if not main.planes and not main.mixed:
-            others = [f for f in found if f[1].planes and f[1].data and f[1].role is main.role]
-            if main.role is not Role.TOKENS or not others or best.shape == result.shape:
-                return lost
-            best, main = others[0]
-        try:
-            planes = tuple(
-                plane if plane.shape == result.shape else plane.expand(result.shape)
-                for plane in main.planes
-            )
-        except RuntimeError:
-            return lost
-        for tensor, shadow in found:
-            if (
-                shadow.role is Role.RAW and main.role is Role.TOKENS and name in ("add", "sub")
-                and tensor.shape == result.shape == best.shape and varies(shadow.planes[0], -1)
-            ):  # fmt: skip
-                shadow = self.tokens_of(tensor, name)  # features added to tokens
-            if shadow is not main and shadow.role is main.role is Role.RAW and (
-                tensor.shape == result.shape == best.shape
-            ):  # fmt: skip
-                self.spaces.same_input(main.planes[0], shadow.planes[0])
-            if (
-                shadow is not main and shadow.data and shadow.role is main.role is Role.TOKENS
-                and shadow.planes and main.data and tensor.shape == result.shape == best.shape
-            ):  # fmt: skip
-                together = self.added(planes[0], shadow.planes[0])
-                if together is None:
-                    return lost
-                planes = (together,)
-        # A parameter that is computed with is no longer a weight, but perhaps a token.
-        role = Role.TOKENS if main.role is Role.PARAMETER else main.role
-        return main._replace(role=role, planes=planes, ancestors=ancestors, data=data)
+        return mixture(self, name, found, result.shape)
 
-    def added(self, kept: Tensor, absorbed: Tensor) -> Tensor | None:
-        """The plane of two planes of tokens whose features are added or joined."""
-        if same_plane(kept, absorbed):
-            return kept
-        one, other = compact_together(kept, absorbed)
-        differ = one != other
-        try:
-            if self.spaces.nothing_new(other[differ], one[differ]):
-                self.spaces.same(kept, absorbed)
-                return kept
-            if self.spaces.nothing_new(one[differ], other[differ]):
-                self.spaces.same(absorbed, kept)
-                return absorbed
-        except ValueError:
-            pass  # neighbours are merged
-        return births.of_sums(self.spaces, kept, absorbed)
+    def hand_back(self, term: Shadow, main: Shadow, plane: Tensor) -> None:
+        """Note calls whose pooled token goes back to all tokens that it was pooled from."""
+        if not self.pools:
+            return
+        for call in term.ancestors - main.ancestors:
+            pool = self.pools.get(call)
+            if pool and pool.keys & set(self.spaces.indices(plane)):
+                pool.problem = GLOBAL_CONTEXT
+
+    def unknown(
+        self, name: str, given: Sequence[opaque.Given], out: object, *, in_place: bool
+    ) -> None:
+        """Give the results of an operation in no list their shadows."""
+        for result in opaque.results_of(self, name, given, out, in_place=in_place):
+            if in_place:
+                self._note_write(result, name)
 
     def _resize(self, op: Operation) -> None:
         shadow = self.of(op.inputs[0])
@@ -297,8 +307,12 @@ class Transfer:
 
     def _mix(self, op: Operation) -> None:
         for result in op.results:
-            if _is_value(result):  # sums of masks are positions, and say nothing of their tokens
-                self.shadows[result] = self.of(op.inputs[0]).without_tokens(op.name)
+            if is_value(result):  # sums of masks are positions, and say nothing of their tokens
+                shadows = [self.of(t) for t in op.inputs]
+                main = max(shadows, key=lambda shadow: shadow.data)
+                self.shadows[result] = main._replace(
+                    ancestors=frozenset[int]().union(*(s.ancestors for s in shadows))
+                ).without_tokens(op.name)
 
     def _linear(self, op: Operation) -> None:
         self.shadows[op.results[0]] = self.mixed(op.inputs[0], op.results[0], op.name)
@@ -310,14 +324,20 @@ class Transfer:
         if shadow.role is Role.TOKENS and shadow.planes and shadow.softmax is None:
             plane = self.spaces.memory(_same_tokens, shadow.planes[0], shape)
             if plane is not None:
-                return shadow._replace(planes=(plane,))
-        if not shadow.planes or tensor.shape[:-1] != shape[:-1]:
+                if shadow.calls is None and shadow.weighing is None:
+                    return shadow._replace(planes=(plane,))
+                calls = through_weight(shadow.calls, shape)
+                return shadow._replace(planes=(plane,), calls=calls, weighing=None)
+        if not shadow.planes or tensor.shape[:-1] != shape[:-1] or shadow.role is Role.STATISTIC:
             return shadow.without_tokens(name)
+        shadow = shadow._replace(calls=through_weight(shadow.calls, shape), weighing=None)
         if shadow.role <= Role.TOKENS:
             shadow = shadow._replace(role=Role.TOKENS, softmax=None)
         if any(varies(plane, -1) for plane in shadow.planes):
             if shadow.role is not Role.TOKENS:
                 return shadow.without_tokens(name)  # keys are mixed, not heads
+            if any(n > 1 and not varies(shadow.planes[0], i) for i, n in enumerate(shape[:-1])):
+                return shadow.without_tokens(name)  # tokens are mixed, feature by feature
             shadow = births.of_rows(self.spaces, shadow, tensor.shape, name)
         return shadow.map(lambda plane: first_along(plane, -1).expand(shape))
 
@@ -334,64 +354,183 @@ class Transfer:
             return shadow.without_tokens(name)
         if shadow.role is Role.PARAMETER:
             shadow = shadow._replace(role=Role.TOKENS)
-        return shadow._replace(planes=tuple(p for p in planes if p is not None))
+        if shadow.role is Role.STATISTIC:
+            return shadow.without_tokens(name)
+        carried = tuple(p for p in planes if p is not None)
+        calls = through_weight(shadow.calls, result.shape)
+        return shadow._replace(planes=carried, calls=calls, weighing=None)
+
+    def looks_up(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether integers of an input pick rows of a table that is no data: an embedding."""
+        if len(args) + len(kwargs) < 2 or not isinstance(args[0], Tensor):
+            return False
+        index = self._index_among(args[1:], kwargs)
+        return index is not None and not (self.knows(args[0]) and self.of(args[0]).data)
+
+    def _index_among(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """The integers of an input among the arguments of an operation."""
+        for tensor in tensors_in((tuple(args), tuple(kwargs.values()))):
+            whole = not (tensor.is_floating_point() or tensor.is_complex())
+            shadow = self.shadows.get(tensor) if whole and tensor.dtype != torch.bool else None
+            if shadow is not None and shadow.data and shadow.role in (Role.RAW, Role.NOTHING):
+                return tensor
+        return None
 
     def _embedding(self, op: Operation) -> None:
-        index, weight = op.argument(0, "input"), op.argument(1, "weight")
-        label = self._parameters.get(id(weight), op.name)
+        integers = [t for t in tensors_in((op.args, op.kwargs)) if not is_value(t)]
+        index = self._index_among(op.args, op.kwargs)
+        index = integers[0] if index is None else index
+        table = next((t for t in tensors_in((op.args, op.kwargs)) if is_value(t)), None)
+        label = self._parameters.get(id(table), op.name)
         shadow = self.of(index)
         result = op.results[0]
-        if self.notes_embeddings and shadow.planes and result.requires_grad:
-            self.embedded.append((shadow.planes[0], get_gradient_edge(result)))
-        self.shadows[result] = births.of_integers(
-            self.spaces, shadow, label, index, result, op.name
-        )
+        rows = births.of_integers(self.spaces, shadow, label, index, op.name)
+        places = births.places_of_index(op, table, index, result.shape)
+        if not rows.planes or places is None:
+            self.shadows[result] = rows.without_tokens(op.name)
+            return
+        self.shadows[result] = rows.map(lambda p: births.laid_out(p, places, result.shape))
+        if self.notes_embeddings and rows.data and result.requires_grad:
+            plane = births.laid_out(shadow.planes[0], places, result.shape)
+            self.embedded.append((plane.amax(-1), get_gradient_edge(result)))
 
     def _window(self, op: Operation) -> None:
         shadow = self.of(op.inputs[0])
-        self.shadows[op.results[0]] = births.of_windows(self.spaces, shadow, op)
+        found = births.of_windows(self.spaces, shadow, op)
+        calls = through_weight(shadow.calls, op.results[0].shape)
+        self.shadows[op.results[0]] = found._replace(calls=calls, weighing=None)
 
     def _join(self, op: Operation) -> None:
         self.shadows[op.results[0]] = joins.joined(self, op)
 
     def _pad(self, op: Operation) -> None:
-        width = op.argument(1, "pad")
+        width, mode = op.argument(1, "pad"), op.argument(2, "mode", "constant")
+        mode = mode if isinstance(mode, str) else "constant"  # aten's takes the value there
+
+        def pad(plane: Tensor) -> Tensor:
+            if mode == "constant":
+                return F.pad(plane, width, value=PADDING)
+            return F.pad(plane.double(), width, mode=mode).to(plane.dtype)
+
         shadow = self.of(op.inputs[0])
-        self.shadows[op.results[0]] = shadow.map(lambda p: F.pad(p, width, value=PADDING))
+        calls = None if shadow.calls is None else pad(shadow.calls)
+        self.shadows[op.results[0]] = shadow.map(pad)._replace(calls=calls, weighing=None)
 
     def _write(self, op: Operation) -> None:
+        if op.name == "index_put" and op.argument(3, "accumulate", default=False):
+            self._scatter(op)
+            return
         self.shadows[op.results[0]] = joins.written(self, op)
+
+    def _choice(self, op: Operation) -> None:
+        """Values are moved as the result's indices say; who chose them has no derivative."""
+        shadow = self.of(op.inputs[0])
+        chosen, index = op.results[0], op.results[-1].detach().cpu()
+        axis = op.argument(1 if op.name == "sort" else 2, "dim", -1)
+        axis = axis if isinstance(axis, int) and not isinstance(axis, bool) else -1
+        whole = index.ndim == op.inputs[0].ndim
+        index = index if whole else index.unsqueeze(axis)
+
+        def choose(plane: Tensor) -> Tensor:
+            found = torch.take_along_dim(plane, index, axis)
+            return found if whole else found.squeeze(axis)
+
+        self.shadows[chosen] = shadow.map(choose)._replace(calls=None, weighing=None)
+
+    def _scatter(self, op: Operation) -> None:
+        for result in op.results:
+            if is_value(result):
+                self.shadows[result] = scatters.added_to(self, op)
+
+    def _one_hot(self, op: Operation) -> None:
+        shape = op.results[0].shape
+        self.shadows[op.results[0]] = self.of(op.inputs[0]).map(
+            lambda plane: plane.unsqueeze(-1).expand(shape)
+        )
 
     def _reduce(self, op: Operation) -> None:
         if len(op.inputs) > 1 and isinstance(op.args[-1], Tensor):  # max(a, b): element by element
             self._tokenwise(op)
             return
         shadow = self.of(op.inputs[0])
-        axes = op.argument(1, "dim", op.kwargs.get("axis"))
-        axes = [axes] if isinstance(axes, int) else axes
-        if op.name in ("topk", "sort", "kthvalue") or not isinstance(axes, (tuple, list)):
-            axes = range(op.inputs[0].ndim)
+        axes = _reduced_axes(op)
+        if shadow.calls is not None:
+            self.heads.add_up(shadow.calls, axes or range(op.inputs[0].ndim))
+            shadow = shadow._replace(calls=None)
+        shadow = shadow._replace(weighing=None)
+        merges = axes is not None and shadow.data and len(shadow.planes) == 1
+        axes = range(op.inputs[0].ndim) if axes is None else axes
         kept = not any(varies(plane, axis) for plane in shadow.planes for axis in axes)
-        pools = op.name in ("mean", "sum", "amax", "max", "nanmean") and shadow.data
-        if not kept and pools and shadow.role is Role.TOKENS and len(shadow.planes) == 1 and (
-            isinstance(axes, (tuple, list)) and op.results[0].is_floating_point()
-        ):  # fmt: skip
-            self.shadows[op.results[0]] = births.of_groups(self.spaces, shadow, op, axes)
-            return
         for result in op.results:
             if not result.is_floating_point():
+                continue
+            if not kept and merges and shadow.role is Role.TOKENS:
+                self.shadows[result] = births.of_groups(self.spaces, shadow, op, axes)
                 continue
             planes = []
             for plane in shadow.planes:
                 for axis in axes:
                     plane = first_along(plane, axis)
                 planes.append(plane)
+            complete = bool(planes) and all(p.numel() == result.numel() for p in planes)
+            role = shadow.role if kept else Role.STATISTIC
             self.shadows[result] = (
-                shadow._replace(planes=tuple(p.reshape(result.shape) for p in planes))
-                if kept and all(p.numel() == result.numel() for p in planes)
+                shadow._replace(planes=tuple(p.reshape(result.shape) for p in planes), role=role)
+                if complete and (kept or (merges and shadow.role in (Role.RAW, Role.STATISTIC)))
                 else shadow.without_tokens(op.name)
             )
 
+    def _foreign_attention(self, op: Operation) -> None:
+        """A kernel that is refused: where it is skipped, its queries' tokens go on."""
+        for result in op.results:
+            self.shadows[result] = self.skipped(op.inputs, op.inputs[0], result, op.name)
+
+    def skipped(self, inputs: Sequence[Tensor], query: Tensor, result: Tensor, name: str) -> Shadow:
+        """The shadow behind an attention call that is no record: the queries' tokens go on.
+
+        Those whose places the result has; else tokens are lost. What was refused is used on the
+        user's word alone (`strict=False`, `layers=`).
+        """
+        shadows = [self.of(t) for t in inputs if self.knows(t)]
+        ancestors = frozenset[int]().union(*(s.ancestors for s in shadows))
+        asking = self.of(query)
+        lost = Shadow(Role.TOKENS, ancestors=ancestors, data=True).without_tokens(name)
+        if not asking.planes or result.ndim != query.ndim or result.ndim == 0:
+            return lost._replace(lost=asking.lost or name)
+        plane = asking.planes[0]
+        if query.shape[:-1] != result.shape[:-1] or varies(plane, -1):
+            return lost
+        planes = (first_along(plane, -1).expand(result.shape),)
+        return Shadow(Role.TOKENS, planes, ancestors, data=True)
+
+    def _note_move(self, results: Sequence[Tensor], name: str) -> None:
+        for result in results:
+            shadow = self.shadows.get(result)
+            if shadow is not None and shadow.planes:
+                self.shadows[result] = shadow._replace(moved_by=name)
+
+
+@dataclass(eq=False)
+class Pool:
+    """A call that pools tokens by weights that no tokens ask for: the spaces of both.
+
+    `problem` is what was seen afterwards that makes it no attention.
+    """
+
+    queries: frozenset[int]
+    keys: frozenset[int]
+    problem: tuple[str, str] | None = None
+
+
+GLOBAL_CONTEXT = (
+    "tokens are pooled into one, which is handed back to all of them (global context)",
+    "leave the module out with layers=, or pass strict=False to skip such calls",
+)
+WITHOUT_SOFTMAX = (
+    "what a softmax over tokens pooled meets tokens without a softmax (factorised attention)",
+    "the method needs attention probabilities",
+)
+"""What was seen and what to do where a pooled token turns out to be no query."""
 
 _ONWARD = {Family.SAME: Transfer.same, Family.LINEAR: Transfer.mixed}
 """What one tensor makes another of: most of a model's operations, so they take the short way."""
@@ -404,8 +543,19 @@ def _same_tokens(plane: Tensor, shape: torch.Size) -> Tensor | None:
     return first_along(plane, -1).expand(shape)
 
 
-def _is_value(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
+_REDUCED_BY_ORDER = {"norm", "vector_norm", "linalg_norm", "linalg_vector_norm"}
+"""Reductions whose second argument is the order of the norm, and the third the axes."""
+
+
+def _reduced_axes(op: Operation) -> Sequence[int] | None:
+    """The axes that a reduction sums away; `None` for all."""
+    place = 2 if op.name in _REDUCED_BY_ORDER else 1
+    axes = op.argument(place, "dim", op.kwargs.get("axis"))
+    if isinstance(axes, bool) or axes is None:
+        return None
+    if isinstance(axes, int):
+        return [axes]
+    return list(axes) if isinstance(axes, (tuple, list)) and axes else None
 
 
 def moved(plane: Tensor, op: Operation) -> list[Tensor]:
@@ -423,16 +573,7 @@ def moved(plane: Tensor, op: Operation) -> list[Tensor]:
     if op.name == "view_as_real":
         return [plane.unsqueeze(-1).expand(*plane.shape, 2)]
     keywords = {key: on_cpu(value) for key, value in op.kwargs.items() if key != "input"}
-    if op.name == "unfold" and op.func is not torch.Tensor.unfold:  # F.unfold knows no integers
-        return [op.func(plane.double(), *rest, **keywords).to(plane.dtype)]
+    if op.name in ("unfold", "im2col") and op.func is not torch.Tensor.unfold:
+        # They know no integers, and pad with zeros: no token is one less than the first id.
+        return [op.func(plane.double() + 1, *rest, **keywords).to(plane.dtype) - 1]
     return list(tensors_in(op.func(plane, *rest, **keywords)))
-
-
-def _precedence(tensor: Tensor, shadow: Shadow, shape: torch.Size) -> tuple[bool, int, bool, bool]:
-    """Whose shadow an element-wise mixture takes: data first, then the higher role.
-
-    Probabilities that are broadcast over values gate them, and the values stay values.
-    """
-    whole = tensor.shape == shape
-    gates = shadow.role >= Role.LOGITS and not whole
-    return shadow.data, Role.RAW if gates else shadow.role, whole, bool(shadow.planes)

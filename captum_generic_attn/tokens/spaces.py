@@ -83,6 +83,7 @@ class TokenSpaces:
         self._read: set[int] = set()
         self._asked: set[int] = set()
         self._made_of: dict[int, list[int]] = {}
+        self._fixed: set[int] = set()
         self._table: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __getitem__(self, index: int) -> Space:
@@ -143,8 +144,13 @@ class TokenSpaces:
         """Number the rows of a parameter that `index` draws; a plane of its shape."""
         rows, drawn = torch.unique(index, return_inverse=True)
         space = self._open(len(rows), 0, name, "parameter")
+        self._fixed.add(space.index)
         ids: Tensor = space.base + drawn
         return ids.to(torch.int32)
+
+    def fixed(self, ids: Tensor) -> bool:
+        """Whether some of these tokens are rows of a table that no input chose."""
+        return not self._fixed.isdisjoint(self.indices(ids))
 
     def of_constants(self, name: str, constant: Tensor) -> Tensor:
         """Number the places `[B, ...]` that hold a constant in any example, -1 the others."""
@@ -262,6 +268,9 @@ class TokenSpaces:
         most = rows.amax(-1)
         filled = torch.where(rows < 0, most.unsqueeze(-1), rows)[alive]
         index, example, local = self.locate(torch.stack([filled.amax(-1), filled.amin(-1)]))
+        raw = any(self[i].kind in ("element", "shared") for i in _distinct(index))
+        if raw and bool((index != index[0, 0]).any()):
+            return self._born_of_inputs(parents)
         one_space = torch.equal(index[0], index[1]) and torch.equal(example[0], example[1])
         centres = None
         if one_space and len(filled):
@@ -270,13 +279,35 @@ class TokenSpaces:
             every = centres.new_zeros(len(rows), centres.shape[-1])
             every[alive] = centres
             centres = every
-        made_of = {self[i].kind for i in set(index.reshape(-1).tolist()) if i >= 0}
-        if made_of & {"element", "shared"}:
+        if raw:
             if not one_space:
                 return None
             elements = parents.shape[-1] > 1  # an embedding's integers are one each: never again
             return self.born(most.view(*parents.shape[:-1], 1), centres, again=elements)
         return self.born(parents, centres)
+
+    def _born_of_inputs(self, parents: Tensor) -> Tensor | None:
+        """As `born_of_rows`, of elements of several inputs that were joined before.
+
+        A row of elements of several inputs is one token, that of the first.
+        """
+        index = self.locate(parents)[0]
+        inputs = _distinct(index)
+        if any(self[i].kind not in ("element", "shared") for i in inputs):
+            return None
+        together: Tensor | None = None
+        for i in inputs:
+            plane = self.born_of_rows(torch.where(index == i, parents, PADDING))
+            if plane is None:
+                return None
+            if together is None:
+                together = plane
+                continue
+            both = (together >= 0) & (plane >= 0)
+            if bool(both.any()) and not self.same(together[both], plane[both]):
+                return None
+            together = torch.where(together >= 0, together, plane)
+        return together
 
     def _centres_of_lines(self, rows: Tensor) -> Tensor | None:
         """Centres `[n, d]` of rows that are each a straight line of evenly spaced elements."""
@@ -410,39 +441,190 @@ class TokenSpaces:
         return found & self._asked
 
     def nothing_new(self, absorbed: Tensor, kept: Tensor) -> bool:
-        """Whether tokens may live on as others: these know all that attention taught them."""
+        """Whether tokens may live on as others, place by place: these know all that they know.
+
+        Attention added nothing to tokens that may, and either to none of those that they were
+        merged from, or these are among those that the others were merged from.
+        """
         of = self.indices(absorbed)
         if self._asked & set(of):
             return False
-        return self._histories(of) <= self._histories(self.indices(kept))
+        return not self._histories(of) or self.contains(kept, absorbed)
 
-    def same(self, kept: Tensor, absorbed: Tensor) -> None:
+    def contains(self, whole: Tensor, part: Tensor) -> bool:
+        """Whether, place by place, a token was made of all that another was made of.
+
+        Args:
+            whole: `[n]` ids of tokens.
+            part: `[n]` ids of tokens at the same places, negative for none.
+        """
+        pairs = torch.unique(torch.stack([whole.reshape(-1), part.reshape(-1)]), dim=1)
+        known, own, needed = self._made_from(*pairs.unbind())
+        left = ~(_among(own, known) | ((needed >= 0).any(-1) & _among(needed, known)))
+        if not bool(left.any()):
+            return True
+        known, own, needed = (self._home_of(ids[left]) for ids in (known, own, needed))
+        return bool((_among(own, known) | ((needed >= 0).any(-1) & _among(needed, known))).all())
+
+    def _made_from(self, whole: Tensor, part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `contains` compares, `[n, *]` each.
+
+        The tokens `whole` with those that they were merged from, the tokens `part`, and what these
+        were merged from.
+        """
+        parents = []
+        for ids in (whole, part):
+            index, example, local = self.locate(ids)
+            layers = [ids.new_full((len(ids), 1), -1, dtype=torch.long)]
+            for i in _distinct(index):
+                table = self[i].parents
+                if table is not None:
+                    owners = example.clamp(0, len(table) - 1)
+                    rows = table[owners, local.clamp(0, table.shape[1] - 1)].long()
+                    layers.append(torch.where((index == i).unsqueeze(-1), rows, -1))
+            parents.append(torch.cat(layers, 1))
+        known = torch.cat([whole.long().unsqueeze(-1), parents[0]], 1)
+        return known, part.long().unsqueeze(-1), parents[1]
+
+    def belong(self, keys: Tensor, values: Tensor) -> bool:
+        """Whether, place by place, a value was made of nothing but what its key was made of.
+
+        Values that are no tokens of an input (padding, constants, parameters) belong to any key.
+        """
+        index = self.locate(values)[0]
+        learned = [s.index for s in self._spaces if s.kind == "parameter"]
+        pick = (values >= 0) & (values != keys) & ~torch.isin(index, torch.tensor(learned))
+        if not bool(pick.any()):
+            return True
+        return not bool((keys[pick] < 0).any()) and self.contains(keys[pick], values[pick])
+
+    def _home_of(self, ids: Tensor) -> Tensor:
+        """The tokens that these live on as: those that they were added to, or were born as before.
+
+        Tokens that were born twice from the same places of an input (a projection for keys, one for
+        values) are one.
+        """
+        while True:
+            index, example, local = self.locate(ids)
+            moved = ids
+            for i in _distinct(index):
+                mine = index == i
+                for (a, k), table in self._same.items():
+                    if a == i:
+                        owners = example.clamp(0, len(table) - 1)
+                        places = table[owners, local.clamp(0, table.shape[1] - 1)]
+                        home = self[k]
+                        owner = example if home.examples else torch.zeros_like(example)
+                        there = home.base + owner.clamp(min=0) * home.size + places
+                        moved = torch.where(mine & (places >= 0), there, moved)
+                if (twin := self._twin(self[i])) is not None:
+                    there = ids - self[i].base + twin.base
+                    moved = torch.where(mine & (moved == ids), there, moved)
+            if moved is ids or torch.equal(moved, ids):
+                return ids
+            ids = moved
+
+    def _twin(self, space: Space) -> Space | None:
+        """The first space of tokens of the same places of the same input, if it is another."""
+        if space.kind != "token" or space.parents is not None or space.coordinates is None:
+            return None
+        for other in self._spaces[: space.index]:
+            if (
+                other.kind == "token" and other.parents is None and other.coordinates is not None
+                and self.origin(other.name) == self.origin(space.name)
+                and (other.size, other.examples) == (space.size, space.examples)
+                and torch.equal(other.coordinates, space.coordinates)
+            ):  # fmt: skip
+                return other
+        return None
+
+    def same(self, kept: Tensor, absorbed: Tensor) -> bool:
         """Note that two planes of one shape were summed: `absorbed` lives on as `kept`.
 
-        Raises:
-            ValueError: if tokens of one space were added to each other, which merges them.
+        Returns:
+            `False`, with nothing noted, if that cannot be: a token would live on as several, or
+            tokens of one space were added to each other.
         """
         kept, absorbed = compact_together(kept, absorbed)
         to, _, to_local = self.locate(kept.reshape(-1))
         of, example, of_local = self.locate(absorbed.reshape(-1))
         shared = set(of.tolist()) & set(to.tolist()) - {-1}
         if any(bool(((of == i) & (to == i) & (of_local != to_local)).any()) for i in shared):
-            raise ValueError("tokens are added to each other")
+            return False
+        tables: dict[tuple[int, int], Tensor] = {}
+        homes: dict[int, Tensor] = {}
         for a in set(of.tolist()):
             for k in set(to[of == a].tolist()):
-                if a < 0 or k < 0 or a == k or (a, k) in self._same or (k, a) in self._same:
+                if a < 0 or k < 0 or a == k:
                     continue
                 pick = (of == a) & (to == k)
-                table = torch.full((max(self[a].examples, 1), self[a].size), -1)
-                table[example[pick].clamp(min=0), of_local[pick]] = to_local[pick]
-                self._same[a, k] = table
+                places = example[pick].clamp(min=0), of_local[pick]
+                known = self._same.get((a, k))
+                back = self._same.get((k, a))
+                if back is not None:  # it is the other that lives on as this one
+                    owners = example[pick].clamp(0, len(back) - 1)
+                    if bool((back[owners, to_local[pick]] != of_local[pick]).any()):
+                        return False
+                    continue
+                size = max(self[a].examples, 1), self[a].size
+                table = torch.full(size, -1) if known is None else known.clone()
+                before = table[places]
+                table[places] = to_local[pick]
+                moved = (before >= 0) & (before != to_local[pick])
+                home = homes.setdefault(a, torch.full(size, -1))
+                elsewhere = (home[places] >= 0) & (home[places] != k)
+                home[places] = k
+                if bool((moved | elsewhere | (table[places] != to_local[pick])).any()):
+                    return False
+                tables[a, k] = table
+        self._same.update(tables)
+        return True
 
-    def same_input(self, kept: Tensor, absorbed: Tensor) -> None:
-        """Note that two inputs were summed, element by element, before any token was born."""
+    def same_input(self, kept: Tensor, absorbed: Tensor) -> bool:
+        """Note that two inputs were summed, element by element, before any token was born.
+
+        Returns:
+            `False`, with nothing noted, if elements of different places met.
+        """
         (to, _, place), (of, _, other) = self.locate(kept), self.locate(absorbed)
+        if not torch.equal(place, other) or len(_distinct(to)) > 1 or len(_distinct(of)) > 1:
+            return False
         one, two = self[int(to.max())].name, self[int(of.max())].name
-        if torch.equal(place, other) and self.origin(one) != self.origin(two):
+        if self.origin(one) != self.origin(two):
             self._origins[self.origin(two)] = self.origin(one)
+        return True
+
+    def same_places(self, one: Tensor, other: Tensor) -> bool:
+        """Whether two planes hold elements of the same places, be it of different inputs."""
+        return torch.equal(self.locate(one)[2], self.locate(other)[2])
+
+    def token_axes(self, plane: Tensor) -> frozenset[int]:
+        """The axes of a plane along which the tokens of one example differ."""
+        return self.memory.of((plane,), "axes", lambda: self._axes(plane))[0]
+
+    def example_axes(self, plane: Tensor) -> frozenset[int]:
+        """The axes of a plane along which examples differ."""
+        return self.memory.of((plane,), "axes", lambda: self._axes(plane))[1]
+
+    def _axes(self, plane: Tensor) -> tuple[frozenset[int], frozenset[int]]:
+        """The axes along which tokens differ within an example, and those along which examples do.
+
+        No token counts as any token.
+        """
+        small = compact(plane)
+        index, example, local = self.locate(small)
+        bases = torch.tensor([space.base for space in self._spaces] or [0])
+        tokens = torch.where(index < 0, -1, bases[index.clamp(min=0)] + local)
+
+        def apart(numbers: Tensor) -> frozenset[int]:
+            found = set()
+            for axis in range(numbers.ndim):
+                most = numbers.amax(axis, keepdim=True) if numbers.shape[axis] > 1 else numbers
+                if bool(((numbers != most) & (numbers >= 0)).any()):
+                    found.add(axis)
+            return frozenset(found)
+
+        return apart(tokens), apart(example)
 
     def origin(self, name: str) -> str:
         """The input whose tokens an input feeds: itself, or the one that it was added to."""
@@ -464,3 +646,14 @@ class TokenSpaces:
                     found[a] = torch.where(table >= 0, through, -1)
                     frontier.append(a)
         return [(self[i], table) for i, table in found.items() if i != space.index]
+
+
+def _distinct(index: Tensor) -> list[int]:
+    """The spaces among indices, in order; -1 is none."""
+    found: list[int] = torch.unique(index).tolist()
+    return [i for i in found if i >= 0]
+
+
+def _among(ids: Tensor, known: Tensor) -> Tensor:
+    """`[n]` whether all ids `[n, m]` of a row are among those that are known; -1 always is."""
+    return ((ids.unsqueeze(-1) == known.unsqueeze(1)).any(-1) | (ids < 0)).all(-1)
