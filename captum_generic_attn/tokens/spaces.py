@@ -451,18 +451,19 @@ class TokenSpaces:
             return False
         return not self._histories(of) or self.contains(kept, absorbed)
 
-    def contains(self, whole: Tensor, part: Tensor) -> bool:
+    def contains(self, whole: Tensor, part: Tensor, *, at_home: bool = False) -> bool:
         """Whether, place by place, a token was made of all that another was made of.
 
         Args:
             whole: `[n]` ids of tokens.
             part: `[n]` ids of tokens at the same places, negative for none.
+            at_home: whether tokens that live on as others, or were born twice, count as those.
         """
         pairs = torch.unique(torch.stack([whole.reshape(-1), part.reshape(-1)]), dim=1)
         known, own, needed = self._made_from(*pairs.unbind())
         left = ~(_among(own, known) | ((needed >= 0).any(-1) & _among(needed, known)))
-        if not bool(left.any()):
-            return True
+        if not at_home or not bool(left.any()):
+            return not bool(left.any())
         known, own, needed = (self._home_of(ids[left]) for ids in (known, own, needed))
         return bool((_among(own, known) | ((needed >= 0).any(-1) & _among(needed, known))).all())
 
@@ -496,7 +497,9 @@ class TokenSpaces:
         pick = (values >= 0) & (values != keys) & ~torch.isin(index, torch.tensor(learned))
         if not bool(pick.any()):
             return True
-        return not bool((keys[pick] < 0).any()) and self.contains(keys[pick], values[pick])
+        return not bool((keys[pick] < 0).any()) and self.contains(
+            keys[pick], values[pick], at_home=True
+        )
 
     def _home_of(self, ids: Tensor) -> Tensor:
         """The tokens that these live on as: those that they were added to, or were born as before.
