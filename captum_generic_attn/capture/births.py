@@ -156,14 +156,45 @@ def of_windows(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     ):  # fmt: skip
         return lost  # tokens are mixed, feature by feature
     if raw:
-        return _of_picture(spaces, shadow, op)
+        return lost if "transpose" in op.name else _of_picture(spaces, shadow, op)
     lines = distinct_along(shadow.planes[0], 1)
+    if "transpose" in op.name:
+        return _upsampled(spaces, shadow, op, lines)
     windows = _windows(op)
     parents = windows_of(lines, windows, result.shape[2:])
     centres = None
     if windows.regular:
         steps = windows.starts, windows.steps
         centres = _centres(spaces, lines[:, 0], *steps, result.shape[2:])
+    return _born_on_map(spaces, shadow, op, parents, centres)
+
+
+def _upsampled(spaces: TokenSpaces, shadow: Shadow, op: Operation, lines: Tensor) -> Shadow:
+    """Each place of a transposed convolution becomes a token of those whose kernels reach it."""
+    spatial, out = op.inputs[0].shape[2:], op.results[0].shape[2:]
+    strides, margins, dilations = (
+        _each(op.argument(place, name, default), len(out))
+        for place, name, default in ((3, "stride", 1), (4, "padding", 0), (7, "dilation", 1))
+    )
+    along, starts, steps = [], [], []
+    for axis, (n, m) in enumerate(zip(spatial, out, strict=True)):
+        stride, margin = strides[axis], margins[axis]
+        span = dilations[axis] * (op.inputs[1].shape[axis + 2] - 1)
+        along.append(
+            [
+                range(
+                    max(0, -(-(o + margin - span) // stride)),
+                    min(n - 1, (o + margin) // stride) + 1,
+                )
+                for o in range(m)
+            ]
+        )
+        starts.append((margin - span / 2) / stride)
+        steps.append(1 / stride)
+    if not all(len(r) for line in along for r in line):
+        return shadow.without_tokens(op.name)  # places that no kernel reaches
+    parents = windows_of(lines, Windows(along), out)
+    centres = _centres(spaces, lines[:, 0], starts, steps, out)
     return _born_on_map(spaces, shadow, op, parents, centres)
 
 
@@ -321,10 +352,6 @@ def _windows(op: Operation) -> Windows:
     """The windows that a convolution or pooling reads, along each spatial axis."""
     spatial, out = op.inputs[0].shape[2:], op.results[0].shape[2:]
 
-    def each(value: Any) -> list[int]:
-        value = list(value) if isinstance(value, (list, tuple)) else [value]
-        return [int(v) for v in value * (len(out) if len(value) == 1 else 1)]
-
     if op.name.startswith("adaptive"):
         first = [[i * n // m for i in range(m)] for n, m in zip(spatial, out, strict=True)]
         last = [[-(-(i + 1) * n // m) for i in range(m)] for n, m in zip(spatial, out, strict=True)]
@@ -334,22 +361,28 @@ def _windows(op: Operation) -> Windows:
         )  # fmt: skip
     if op.name.startswith("conv"):
         kernel = list(op.inputs[1].shape[2:])
-        stride = each(op.argument(3, "stride", 1))
+        stride = _each(op.argument(3, "stride", 1), len(out))
         padding = op.argument(4, "padding", 0)
-        dilation = each(op.argument(5, "dilation", 1))
+        dilation = _each(op.argument(5, "dilation", 1), len(out))
     else:
-        kernel = each(op.argument(1, "kernel_size"))
-        stride = each(op.argument(2, "stride") or kernel)
+        kernel = _each(op.argument(1, "kernel_size"), len(out))
+        stride = _each(op.argument(2, "stride") or kernel, len(out))
         padding = op.argument(3, "padding", 0)
-        dilation = each(op.argument(4, "dilation", 1) if "max" in op.name else 1)
+        dilation = _each(op.argument(4, "dilation", 1) if "max" in op.name else 1, len(out))
     spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     if isinstance(padding, str):
         margins = [span // 2 if padding == "same" else 0 for span in spans]
     else:
-        margins = each(padding)
+        margins = _each(padding, len(out))
     return Windows(
         [
             [range(i * s - m, i * s - m + span + 1, d) for i in range(n)]
             for n, s, m, span, d in zip(out, stride, margins, spans, dilation, strict=True)
         ]
     )
+
+
+def _each(value: Any, axes: int) -> list[int]:
+    """One number for each of the axes, of one for all or of one for each."""
+    numbers = list(value) if isinstance(value, (list, tuple)) else [value]
+    return [int(v) for v in numbers * (axes if len(numbers) == 1 else 1)]

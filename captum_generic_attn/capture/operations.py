@@ -95,12 +95,12 @@ _LISTS: dict[Family, str] = {
         var_mean std_mean mode linalg_norm linalg_vector_norm""",
     Family.MIX: """
         cumsum cumprod cummax cummin logcumsumexp fft fft2 fftn ifft ifft2 ifftn rfft rfft2 rfftn
-        irfft irfft2 irfftn hfft ihfft as_strided grid_sample grid_sampler conv_transpose1d
-        conv_transpose2d conv_transpose3d fold col2im renorm""",
+        irfft irfft2 irfftn hfft ihfft as_strided grid_sample grid_sampler fold col2im renorm""",
     Family.RESIZE: "interpolate upsample upsample_nearest upsample_bilinear",
     Family.LINEAR: "linear",
     Family.WINDOW: """
-        conv1d conv2d conv3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d
+        conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d avg_pool1d
+        avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d
         adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
         adaptive_max_pool2d adaptive_max_pool3d""",
     Family.EMBEDDING: "embedding",
