@@ -1,4 +1,4 @@
-"""Random small transformer programs, and what their relevance must be, computed without the package.
+"""Random small transformer programs, and what their relevance must be, without the package.
 
 `generate.draw(seed)` builds a program: an ordinary float64 module, its inputs and a target. Beside
 its ordinary `forward`, every part of a program has `follow`, which computes the same numbers in the

@@ -91,6 +91,20 @@ def plain_probabilities(
 
 # -- spellings --------------------------------------------------------------------------------
 
+
+def _letters(equation: str, like: Tensor) -> str:
+    """The equation with a letter in front for each leading axis."""
+    lead = "bh"[: like.ndim - 2]
+    inputs, result = equation.split("->")
+    return ",".join(lead + part for part in inputs.split(",")) + "->" + lead + result
+
+
+def _bmm(a: Tensor, b: Tensor) -> Tensor:
+    if a.ndim == 2:
+        return torch.mm(a, b)
+    return torch.bmm(a.flatten(0, -3), b.flatten(0, -3)).view(*a.shape[:-1], b.shape[-1])
+
+
 DOTS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "matmul": lambda q, k, s: q @ k.mT * s,
     "scaled queries": lambda q, k, s: torch.matmul(q * s, k.transpose(-2, -1)),
@@ -106,8 +120,9 @@ SOFTMAXES: dict[str, Callable[[Tensor], Tensor]] = {
     "method": lambda a: a.softmax(-1),
     "functional": lambda a: F.softmax(a, dim=-1),
     "torch": lambda a: torch.softmax(a, -1),
-    "module": lambda a: nn.Softmax(dim=-1)(a),
-    "exp and sum": lambda a: (e := a.exp()) / e.sum(-1, keepdim=True),
+    "module": nn.Softmax(dim=-1),
+    "bare exp and sum": lambda a: (e := a.exp()) / e.sum(-1, keepdim=True),
+    "exp less logsumexp": lambda a: (a - a.logsumexp(-1, keepdim=True)).exp(),
     "stable exp and sum": lambda a: (
         (e := (a - a.amax(-1, keepdim=True)).exp()) / e.sum(-1, keepdim=True)
     ),
@@ -117,8 +132,8 @@ SOFTMAXES: dict[str, Callable[[Tensor], Tensor]] = {
 
 PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "matmul": lambda p, v: p @ v,
-    "torch.matmul": lambda p, v: torch.matmul(p, v),
-    "bmm": lambda p, v: _bmm(p, v),
+    "torch.matmul": torch.matmul,
+    "bmm": _bmm,
     "einsum dots": lambda p, v: torch.einsum("...qk,...kd->...qd", p, v),
     "einsum letters": lambda p, v: torch.einsum(_letters("ij,jc->ic", p), p, v),
     "einsum values first": lambda p, v: torch.einsum(_letters("jc,ij->ic", p), v, p),
@@ -132,23 +147,10 @@ SINGLE_PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "linear": lambda p, v: F.linear(p, v.mT),
     "inner": lambda p, v: torch.inner(p, v.mT),
     "tensordot": lambda p, v: torch.tensordot(p, v, dims=([1], [0])),
-    "mm": lambda p, v: torch.mm(p, v),
+    "mm": torch.mm,
     "one dot for each": lambda p, v: torch.stack([(w[:, None] * v).sum(0) for w in p]),
 }
 """Products of one matrix with another."""
-
-
-def _letters(equation: str, like: Tensor) -> str:
-    """The equation with a letter in front for each leading axis."""
-    lead = "bh"[: like.ndim - 2]
-    inputs, result = equation.split("->")
-    return ",".join(lead + part for part in inputs.split(",")) + "->" + lead + result
-
-
-def _bmm(a: Tensor, b: Tensor) -> Tensor:
-    if a.ndim == 2:
-        return torch.mm(a, b)
-    return torch.bmm(a.flatten(0, -3), b.flatten(0, -3)).view(*a.shape[:-1], b.shape[-1])
 
 
 def _spelt_logits(form: Form, q: Tensor, k: Tensor, scale: float, weight: Tensor) -> Tensor:
@@ -158,7 +160,9 @@ def _spelt_logits(form: Form, q: Tensor, k: Tensor, scale: float, weight: Tensor
         return -(torch.cdist(q, k) ** 2) * scale
     if form.kind == "additive":
         hidden = torch.tanh(q.unsqueeze(-2) + k.unsqueeze(-3))
-        return hidden @ weight if form.logits == "product" else F.linear(hidden, weight[None])[..., 0]
+        return (
+            hidden @ weight if form.logits == "product" else F.linear(hidden, weight[None])[..., 0]
+        )
     if form.kind == "cosine":
         return F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * 3
     return (q[..., :, None, :] - k[..., None, :, :]).pow(2).sum(-1) * -scale
@@ -205,7 +209,7 @@ def spelt(
 
 def draw_form(rng: random.Random, *, single: bool = False) -> Form:
     kind = rng.choices(
-        ["dot", "distance", "additive", "cosine", "top-k"], [70, 8, 8, 6, 8]
+        ["dot", "distance", "additive", "cosine", "top-k"], [76, 6, 6, 6, 6]
     )[0]  # fmt: skip
     logits = {
         "distance": ["cdist", "broadcast"], "additive": ["product", "linear"], "cosine": ["product"]
@@ -216,7 +220,9 @@ def draw_form(rng: random.Random, *, single: bool = False) -> Form:
         product = "fused"
     if not single and kind == "top-k" and rng.random() < 0.3:
         product = "gathered"
-    softmaxes = [s for s in SOFTMAXES if kind != "distance" or s != "exp and sum"]  # all would be 0
+    softmaxes = list(SOFTMAXES)
+    if kind not in {"cosine", "additive"}:  # their logits are small: exp stays a number
+        softmaxes.remove("bare exp and sum")
     return Form(kind, rng.choice(logits), masking, rng.choice(softmaxes), product)
 
 
@@ -361,7 +367,9 @@ class Projected(Attention):
         if cut_batch and self.layout == "matrices":
             self.layout = "heads"
         grouped = self.layout == "heads" and self.heads > 1 and rng.random() < 0.25
-        self.key_heads = rng.choice([h for h in (1, 2) if h < self.heads]) if grouped else self.heads
+        self.key_heads = (
+            rng.choice([h for h in (1, 2) if h < self.heads]) if grouped else self.heads
+        )
         self.form = draw_form(rng, single=self.layout == "matrices")
         self.join = rng.choice(list(JOINS))
         self.order = rng.choice(["heads before keys", "keys before heads"])

@@ -72,9 +72,7 @@ class Ids(Embedding):
         self.names += ["ids of two arguments"] if len(self.shapes) > 1 else []
 
     def inputs(self, batch: int, generator: torch.Generator) -> list[Tensor]:
-        return [
-            torch.randint(VOCABULARY, (batch, n), generator=generator) for (n,) in self.shapes
-        ]
+        return [torch.randint(VOCABULARY, (batch, n), generator=generator) for (n,) in self.shapes]
 
     def forward(self, *parts: Tensor) -> Tensor:
         ids = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
@@ -202,12 +200,19 @@ class ReadOut(nn.Module):
         "layers side by side", "exits", "pooling", "pooling", "pooling and first", "sum", "flat",
     )  # fmt: skip
 
+    TWO_ROWS = ("first and mean", "layers side by side", "pooling and first")
+
     def __init__(self, rng: random.Random, sizes: Sequence[int]) -> None:
         super().__init__()
         self.kind = rng.choice(self.KINDS)
         size = sizes[-1]
         self.at = rng.randrange(size)
-        widths = {"first and mean": 2, "layers side by side": 2, "pooling and first": 2, "flat": size}
+        widths = {
+            "first and mean": 2,
+            "layers side by side": 2,
+            "pooling and first": 2,
+            "flat": size,
+        }
         self.head = nn.Linear(widths.get(self.kind, 1) * WIDTH, CLASSES)
         self.norm = nn.LayerNorm(WIDTH)
         self.pooling = Pooling(rng)

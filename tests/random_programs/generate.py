@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from random_programs.attention import WIDTH, plain_probabilities, split, Form, NO_MASK
+from random_programs.attention import NO_MASK, WIDTH, Form, plain_probabilities, split
 from random_programs.ends import (
     CLASSES,
     Embedding,
@@ -25,7 +25,8 @@ from random_programs.ends import (
 )
 from random_programs.steps import (
     Block,
-    Mixing,
+    Gate,
+    Neighbours,
     Part,
     Repeated,
     Skip,
@@ -37,6 +38,8 @@ from random_programs.steps import (
 from random_programs.tape import Book, LostTokensError, Tape
 
 LAYERS = (Block, Part, Repeated, Skip, Windows)
+SPREADING = (Gate, Neighbours)
+READ_ALL = ("mean", "sum", "flat", "pooling")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +106,24 @@ class Stack(nn.Module):
         self.size = steps[-1].size
         self.sizes = [s.size for s in steps if isinstance(s, LAYERS)]
         self.sizes[-1] = self.size
-        self.names = [name for step in steps for name in step.names]
         self.hazard = any(step.hazard for step in steps)
+
+    @property
+    def names(self) -> list[str]:
+        return [name for step in self.steps for name in step.names]
+
+    def drop_spreading(self) -> None:
+        """Leave out what spreads a gradient over rows between two layers.
+
+        A gate of the mean, or a convolution, keeps the tokens of its places by agreement. Where one
+        row is read behind it, whether its neighbours are read as well is not agreed on.
+        """
+        layers = [n for n, step in enumerate(self.steps) if isinstance(step, LAYERS)]
+        self.steps = nn.ModuleList(
+            step
+            for n, step in enumerate(self.steps)
+            if not (layers[0] < n < layers[-1] and isinstance(step, SPREADING))
+        )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         states = []
@@ -131,6 +150,8 @@ class Encoder(Program):
         self.embed = draw_embedding(rng, rng.randint(4, 8))
         self.stack = Stack(rng, batch, self.embed.size, rng.randint(1, 3))
         self.read = ReadOut(rng, self.stack.sizes)
+        if self.read.kind not in READ_ALL:
+            self.stack.drop_spreading()
         self.shapes, self.hazard = self.embed.shapes, self.stack.hazard
         self.names = ["program: encoder", *self.embed.names, *self.stack.names, *self.read.names]
 
@@ -164,6 +185,8 @@ class Pair(Program):
         self.stacks = nn.ModuleList(
             Stack(rng, batch, embed.size, rng.randint(1, 2)) for embed in self.embeds
         )
+        for stack in self.stacks:
+            stack.drop_spreading()
         self.shapes = one.shapes if one_input else one.shapes + other.shapes
         self.hazard = any(stack.hazard for stack in self.stacks)
         self.names = [name for part in [*self.embeds, *self.stacks] for name in part.names]
@@ -327,7 +350,10 @@ class Towers(Pair):
         self.kind = rng.choice(self.KINDS)
         self.mean = rng.random() < 0.4
         self.project = nn.Linear(WIDTH, WIDTH)
-        self.names += ["program: towers", f"towers: {self.kind}, {'mean' if self.mean else 'first'}"]
+        self.names += [
+            "program: towers",
+            f"towers: {self.kind}, {'mean' if self.mean else 'first'}",
+        ]
         self.others = self.kind == "all pairs" and batch > 1
         self.hazard |= self.others
 
@@ -398,11 +424,24 @@ def draw(seed: int) -> Case:
     with torch.random.fork_rng(devices=[]):  # modules are born with weights of the global state
         kind = rng.choices(list(PROGRAMS), list(PROGRAMS.values()))[0]
         program = kind(rng, batch).double().eval()
+    if any(name in program.names for name in TWICE):
+        keep_residuals(program)
     randomise(program, generator)
     inputs = tuple(program.inputs(batch, generator))
     target = program.targets(rng, batch)
     names = frozenset([*program.names, f"batch: {batch}"])
     return Case(seed, program, inputs, target, names, program.hazard)
+
+
+TWICE = ("read: two layers", "read: layers side by side")
+
+
+def keep_residuals(program: Program) -> None:
+    """Give every block its residual: without one, a token that is read twice has two states."""
+    for module in program.modules():
+        if isinstance(module, Block) and module.order == "no residual":
+            module.order = "no norm"
+    program.names = [name for name in program.names if name != "block: no residual"]
 
 
 def randomise(model: nn.Module, generator: torch.Generator) -> None:

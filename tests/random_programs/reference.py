@@ -190,7 +190,7 @@ def read_out(
         rows = [token for token in sorted(stream) if token in read]
         for token in rows:
             row = torch.zeros_like(values)
-            for index in ancestors_of(tape, read[token], mistakes):
+            for index in read[token][-1:] if mistakes.last_call_only else read[token]:
                 row = row + additions[index][token]
             if len(rows) == 1:
                 row[token] = 0
@@ -209,14 +209,3 @@ def calls_that_are_read(tape: Tape, live: Sequence[Tensor], example: int) -> dic
                 if lives:
                     read.setdefault(token, []).append(call.index)
     return read
-
-
-def ancestors_of(tape: Tape, calls: Sequence[int], mistakes: Mistakes) -> list[int]:
-    """The calls that a token's last state depends on."""
-    if mistakes.last_call_only:
-        return [calls[-1]]
-    found: set[int] = set()
-    for index in calls:
-        call = tape.calls[index]
-        found |= {index} | call.query_ancestors | call.key_ancestors
-    return sorted(found)

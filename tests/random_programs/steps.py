@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -154,12 +155,15 @@ class Block(Step):
         for branch in self.branches:
             out, ancestors = branch.follow(a, book, b, book if other is None else other, tape)
             total, found = total + out, found | ancestors
-        return self._finish(x, total), book.after(found)
+        return self._finish(x, total), self._after(book, found)
 
     def _read(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.order == "pre-norm":
             return self.norm(x), self.norm(x) if y is None else self.norm(y)
         return x, x if y is None else y
+
+    def _after(self, book: Book, calls: frozenset[int]) -> Book:
+        return replace(book, ancestors=calls) if self.order == "no residual" else book.after(calls)
 
     def _finish(self, x: Tensor, total: Tensor) -> Tensor:
         if self.order == "pre-norm":
@@ -222,10 +226,10 @@ class Windows(Block):
                 owners = book.examples.repeat_interleave(len(tokens) // batch)
                 inside = Book(tokens, owners, book.ancestors)
             out, ancestors = branch.follow(windows, inside, windows, inside, tape)
-            total, book = self.put_back(out, along, batch), book.after(ancestors)
+            total = self.put_back(out, along, batch)
             if along + 1 < len(self.branches):
-                x = x + total
-        return self._finish(x, total), book
+                x, book = x + total, book.after(ancestors)
+        return self._finish(x, total), self._after(book, ancestors)
 
 
 class Part(Step):
@@ -286,7 +290,7 @@ class Skip(Step):
 
     def follow(self, x: Tensor, book: Book, tape: Tape) -> tuple[Tensor, Book]:
         y, after = self.inner.follow(x, book, tape)
-        return self.mix(torch.cat([x, y], -1)), after
+        return self.mix(torch.cat([x, y], -1)), book.after(after.ancestors)
 
 
 # -- tokens move, go and come -----------------------------------------------------------------
@@ -393,7 +397,16 @@ class Added(Step):
 class Mixing(Step):
     """What mixes positions without attention: refused wherever attention reads it afterwards."""
 
-    KINDS = ("cumsum", "sort", "fft", "constant matrix", "lstm", "gru", "linear over tokens", "cumprod")
+    KINDS = (
+        "cumsum",
+        "sort",
+        "fft",
+        "constant matrix",
+        "lstm",
+        "gru",
+        "linear over tokens",
+        "cumprod",
+    )
     hazard = True
 
     def __init__(self, rng: random.Random, size: int) -> None:

@@ -22,7 +22,8 @@ class Book:
     """Which token stands at each position of a tensor `[G, n, D]`.
 
     `tokens` is `[G, n]`, or `None` once positions are mixtures; `examples` is `[G]`, the example of
-    each row (windows are rows of their own). `ancestors` are the calls that the tensor depends on.
+    each row (windows are rows of their own). `ancestors` are the calls that the tensor depends on
+    with no other call between.
     """
 
     tokens: Tensor | None
@@ -112,7 +113,10 @@ class Tape:
     def attend(
         self, P: Tensor, value: Tensor, asking: Book, asked: Book
     ) -> tuple[Tensor, frozenset[int]]:
-        """Note a call and return its output `P V` and the ancestors of that."""
+        """Note a call and return its output `P V` and the ancestors of that: the call alone.
+
+        Equation 6 adds because a residual does: what goes round the call keeps its own ancestors.
+        """
         if asking.tokens is None or asked.tokens is None:
             raise LostTokensError
         if self.blocked:
@@ -130,4 +134,4 @@ class Tape:
                 asking.ancestors, asked.ancestors, query_stream, key_streams,
             )
         )  # fmt: skip
-        return out, asking.ancestors | asked.ancestors | {index}
+        return out, frozenset([index])
