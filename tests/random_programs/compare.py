@@ -61,7 +61,7 @@ def plain_form_differs(case: Case) -> float:
 
 def distance(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> float:
     """The greatest difference, relative to the greatest value of `theirs`."""
-    ours, theirs = list(ours), list(theirs)
+    ours, theirs = [t.detach() for t in ours], [t.detach() for t in theirs]
     if [t.shape for t in ours] != [t.shape for t in theirs]:
         return float("inf")
     scale = max(float(t.abs().max()) for t in theirs)
@@ -69,10 +69,10 @@ def distance(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> float:
     return 0.0 if apart < 1e-13 else apart / max(scale, 1e-30)
 
 
-def outcome(seed: int) -> Outcome:
-    """Draw a program, explain it, and compare."""
+def outcome(seed: int, mistakes: Mistakes = NO_MISTAKES) -> Outcome:
+    """Draw a program, explain it, and compare with the reference, perhaps a mistaken one."""
     case = draw(seed)
-    theirs = expected(case)
+    theirs = expected(case, mistakes)
     empty = theirs is not None and not any(bool(t.any()) for t in theirs)
     try:
         with warnings.catch_warnings():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -411,19 +411,19 @@ class ForeignValues(Program):
         raise LostTokensError
 
 
-PROGRAMS: dict[Callable[[random.Random, int], Program], int] = {
+PROGRAMS: dict[type[Program], int] = {
     Encoder: 62, Crossing: 17, Queries: 10, Towers: 8, ForeignValues: 3,
 }  # fmt: skip
 
 
-def draw(seed: int) -> Case:
-    """The program of a seed, in evaluation mode."""
+def draw(seed: int, kind: type[Program] | None = None) -> Case:
+    """The program of a seed, in evaluation mode; of one kind, if that is given."""
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     batch = rng.randint(1, 3)
     with torch.random.fork_rng(devices=[]):  # modules are born with weights of the global state
-        kind = rng.choices(list(PROGRAMS), list(PROGRAMS.values()))[0]
-        program = kind(rng, batch).double().eval()
+        drawn = rng.choices(list(PROGRAMS), list(PROGRAMS.values()))[0]
+        program = (kind or drawn)(rng, batch).double().eval()
     if any(name in program.names for name in TWICE):
         keep_residuals(program)
     randomise(program, generator)

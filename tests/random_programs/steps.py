@@ -307,6 +307,8 @@ class Move(Step):
     def __init__(self, rng: random.Random, batch: int, size: int) -> None:
         super().__init__()
         self.kind = rng.choice(self.KINDS)
+        if self.kind == "stride" and size < 5:  # attention wants some tokens
+            self.kind = "flip"
         self.names = [f"move: {self.kind}"]
         self.hazard = self.kind == "constant permutation matrix"
         self.kept = size
