@@ -1,7 +1,8 @@
 """Relevance of a tape by the paper's equations, one example and one matrix at a time.
 
-Nothing here uses the package. `R` is kept over all tokens of all streams at once, `[T, T]` for each
-example; a state of tokens is the identity plus the additions of the calls that it depends on.
+Nothing here uses the package. `R - I` is kept over all tokens of all streams at once, `[T, T]` for
+each example: the sum of what the calls add that a state of tokens depends on. The identity is left
+out so that small relevance keeps its digits, which equation 8 makes large.
 
 Source: Chefer, Gur, Wolf, ICCV 2021 (arXiv 2103.15679), eq. 5 to 11. Where the paper is silent:
 explained rows are those tokens whose row in the output of some call has a gradient with queries,
@@ -114,8 +115,8 @@ def additions_of(
     """What each call adds to R, `[T, T]`, in the order of execution."""
     additions: list[Tensor] = []
     for call, its_map in zip(tape.calls, maps, strict=True):
-        keys = state(tape, additions, call.key_ancestors)
-        queries = state(tape, additions, call.query_ancestors)
+        keys = learnt(tape, additions, call.key_ancestors)
+        queries = learnt(tape, additions, call.query_ancestors)
         total = torch.zeros_like(keys)
         dense = laid_out(tape, call, its_map, example)
         for stream in call.key_streams:
@@ -124,12 +125,12 @@ def additions_of(
     return additions
 
 
-def state(tape: Tape, additions: Sequence[Tensor], ancestors: frozenset[int]) -> Tensor:
-    """R of a tensor that depends on these calls."""
-    R = torch.eye(len(tape.origins), dtype=torch.float64)
+def learnt(tape: Tape, additions: Sequence[Tensor], ancestors: frozenset[int]) -> Tensor:
+    """R - I of a tensor that depends on these calls."""
+    total = torch.zeros(len(tape.origins), len(tape.origins), dtype=torch.float64)
     for index in sorted(ancestors):
-        R = R + additions[index]
-    return R
+        total = total + additions[index]
+    return total
 
 
 def laid_out(tape: Tape, call: Call, its_map: Tensor, example: int) -> Tensor:
@@ -151,7 +152,7 @@ def addition(
     columns = sorted(stream)
     part = torch.zeros_like(dense)
     part[:, columns] = dense[:, columns]
-    update = part @ keys
+    update = part + part @ keys
     if stream == call.query_stream:
         return update
     own = sorted(call.query_stream)
@@ -162,16 +163,14 @@ def addition(
     return update
 
 
-def bar(R: Tensor, stream: Sequence[int], mistakes: Mistakes) -> Tensor:
-    """Eq. 8 and 9: the rows of R - I that sum to 1, plus I; a row of zeros stays one."""
-    eye = torch.eye(len(stream), dtype=torch.float64)
-    learnt = R[list(stream)][:, list(stream)] - eye
-    if mistakes.unnormalized:
-        return learnt + eye
-    result = eye.clone()
-    for row, values in enumerate(learnt):
-        # What stays of a diagonal of 1 + x - 1 is no relevance.
-        if values.sum() > 1e-14:
+def bar(change: Tensor, stream: Sequence[int], mistakes: Mistakes) -> Tensor:
+    """Eq. 8 and 9: the rows of R - I, each divided by its sum, plus I; a row of zeros stays one."""
+    own = change[list(stream)][:, list(stream)]
+    result = torch.eye(len(stream), dtype=torch.float64)
+    for row, values in enumerate(own):
+        if mistakes.unnormalized:
+            result[row] += values
+        elif values.sum() > 0:
             result[row] += values / values.sum()
     return result
 
