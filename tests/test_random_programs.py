@@ -39,17 +39,18 @@ def assert_sound(outcomes: Sequence[Outcome], least_features: int) -> None:
     bad = [o for o in outcomes if o.kind in {"wrong", "error"}]
     assert not bad, report
     assert len(features(outcomes)) >= least_features, report
-    assert sum(o.kind == "equal" for o in outcomes) > len(outcomes) // 2, report
+    due = sum(o.due for o in outcomes)
+    assert sum(o.kind == "equal" for o in outcomes) > 0.6 * (len(outcomes) - due), report
 
 
 def test_a_sample_of_programs() -> None:
-    assert_sound([outcome(seed) for seed in SAMPLE], 90)
+    assert_sound([outcome(seed) for seed in SAMPLE], 100)
 
 
 @pytest.mark.slow
 @pytest.mark.ci_sample
 def test_all_programs() -> None:
-    assert_sound([outcome(seed) for seed in ALL], 170)
+    assert_sound([outcome(seed) for seed in ALL], 160)
 
 
 # -- the generator ----------------------------------------------------------------------------
@@ -150,7 +151,7 @@ def is_detr(case: Case) -> bool:
     return (
         program.with_own
         and len(program.own) == 1
-        and program.read.kind == "first"
+        and program.read.kind in {"first", "last", "mean"}
         and len(program.shapes) == 1
         and all(type(s) is Block and is_plain(s) for s in program.stack.steps)
         and all(is_plain(block) for block in [*program.own, *program.cross])
@@ -162,7 +163,10 @@ def test_reference_of_a_small_detr_is_equations_6_to_10() -> None:
         _, (of_x, of_z, across) = maps_of(case)
         for example, ours in enumerate(expected(case)[0].flatten(1)):
             x, z = (normalized(m[example]) for m in (of_x, of_z))
-            theirs = (z.T @ across[example] @ x)[0]
+            rows = z.T @ across[example] @ x
+            theirs = {"first": rows[0], "last": rows[-1], "mean": rows.mean(0)}[
+                case.program.read.kind
+            ]
             assert distance([ours], [theirs]) < 1e-12
 
 

@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, nargs="*", help="these programs alone, in full")
     options = parser.parse_args()
-    if options.seed:
+    if options.seed is not None:
         for seed in options.seed:
             found = outcome(seed)
             sys.stdout.write(f"{found}\n{found.case.program}\n{sorted(found.case.features)}\n")
@@ -23,4 +23,5 @@ def main() -> None:
     sys.stdout.write(table(map(outcome, seeds)) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()
