@@ -22,6 +22,7 @@ from captum_generic_attn.capture.recorder import CHANNELS, Recorder
 from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.transfer import WITHOUT_SOFTMAX, Pool, Transfer
+from captum_generic_attn.tokens.ids import compact
 
 Args = Sequence[Any]
 Kwargs = Mapping[str, Any]
@@ -272,8 +273,8 @@ class Attention:
             if softmax.over_tokens or softmax.in_attention_module:
                 softmax.products += 1
                 self._recorder.refuse(
-                    "a softmax over no tokens that attend meets values",
-                    "the method needs probabilities over tokens",
+                    "a softmax that no product of queries and keys feeds meets values",
+                    "the method needs probabilities of queries over keys",
                 )
             return self._passed_over(terms, result, name)
         softmax.products += 1
@@ -302,6 +303,7 @@ class Attention:
         rows = call.rows
         if shadow.role is Role.PROBABILITIES:
             asking, asked = shadow.planes
+            asked = self._keys_or_values(call, asked, other)
             rows = [i for i in rows if varies(asking, i)] or rows[-1:]
             factors = shadow.factors[0], shadow.factors[1] | other.ancestors
         else:
@@ -317,7 +319,7 @@ class Attention:
         plane = relabel(asking, labels, call.out_labels, result.shape)
         index = self._recorder.record(
             source, weights, result, plane,
-            queries.amax(-1) if varies(queries, -1) else queries[..., 0],
+            queries.amax(-1) if queries.stride(-1) else queries[..., 0],
             keys.amax(-2) if keys.stride(-2) else keys[..., 0, :],
             factors, softmax,
         )  # fmt: skip
@@ -325,6 +327,13 @@ class Attention:
             spaces = self._transfer.spaces
             pooled, pooled_from = (frozenset(spaces.indices(p)) for p in (asking, asked))
             self._transfer.pools[index] = Pool(pooled, pooled_from)
+
+    def _keys_or_values(self, call: Weighing, asked: Tensor, other: Shadow) -> Tensor:
+        """The tokens of keys; keys that are constants (no key was there) have their values'."""
+        if not other.planes or bool((compact(asked) >= 0).all()):
+            return asked
+        values = relabel(other.planes[0], call.value_labels, call.labels, asked.shape)
+        return asked if values is None else torch.where(asked < 0, values, asked)
 
     def _tokens_of_values(self, call: Weighing, other: Shadow) -> Tensor:
         """The tokens that learned weights run over, in the shape of the weights."""
@@ -522,6 +531,9 @@ class Attention:
             return result
         assert tokens is not None  # noqa: S101 - else it is attention between channels
         queries, keys, plane = tokens
+        if weighed.planes and not call.grouped and bool((keys < 0).any()):  # constants
+            values = weighed.planes[0][..., 0]
+            keys = torch.where(keys < 0, values.expand(keys.shape), keys)
         kept = self._recorder.saved(*call.tensors)
         source = Fused(kept, call.causal, call.scale, call.grouped, sums_kept_by(result))
         factors = asking.ancestors, asked.ancestors | self._transfer.of(value).ancestors

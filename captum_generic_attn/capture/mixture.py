@@ -84,6 +84,8 @@ def mixture(
         if main.shadow.softmax and not main.shadow.pairs and _gated(feeding, main):
             main.shadow.softmax.gates = True
             together = together._replace(softmax=None)
+    if together.calls is not None and len(operands) > 1:
+        transfer.heads.lie(together.calls, planes[0] if len(planes) == 1 else None)
     # A parameter that is computed with is no longer a weight, but perhaps a token.
     role = Role.TOKENS if together.role is Role.PARAMETER else together.role
     return together._replace(role=role, planes=planes)
@@ -96,6 +98,8 @@ def _join(
     """The planes of the main operand after another joined it; the operation if tokens are lost."""
     shadow = other.shadow
     lost = shadow.lost or name
+    if len(planes) == 2 and not main.shadow.pairs:
+        return lost  # a third operand of what is crosswise
     if main.shadow.pairs:  # masks and biases move attention, not what it reads
         return planes if not shadow.pairs or shadow.planes or shadow.mixed else lost
     if not other.differentiable and main.differentiable:
@@ -161,10 +165,10 @@ def _sizes(operand: Operand, shape: torch.Size) -> list[int]:
     return [1] * (len(shape) - len(operand.shape)) + list(operand.shape)
 
 
-def _axes(spaces: TokenSpaces, operand: Operand, shape: torch.Size) -> list[int]:
+def _axes(spaces: TokenSpaces, operand: Operand, shape: torch.Size) -> frozenset[int]:
     """The axes of `shape` along which the operand's tokens differ within an example."""
     missing = len(shape) - len(operand.shape)
-    return [axis + missing for axis in spaces.token_axes(operand.plane)]
+    return frozenset(axis + missing for axis in spaces.token_axes(operand.plane))
 
 
 def _is_statistic(spaces: TokenSpaces, term: Operand, main: Operand, shape: torch.Size) -> bool:
@@ -178,7 +182,9 @@ def _is_statistic(spaces: TokenSpaces, term: Operand, main: Operand, shape: torc
     if not axes:  # one token to an example: no axis is theirs
         return False
     known = bool(term.shadow.planes) and not term.shadow.pairs
-    if known and any(axis in axes for axis in _axes(spaces, term, shape)):
+    theirs = _axes(spaces, term, shape) if known else range(len(shape))
+    wider = [axis for axis in theirs if sizes[axis] > 1 and _sizes(main, shape)[axis] == 1]
+    if wider or (known and not axes.isdisjoint(theirs)):
         return False
     if any(sizes[axis] > 1 and not _constant(term, axis - len(shape)) for axis in axes):
         return False

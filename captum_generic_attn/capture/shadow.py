@@ -136,6 +136,11 @@ class Shadows:
             return None  # it left an `autograd.Function`, whose inside is not all that it did
         return known[1]
 
+    def inside(self, tensor: Tensor) -> Shadow:
+        """What was known of a tensor before it left an `autograd.Function`."""
+        known = self._shadows.get(id(tensor))
+        return NO_SHADOW if known is None or known[0]() is not tensor else known[1]
+
     def __getitem__(self, tensor: Tensor) -> Shadow:
         return self.get(tensor) or NO_SHADOW
 

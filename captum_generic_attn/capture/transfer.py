@@ -73,7 +73,8 @@ class Transfer:
             return NO_SHADOW
         origins = [] if id(tensor) in self._parameters else self.shadows.origins(tensor)
         if origins:
-            self.shadows[tensor] = opaque.found_behind(self, tensor, origins)
+            inside = self.shadows.inside(tensor)
+            self.shadows[tensor] = opaque.found_behind(self, tensor, origins, inside)
             return self.shadows[tensor]
         name = self._parameters.get(id(tensor), "a parameter")
         planes = (self.spaces.of_parameter(name, tensor.shape),)
@@ -435,7 +436,14 @@ class Transfer:
             found = torch.take_along_dim(plane, index, axis)
             return found if whole else found.squeeze(axis)
 
-        self.shadows[chosen] = shadow.map(choose)._replace(calls=None, weighing=None)
+        moved = shadow.map(choose)._replace(calls=None, weighing=None)
+        apart = any(
+            varies(plane, i) and not varies(before, i)
+            for plane, before in zip(moved.planes, shadow.planes, strict=True)
+            for i in range(plane.ndim)
+            if i != axis % op.inputs[0].ndim and whole and not shadow.pairs
+        )  # each feature chose for itself
+        self.shadows[chosen] = shadow.without_tokens(op.name) if apart else moved
 
     def _scatter(self, op: Operation) -> None:
         for result in op.results:
