@@ -231,7 +231,8 @@ class Attention:
         rows = [i for i in rows if varies(shadow.planes[0], i)] or rows[-1:]
         lead = [i for i in range(weights.ndim) if i not in (*over_keys, *rows[-1:])]
         operands = self._recorder.operands(weights)
-        source = Explicit(operands, (*lead, *rows[-1:], over_keys[0]), not rows)
+        of_result = tuple(labels.index(x) if x in labels else None for x in terms.out_labels)
+        source = Explicit(operands, (*lead, *rows[-1:], over_keys[0]), not rows, of_result)
         queries, keys = (p.permute(*lead, *rows[-1:], over_keys[0]) for p in shadow.planes)
         if not rows:
             queries, keys = queries.unsqueeze(-2), keys.unsqueeze(-2)

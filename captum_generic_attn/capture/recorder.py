@@ -143,8 +143,9 @@ class Recorder:
         self.records.append(
             AttentionRecord(
                 index, *self._scope.current(), source, get_gradient_edge(at),
-                Tap(at, source.operands), groups.query_tokens, groups.key_tokens, groups.examples,
-                groups.pick, groups.plain, groups.padded, factors[0], factors[1],
+                get_gradient_edge(result), Tap(at, source.operands), groups.query_tokens,
+                groups.key_tokens, groups.examples, groups.pick, groups.plain, groups.padded,
+                factors[0], factors[1],
             )
         )  # fmt: skip
         if softmax is not None:
