@@ -124,7 +124,7 @@ class _Explaining:
             [] if self._method.reads == "all" else [n for n in names if n not in given],
             earlier=earlier,
         )
-        states = {n: [r.ancestors for r in known[n]] for n in known if len(known[n]) > 1}
+        states = {n: [state for _, state in found] for n, found in known.items()}
         self._unused = unused_calls(capture, reached, options, states)
         if self._method.reads == "all":
             asking = {r.query_stream for r in capture.records if r.index not in self._unused}

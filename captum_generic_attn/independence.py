@@ -58,9 +58,12 @@ def live_rows(
 
 
 def halves(examples: int) -> Tensor:
-    """A random half of the examples, the same for every batch of this size."""
+    """About a random half of the examples, the same for every batch of this size.
+
+    They are odd in number: so however examples are paired off, some pair is split.
+    """
     generator = torch.Generator().manual_seed(_SEED)
-    return torch.randperm(examples, generator=generator)[: examples // 2]
+    return torch.randperm(examples, generator=generator)[: (examples // 2 - 1) | 1]
 
 
 def _message(own: Tensor, read: Tensor, record: AttentionRecord) -> str:

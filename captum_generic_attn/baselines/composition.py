@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -24,6 +25,7 @@ from captum_generic_attn.calls import (
     total_weights,
 )
 
+_NOTHING = frozenset[int]()
 OwnEntry = Literal["zero", "row_min"]
 
 
@@ -59,6 +61,8 @@ class Composition(Collected):
                 continue
             matrix = self._maps.pop(call.index).dense()
             if not call.crosses:
+                if not self._identity:  # it stands for itself, whatever it was computed from
+                    call = replace(call, query_ancestors=_NOTHING, key_ancestors=_NOTHING)
                 self._additions.add(call, matrix)
                 continue
             for source in call.sources:
