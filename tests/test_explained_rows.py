@@ -8,7 +8,7 @@ call's result with all results of later calls held constant. It chooses rows, an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
