@@ -19,7 +19,15 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.additions import Additions, without_own
-from captum_generic_attn.calls import Layout, MappedCall, Source, Sum, Switches
+from captum_generic_attn.calls import (
+    Layout,
+    MappedCall,
+    Reading,
+    Source,
+    Sum,
+    Switches,
+    total_weights,
+)
 from captum_generic_attn.maps import AttentionMap
 from captum_generic_attn.rules import divisor
 
@@ -100,12 +108,13 @@ class Pullback(Sum):
             i for i in ancestors if i in self._calls and self._calls[i].stream == stream
         )
 
-    def read(self, stream: str, weights: Tensor, ancestors: frozenset[int]) -> None:  # noqa: D102
-        self._rows[stream] = weights
-        # Without aggregation a state is what its last call left, and nothing is subtracted.
-        start = not self._switches.aggregate and bool(self._own(stream, ancestors))
-        for column in self._switches.known_to(stream):
-            self._want(stream, ancestors, Row(stream, column), weights, start=start)
+    def read(self, stream: str, readings: Sequence[Reading]) -> None:  # noqa: D102
+        self._rows[stream] = total_weights(readings)
+        for weights, ancestors in readings:
+            # Without aggregation a state is what its last call left, and nothing is subtracted.
+            start = not self._switches.aggregate and bool(self._own(stream, ancestors))
+            for column in self._switches.known_to(stream):
+                self._want(stream, ancestors, Row(stream, column), weights, start=start)
         self._unread.discard(stream)
         self._advance()
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from captum_generic_attn.additions import Additions, WholeSum
-from captum_generic_attn.calls import Layout, MappedCall, Source, Switches
+from captum_generic_attn.calls import Layout, MappedCall, Reading, Source, Switches
 from captum_generic_attn.maps import DenseMap
 from captum_generic_attn.pullback import Pullback, pulls_back
 from captum_generic_attn.tokens import TokenStream
@@ -224,7 +224,7 @@ def test_merged_tokens_that_ask_across_share_what_they_were_merged_from() -> Non
     assert not found[0, :4].any()
     for row in range(6):
         rows = Pullback(calls, ["a"], layout, switches)
-        rows.read("a", torch.eye(6).double()[row : row + 1], frozenset([0, 1]))
+        rows.read("a", [Reading(torch.eye(6).double()[row : row + 1], frozenset([0, 1]))])
         rows.arrive(1, DenseMap(across))
         rows.arrive(0, DenseMap(own))
         assert rows.finish()["b"][0].tolist() == found[0, row].tolist()
@@ -234,8 +234,10 @@ def test_merged_tokens_that_ask_across_share_what_they_were_merged_from() -> Non
 
 
 @st.composite
-def readings(draw: st.DrawFn, streams: dict[str, TokenStream], calls: int):
-    """Weights of explained rows, and the state that they are read in, for some streams."""
+def readings(
+    draw: st.DrawFn, streams: dict[str, TokenStream], calls: int
+) -> dict[str, list[Reading]]:
+    """Weights of explained rows of some streams, each row read in one of one or two states."""
     names = draw(st.lists(st.sampled_from(sorted(streams)), min_size=1, unique=True))
     found = {}
     for name in names:
@@ -245,13 +247,17 @@ def readings(draw: st.DrawFn, streams: dict[str, TokenStream], calls: int):
         for example in range(B):
             rows = draw(chosen)
             weights[example, rows] = 1 / len(rows)
-        found[name] = weights, draw(st.frozensets(st.integers(0, calls - 1)))
+        states = draw(st.lists(st.frozensets(st.integers(0, calls - 1)), min_size=1, max_size=2))
+        which = torch.tensor(
+            draw(st.lists(st.integers(0, len(states) - 1), min_size=B * size, max_size=B * size))
+        ).view(B, size)
+        found[name] = [Reading(weights * (which == i), state) for i, state in enumerate(states)]
     return found
 
 
 def both(
     calls: list[MappedCall], maps: list[Tensor], streams: dict[str, TokenStream],
-    reading: dict[str, tuple[Tensor, frozenset[int]]], switches: Switches, order: Sequence[int],
+    reading: dict[str, list[Reading]], switches: Switches, order: Sequence[int],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
     """Values by pulling rows back, as the maps arrive in an order, and from whole matrices."""
     results = []
@@ -262,11 +268,11 @@ def both(
             else WholeSum(calls, layout, switches)
         )  # fmt: skip
         arrivals = list(order)
-        for name, (weights, state) in reading.items():
+        for name, parts in reading.items():
             if arrivals:  # a stream's rows may be known only after calls of others have come
                 index = arrivals.pop(0)
                 total.arrive(index, DenseMap(maps[index]))
-            total.read(name, weights, state)
+            total.read(name, parts)
         for index in arrivals:
             total.arrive(index, DenseMap(maps[index]))
         results.append(total.finish())

@@ -312,7 +312,8 @@ class Attention:
             factors = frozenset(), shadow.ancestors | other.ancestors
         lead = [i for i in range(weights.ndim) if i not in (key, *rows[-1:])]
         order = (*lead, *rows[-1:], key)
-        source = Explicit(self._recorder.operands(weights), order, not rows)
+        of_result = tuple(labels.index(x) if x in labels else None for x in call.out_labels)
+        source = Explicit(self._recorder.operands(weights), order, not rows, of_result)
         queries, keys = (p.permute(order) for p in (asking, asked))
         if not rows:
             queries, keys = queries.unsqueeze(-2), keys.unsqueeze(-2)
