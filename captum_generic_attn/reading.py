@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -152,6 +153,11 @@ class Asked:
         rows = live[record.index].to(self._like.device)
         return explained_rows(record, rows, self._capture, len(self._score))
 
+    def _queried(self, record: AttentionRecord) -> Tensor:
+        """`[B, N]` True for the tokens that are queries of a call."""
+        every = torch.ones(record.query_tokens.shape, dtype=torch.bool, device=self._like.device)
+        return placed(record, every, self._capture, len(self._score))[:, :-1]
+
     def _last(self, reader: Reader, live: Mapping[int, Tensor]) -> list[Reading]:
         """What is read of a plain stream: after all calls."""
         rows = torch.stack([self._rows(record, live) for record in reader.last]).any(0)
@@ -167,11 +173,18 @@ class Asked:
         read &= stream.hand_back(whole.unsqueeze(1))[:, 0] == whole
         weights = equal_weights(read, self._like)
         behind = upstream(self._capture.records)
-        patterns, which = torch.unique(rows.flatten(1), dim=1, return_inverse=True)
+        # Without a residual path a call's result replaces what the token was: calls before it that
+        # had it as a query are not read.
+        replaced = torch.stack([self._queried(record) for record in reader.calls]) & ~rows
+        patterns, which = torch.unique(
+            torch.cat([rows, replaced]).flatten(1), dim=1, return_inverse=True
+        )
+        indices = [r.index for r in reader.calls]
         found: dict[frozenset[int], Tensor] = {}
         for number, pattern in enumerate(patterns.mT.tolist()):
-            calls = [r.index for r, here in zip(reader.calls, pattern, strict=True) if here]
-            state = ancestors & frozenset(calls).union(*(behind[i] for i in calls))
+            calls = frozenset(compress(indices, pattern))
+            state = ancestors & calls.union(*(behind[i] for i in calls))
+            state -= frozenset(compress(indices, pattern[len(indices) :]))
             part = weights * (which.view(read.shape) == number)
             if bool(part.any()):
                 found[state] = found[state] + part if state in found else part

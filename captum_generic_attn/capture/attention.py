@@ -492,6 +492,11 @@ class Attention:
         ]  # fmt: skip
         if heads and not own:
             return CHANNELS
+        if shadow.guided:
+            return (
+                "the query of its weights could not be told: a token was broadcast over the keys",
+                "rewrite the logits as a product of queries and keys",
+            )
         if not shadow.data and any(call.weights.shape[i] > 1 for i in call.rows):
             return (
                 "learned weights over positions: its queries have no tokens",

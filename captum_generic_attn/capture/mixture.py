@@ -81,6 +81,8 @@ def mixture(
                 factors = main.shadow.ancestors, other.shadow.ancestors
                 together = together._replace(role=Role.LOGITS, factors=factors)
             planes = joined
+        if any(_guides(transfer.spaces, o, main, shape) for o in feeding if o is not main):
+            together = together._replace(guided=True)
         if main.shadow.softmax and not main.shadow.pairs and _gated(feeding, main):
             main.shadow.softmax.gates = True
             together = together._replace(softmax=None)
@@ -193,6 +195,21 @@ def _is_statistic(spaces: TokenSpaces, term: Operand, main: Operand, shape: torc
     one, other = compact_together(main.plane.expand(shape), term.plane.expand(shape))
     examples, others = spaces.locate(one)[1], spaces.locate(other)[1]
     return not bool(((examples >= 0) & (others >= 0) & (examples != others)).any())
+
+
+def _guides(spaces: TokenSpaces, term: Operand, main: Operand, shape: torch.Size) -> bool:
+    """Whether a statistic is no statistic of the main operand's tokens, but a token of its own.
+
+    Such as the only query, where logits are added or multiplied up by broadcasting.
+    """
+    if main.shadow.role is not Role.TOKENS or not _is_statistic(spaces, term, main, shape):
+        return False
+    if term.shadow.guided:
+        return True
+    if term.shadow.role is not Role.TOKENS or not term.shadow.planes:
+        return term.shadow.role is Role.TOKENS
+    merged_from = {i for k in spaces.indices(term.plane) for i in spaces.made_of(k)}
+    return merged_from.isdisjoint(spaces.indices(main.plane))
 
 
 def _constant(operand: Operand, axis: int) -> bool:

@@ -77,6 +77,7 @@ class Shadow(NamedTuple):
     lost: str = ""
     moved_by: str = ""
     calls: Tensor | None = None
+    guided: bool = False  # whether a token of its own joined all of these, as a query would
     weighing: Contraction | None = None  # weights times tokens, of which a sum would be attention
 
     @property
