@@ -148,3 +148,56 @@ def test_three_streams(normalize: bool, self_in_cross: bool, alone: bool, fused:
     maps = method.attribute(given, 1, return_input_shape=False)
     for name, ours in zip("ab", maps, strict=True):
         assert_same(ours, paper.R["z", name][:, 1])
+
+
+class Chain(nn.Module):
+    """Latents ask the first input, and the second input asks the latents; none is asked back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.ModuleDict({name: nn.Linear(5, WIDTH) for name in "ab"})
+        self.latents = nn.Parameter(torch.zeros(1, SIZES["z"], WIDTH))
+        self.calls = nn.ModuleList(Attend() for _ in range(5))
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        a, b = self.embed["a"](a), self.embed["b"](b)
+        z = self.latents.expand(len(a), -1, -1)
+        a = self.calls[0](a, a)
+        z = self.calls[2](self.calls[1](z, z), a)
+        b = self.calls[4](self.calls[3](b, b), z)
+        return self.head(b[:, 1])
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["eager", "fused"])
+def test_without_aggregation_a_chain_of_streams_hands_on_what_it_knows(fused: bool) -> None:
+    """Each `+=` an `=`: eq. 7 carries what the latents know of the first input to the second."""
+    model = randomise(Chain().double().eval())
+    assert isinstance(model, Chain)
+    given = inputs()
+    score = model(*given)[:, 1].sum()
+    kept = [call.kept for call in model.calls]
+    gradients = torch.autograd.grad(score, kept)
+    aa, zz, za, bb, bz = (
+        (attention * gradient).clamp(min=0).mean(1).detach()
+        for attention, gradient in zip(kept, gradients, strict=True)
+    )
+    for call in model.calls:
+        call.fused = fused
+    za = zz.mT @ za @ aa  # eq. 10
+    expected = {
+        ("a", "a"): aa,
+        (LATENTS, LATENTS): zz,
+        (LATENTS, "a"): za,
+        ("b", "b"): bb,
+        ("b", LATENTS): bb.mT @ bz @ zz,
+        ("b", "a"): bz @ za,
+    }
+    method = GenericAttention(model, aggregate=False)
+    relevance = method.relevance(given, 1)
+    for pair, matrix in expected.items():
+        assert_same(relevance.matrix(*pair), matrix)
+    first, second = method.attribute(given, 1, return_input_shape=False)
+    assert_same(first, (bz @ za)[:, 1])
+    bb[:, 1, 1] = 0  # a token does not explain itself
+    assert_same(second, bb[:, 1])
