@@ -138,9 +138,8 @@ class Pullback(Sum):
                 wanted.add(own, weights)
         else:  # the row of a token is what the last call that wrote to it left
             for index in sorted(own, reverse=True):
-                touched = self._layout.touched(self._calls[index])
-                wanted.add(frozenset([index]), weights * touched)
-                weights = weights * ~touched
+                wanted.add(frozenset([index]), weights)  # of the other rows it adds nothing
+                weights = weights * ~self._layout.touched(self._calls[index])
         if start and row.column == stream:
             self._give(stream, row, weights)
 

@@ -332,6 +332,66 @@ def test_merged_tokens_that_ask_across_share_what_they_were_merged_from() -> Non
         assert rows.finish()["b"][0].tolist() == found[0, row].tolist()
 
 
+def simple(
+    index: int, asking: str, queries: list[int], asked: str, keys: list[int],
+    ancestors: frozenset[int] = frozenset(),
+) -> MappedCall:  # fmt: skip
+    """A call of one group of each example, whose queries and keys depend on the same calls."""
+    source = Source(asked, torch.tensor([keys] * B))
+    return MappedCall(
+        index, asking, torch.arange(B), torch.tensor([queries] * B), (source,), asking != asked,
+        ancestors, ancestors,
+    )  # fmt: skip
+
+
+def alike(*rows: list[float]) -> Tensor:
+    """The same matrix for each example."""
+    return torch.tensor([rows] * B, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("normalize", "expected"), [(True, 10.0), (False, 15.0)])
+def test_what_no_asking_token_has_a_share_of_is_left_out(normalize: bool, expected: float) -> None:
+    """Of two merged tokens the first asks across, which learnt 2 of its parents and 3 of others:
+    eq. 8 and 9 make 1 of the 2.
+    """
+    streams = {"a": stream("a", 4, [[0, 1], [2, 3]]), "b": stream("b", 1)}
+    calls = [simple(0, "a", [4], "a", [1, 2]), simple(1, "a", [4], "b", [0], frozenset([0]))]
+    switches = Switches(normalize, crossings=crossings(calls))
+    ours = Additions(Layout(streams.values(), B, LIKE), switches)
+    ours.add(calls[0], alike([2.0, 3.0]))
+    ours.add(calls[1], alike([5.0]))
+    found = ours.relevance("a", frozenset([0, 1]), "b")
+    assert found is not None
+    assert found[..., 0].tolist() == [[0, 0, 0, 0, expected, 0]] * B
+
+
+@pytest.mark.parametrize("aggregate", [True, False])
+def test_what_was_asked_for_stays_as_it_was(aggregate: bool) -> None:
+    """A matrix that was handed out is no sum that runs on."""
+    streams = {"a": stream("a", 2), "b": stream("b", 2)}
+    both = frozenset([0, 1])
+    calls = [simple(i, "a", [0, 1], "b", [0, 1]) for i in range(2)]
+    switches = Switches(aggregate=aggregate, crossings=crossings(calls))
+    ours = Additions(Layout(streams.values(), B, LIKE), switches)
+    values = alike([1.0, 2.0], [3.0, 4.0])
+    ours.add(calls[0], values)
+    before, started = (ours.relevance("a", frozenset([0]), to) for to in ("b", "a"))
+    ours.add(calls[1], values)
+    after = ours.relevance("a", both, "b")
+    assert before is not None
+    assert started is not None
+    assert after is not None
+    assert torch.equal(before, values)
+    assert torch.equal(after, 2 * values if aggregate else values)
+    for handed in (after, started):
+        handed.zero_()
+    again, start = (ours.relevance("a", both, to) for to in ("b", "a"))
+    assert again is not None
+    assert start is not None
+    assert torch.equal(again, 2 * values if aggregate else values)
+    assert torch.equal(start[0], torch.eye(2).double())
+
+
 # --- the explained rows alone
 
 
