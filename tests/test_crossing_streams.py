@@ -157,16 +157,37 @@ class Chain(nn.Module):
         super().__init__()
         self.embed = nn.ModuleDict({name: nn.Linear(5, WIDTH) for name in "ab"})
         self.latents = nn.Parameter(torch.zeros(1, SIZES["z"], WIDTH))
-        self.calls = nn.ModuleList(Attend() for _ in range(5))
+        self.calls = nn.ModuleList(Attend() for _ in range(6))
         self.head = nn.Linear(WIDTH, 3)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         a, b = self.embed["a"](a), self.embed["b"](b)
         z = self.latents.expand(len(a), -1, -1)
-        a = self.calls[0](a, a)
-        z = self.calls[2](self.calls[1](z, z), a)
-        b = self.calls[4](self.calls[3](b, b), z)
+        for call in self.calls[:2]:
+            a = call(a, a)
+        z = self.calls[3](self.calls[2](z, z), a)
+        b = self.calls[5](self.calls[4](b, b), z)
         return self.head(b[:, 1])
+
+
+@pytest.mark.parametrize(("normalize", "self_in_cross"), list(product([True, False], repeat=2)))
+def test_a_chain_of_streams(normalize: bool, self_in_cross: bool) -> None:
+    model = randomise(Chain().double().eval())
+    assert isinstance(model, Chain)
+    given = inputs()
+    score = model(*given)[:, 1].sum()
+    kept = [call.kept for call in model.calls]
+    paper = Paper(normalize, self_in_cross)
+    order = ("aa", "aa", "zz", "za", "bb", "bz")
+    gradients = torch.autograd.grad(score, kept)
+    for (s, keys), attention, gradient in zip(order, kept, gradients, strict=True):
+        paper.attend(s, keys, (attention * gradient).clamp(min=0).mean(1).detach())
+    method = GenericAttention(model, normalize=normalize, self_in_cross=self_in_cross)
+    first, second = method.attribute(given, 1, return_input_shape=False)
+    assert_same(first, paper.R["b", "a"][:, 1])
+    own = paper.R["b", "b"][:, 1].clone()
+    own[:, 1] = 0
+    assert_same(second, own)
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["eager", "fused"])
@@ -178,12 +199,13 @@ def test_without_aggregation_a_chain_of_streams_hands_on_what_it_knows(fused: bo
     score = model(*given)[:, 1].sum()
     kept = [call.kept for call in model.calls]
     gradients = torch.autograd.grad(score, kept)
-    aa, zz, za, bb, bz = (
+    aa, again, zz, za, bb, bz = (
         (attention * gradient).clamp(min=0).mean(1).detach()
         for attention, gradient in zip(kept, gradients, strict=True)
     )
     for call in model.calls:
         call.fused = fused
+    aa = again @ aa  # eq. 6
     za = zz.mT @ za @ aa  # eq. 10
     expected = {
         ("a", "a"): aa,

@@ -207,15 +207,20 @@ class Across(SelfAttention):
 @both_forms
 @pytest.mark.parametrize("self_in_cross", [True, False])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_pooled_tokens_ask_another_stream(normalize: bool, self_in_cross: bool, form) -> None:
+@pytest.mark.parametrize("asked", ["all", "pairs"])
+def test_pooled_tokens_ask_another_stream(
+    asked: str, normalize: bool, self_in_cross: bool, form
+) -> None:
     """Eq. 10 over the tokens that ask: what one of them learnt of a token before the pooling goes
-    to those that were pooled from that token, in proportion to their shares of it.
+    to those that were pooled from that token, in proportion to their shares of it. The keys, which
+    may be pooled as well, have learnt the mean of what theirs had.
     """
 
     def walk(model: Walker, one: Tensor, other: Tensor) -> Tensor:
         first, second, aside = model.blocks
         pooled = second(overlapping(first(model.start(one))))
-        return model.finish(model.across(pooled, aside(model.start(other.flip(-1)))))
+        keys = aside(model.start(other.flip(-1)))
+        return model.finish(model.across(pooled, pairs(keys) if asked == "pairs" else keys))
 
     model = Walker(walk, form, depth=3, across=Across(form))
     inputs = features(3), features(4)
@@ -225,14 +230,16 @@ def test_pooled_tokens_ask_another_stream(normalize: bool, self_in_cross: bool, 
     learnt = P @ first + second @ (P + P @ first)
     own = learnt @ (P / P.sum(0)).mT
     assert_same(own.sum(-1), learnt.sum(-1))
+    Q = shares([[i, i + 1] for i in _EVEN] if asked == "pairs" else [[i] for i in range(TOKENS)])
+    keys = Q @ aside
     if normalize:  # eq. 8 and 9
-        own, aside = own / own.sum(-1, keepdim=True), aside / aside.sum(-1, keepdim=True)
-    R = across
+        own, keys = own / own.sum(-1, keepdim=True), keys / keys.sum(-1, keepdim=True)
+    R = across @ Q
     if self_in_cross:
-        R = (torch.eye(len(P)) + own).mT @ across @ (torch.eye(TOKENS) + aside)
+        R = (torch.eye(len(P)) + own).mT @ across @ (Q + keys)
     method = GenericAttention(model, normalize=normalize, self_in_cross=self_in_cross)
     relevance = method.relevance(inputs, 1)
-    assert_same(relevance.matrix("input0", "input1")[:, TOKENS:], R)
+    assert_same(relevance.matrix("input0", "input1")[:, TOKENS:, :TOKENS], R)
     assert_same(relevance.matrix("input0", "input0")[:, TOKENS:, :TOKENS], P + learnt)
     one, other = method.attribute(inputs, 1, return_input_shape=False)
     assert_same(one, learnt[:, 0])

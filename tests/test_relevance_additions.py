@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import pytest
 import torch
@@ -26,10 +27,13 @@ B = 2
 LIKE = torch.empty(0, dtype=torch.float64)
 
 
-def stream(name: str, roots: int, merged: Sequence[list[int]] = ()) -> TokenStream:
-    """A stream of `roots` tokens and of tokens merged from those before them."""
+def stream(name: str, roots: int, *merged: Sequence[list[int]]) -> TokenStream:
+    """A stream of `roots` tokens and of tokens merged from those before them.
+
+    Of each merged token the parents, once or for each example; -1 is none.
+    """
     merges = tuple(
-        Merge(torch.tensor([roots + i]), torch.tensor([[parents]]))
+        Merge(torch.tensor([roots + i]), torch.tensor(parents).unsqueeze(1))
         for i, parents in enumerate(merged)
     )
     return TokenStream(name, roots + len(merged), roots, {}, {}, merges)
@@ -47,14 +51,16 @@ class Twin:
     def shares(self, name: str) -> Tensor:
         """What each token of a stream is made of: every token on its own, or equal shares."""
         of = self.streams[name]
-        made = torch.eye(of.size, dtype=torch.float64)
+        made = torch.eye(of.size, dtype=torch.float64).repeat(B, 1, 1)
         for merge in of.merges:
-            row, parents = int(merge.tokens[0]), merge.parents[0, 0].tolist()
-            made[row] += sum(made[p] for p in parents) / len(parents)
+            row = int(merge.tokens[0])
+            for b, parents in enumerate(merge.parents.expand(B, -1, -1)[:, 0].tolist()):
+                known = [p for p in parents if p >= 0]
+                made[b, row] += sum(made[b, p] for p in known) / len(known)
         return made
 
     def identity(self, name: str) -> Tensor:
-        return self.shares(name)[:, : self.streams[name].roots].expand(B, -1, -1)
+        return self.shares(name)[:, :, : self.streams[name].roots]
 
     def zero(self, rows: str, columns: str) -> Tensor:
         size, roots = self.streams[rows].size, self.streams[columns].roots
@@ -80,7 +86,7 @@ class Twin:
         rows = torch.zeros(B, self.streams[call.stream].size).double()
         for owner, queries in zip(call.examples.tolist(), call.queries.tolist(), strict=True):
             rows[owner, [i for i in queries if i >= 0]] = 1
-        rows = rows @ self.shares(call.stream).mT
+        rows = (self.shares(call.stream) @ rows.unsqueeze(-1)).squeeze(-1)
         if call.crosses:
             rows[:, self.columns(call.columns, call.stream)] = 1
         return rows.unsqueeze(-1) > 0
@@ -162,12 +168,18 @@ class Twin:
         own = torch.zeros(B, len(tokens), len(tokens)).double()
         for m, one in enumerate(tokens):
             for k, other in enumerate(tokens):
-                for root in columns:
-                    if shares[other, root] > 0:
-                        part = shares[other, root] / shares[tokens, root].sum()
-                        own[:, m, k] += learnt[:, one, root] * part
+                for b, root in product(range(B), columns):
+                    if shares[b, other, root] > 0:
+                        part = shares[b, other, root] / shares[b, tokens, root].sum()
+                        own[b, m, k] += learnt[b, one, root] * part
         eye = torch.eye(len(tokens)).double().expand(B, -1, -1)
         return tokens, self.barred(eye + own, eye)
+
+
+def states(calls: int) -> st.SearchStrategy[frozenset[int]]:
+    """A state after some calls; of all, often, as in a chain of layers."""
+    every = st.just(frozenset(range(calls)))
+    return st.one_of(every, st.frozensets(st.integers(0, calls - 1))) if calls else every
 
 
 @st.composite
@@ -183,11 +195,12 @@ def graphs(
     streams = {}
     for name in ("a", "b", "c")[: draw(st.integers(2, 3))]:
         roots = draw(st.integers(1, 4))
-        merged = [
-            sorted(draw(st.sets(st.integers(0, roots + i - 1), min_size=1, max_size=3)))
-            for i in range(draw(st.integers(0, 2)))
-        ]
-        streams[name] = stream(name, roots, merged)
+        merged = []
+        for i in range(draw(st.integers(0, 2))):
+            some = st.sets(st.integers(0, roots + i - 1), min_size=1, max_size=3)
+            parents = [sorted(draw(some)) for _ in range(draw(st.sampled_from([1, B])))]
+            merged.append([[*own, *[-1] * (3 - len(own))] for own in parents])
+        streams[name] = stream(name, roots, *merged)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
 
     def grown(name: str) -> Tensor | None:
@@ -234,12 +247,15 @@ def graphs(
             queries[torch.rand(queries.shape, generator=generator) < 0.2] = -1
         values = torch.rand(B * groups, count, width, generator=generator, dtype=torch.float64)
         values = values * (torch.rand(values.shape, generator=generator) < 0.7)
-        before = st.frozensets(st.integers(0, index - 1)) if index else st.just(frozenset())
+        examples = torch.arange(B).repeat_interleave(groups)
+        if draw(st.booleans()):  # groups stand in any order
+            examples = examples.flip(0)
+        before = states(index)
         maps.append(values)
         calls.append(
             MappedCall(
-                index, name, torch.arange(B).repeat_interleave(groups), queries, tuple(sources),
-                crosses, draw(before), draw(before), columns,
+                index, name, examples, queries, tuple(sources), crosses, draw(before), draw(before),
+                columns,
             )
         )  # fmt: skip
     return streams, calls, maps
@@ -296,14 +312,15 @@ def test_drawn_graphs_of_rollout(drawn) -> None:
 def test_what_tokens_start_from_sums_to_one(drawn) -> None:
     for of in drawn[0].values():
         start = of.start(torch.empty(0, dtype=torch.float64))
-        assert start.shape == (1, of.size, of.roots)
-        torch.testing.assert_close(start.sum(-1), torch.ones(1, of.size, dtype=torch.float64))
+        examples = max([len(merge.parents) for merge in of.merges], default=1)
+        assert start.shape == (examples, of.size, of.roots)
+        torch.testing.assert_close(start.sum(-1), torch.ones(start.shape[:2], dtype=torch.float64))
         assert torch.equal(start[0, : of.roots], torch.eye(of.roots, dtype=torch.float64))
 
 
 def test_merged_tokens_that_ask_across_share_what_they_were_merged_from() -> None:
     """R̄ of the asking tokens: over themselves, each column of its parents in equal parts."""
-    streams = {"a": stream("a", 4, [[0, 1], [2, 3]]), "b": stream("b", 2)}
+    streams = {"a": stream("a", 4, [[0, 1]], [[2, 3]]), "b": stream("b", 2)}
     own = torch.zeros(1, 2, 2).double()
     own[0, 0, 1] = 3.0  # the first merged token attends to the second
     across = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).double()
@@ -354,7 +371,7 @@ def test_what_no_asking_token_has_a_share_of_is_left_out(normalize: bool, expect
     """Of two merged tokens the first asks across, which learnt 2 of its parents and 3 of others:
     eq. 8 and 9 make 1 of the 2.
     """
-    streams = {"a": stream("a", 4, [[0, 1], [2, 3]]), "b": stream("b", 1)}
+    streams = {"a": stream("a", 4, [[0, 1]], [[2, 3]]), "b": stream("b", 1)}
     calls = [simple(0, "a", [4], "a", [1, 2]), simple(1, "a", [4], "b", [0], frozenset([0]))]
     switches = Switches(normalize, crossings=crossings(calls))
     ours = Additions(Layout(streams.values(), B, LIKE), switches)
@@ -407,7 +424,7 @@ def readings(draw: st.DrawFn, streams: dict[str, TokenStream], calls: int):
         for example in range(B):
             rows = draw(chosen)
             weights[example, rows] = 1 / len(rows)
-        found[name] = weights, draw(st.frozensets(st.integers(0, calls - 1)))
+        found[name] = weights, draw(states(calls))
     return found
 
 
@@ -506,3 +523,33 @@ def test_streams_that_attend_to_each_other_need_whole_matrices() -> None:
         ),
     ):
         assert pulls_back(calls, switches) is expected
+
+
+def test_rows_are_asked_only_of_what_their_tokens_can_be_reached_through() -> None:
+    """An encoder knows nothing of the decoder's queries: their rows are not pulled through it."""
+    asked: dict[int, int] = {}
+
+    @dataclass(frozen=True, eq=False)
+    class Noting(DenseMap):
+        index: int = 0
+
+        def of_rows(self, rows: Tensor) -> Tensor:
+            asked[self.index] = rows.shape[1]
+            return super().of_rows(rows)
+
+    streams = {"queries": stream("queries", 2), "image": stream("image", 2)}
+    calls = [
+        simple(0, "image", [0, 1], "image", [0, 1]),
+        simple(1, "queries", [0, 1], "queries", [0, 1]),
+        simple(2, "queries", [0, 1], "image", [0, 1], frozenset([0, 1])),
+    ]
+    for self_in_cross in (True, False):
+        switches = Switches(self_in_cross=self_in_cross, crossings=crossings(calls))
+        total = Pullback(calls, ["queries"], Layout(streams.values(), B, LIKE), switches)
+        total.read("queries", torch.ones(B, 2).double() / 2, frozenset([0, 1, 2]))
+        for i in (2, 1, 0):
+            total.arrive(i, Noting(alike([1.0, 2.0], [3.0, 4.0]), i))
+        values = total.finish()
+        assert all(bool((values[name] > 0).all()) for name in streams)
+        assert asked.pop(0, 0) == self_in_cross, "the image's; plain Ā ends at its tokens"
+        assert asked.pop(1) == 2
