@@ -94,9 +94,8 @@ class Additions:
         own = self._records(source.stream, call.key_ancestors)
         found = {to for i in own for to in self._added[i]}
         switches = self._switches
-        if call.crosses and not switches.aggregate:
-            mutual = switches.mutual(call.stream, source.stream)
-            found = {to for to in found if mutual} | ({call.stream} if mutual else set())
+        if call.crosses and not switches.aggregate and switches.mutual(call.stream, source.stream):
+            found.add(call.stream)  # also if they know nothing of it yet: eq. 11 leaves zeros
         return [to for to in self._streams if to in found or to == source.stream]
 
     def _carried(self, call: MappedCall, attention_map: Tensor, source: Source, to: str) -> Tensor:
