@@ -35,6 +35,13 @@ OTHER_VALUES = (
 """What was seen and what to do where a value is of another token than its key."""
 
 
+def weights_lost(shadow: Shadow) -> tuple[str, str]:
+    """What was seen and what to do where a softmax of what was lost weighs tokens."""
+    advice = "write that step with operations that keep tokens apart, or leave it out with layers="
+    reason = shadow.lost or "an operation that is not known"
+    return f"the tokens of its weights could not be followed through {reason}", advice
+
+
 def values_lost(shadow: Shadow) -> tuple[str, str]:
     """What was seen and what to do where the tokens of values were lost."""
     reason = "pairs of tokens" if shadow.pairs else shadow.lost or "an operation that is not known"
@@ -268,6 +275,11 @@ class Attention:
             return result
         if not shadow.data and other.planes and len(summed) == 1:  # learned weights over positions
             weighs = varies(other.planes[0], terms.labels(1 - side).index(labels[summed[0]]))
+        lost = shadow.data and not shadow.planes and not shadow.mixed and other.data
+        if lost and shadow.role is not Role.PROBABILITIES:
+            softmax.products += 1
+            self._recorder.refuse(*weights_lost(shadow))
+            return self._passed_over(terms, self._run(func, args, kwargs), name)
         if not weighs:
             result = self._run(func, args, kwargs)
             if softmax.over_tokens or softmax.in_attention_module:
@@ -368,7 +380,11 @@ class Attention:
             shadow = self._transfer.shadows.get(weights)
             if shadow is None or weights.ndim == 0 or values.ndim == 0:
                 continue
-            alone = shadow.softmax is not None and shadow.softmax.over_tokens and shadow.data
+            alone = (
+                shadow.softmax is not None
+                and shadow.data
+                and (shadow.softmax.over_tokens or not shadow.planes)
+            )
             learned = shadow.softmax is not None and not shadow.data
             if not (alone or learned or (shadow.pairs and shadow.data and shadow.planes)):
                 continue
@@ -382,7 +398,7 @@ class Attention:
                 for n, label in zip(values.shape, terms.labels(1 - side), strict=True)
             ):
                 if shadow.softmax is not None:
-                    shadow.softmax.gates |= alone or shadow.pairs
+                    shadow.softmax.gates |= bool(shadow.planes) and (alone or shadow.pairs)
                     leave_graph(weights)
                 return terms
         return None
@@ -410,7 +426,8 @@ class Attention:
                 i for i, label in enumerate(terms.labels(side))
                 if label in terms.summed and (not shadow.data or varies(shadow.planes[-1], i))
             ] if shadow.planes and (shadow.pairs or shadow.softmax) else []  # fmt: skip
-            if not axes_of_keys:
+            lost = shadow.data and not shadow.planes and shadow.softmax is not None
+            if not axes_of_keys and not (lost and terms.summed):
                 continue
             if shadow.softmax is None:
                 return self._logits_times(name, func, args, kwargs, terms, side)

@@ -221,6 +221,10 @@ class Transfer:
 
     def _shape(self, op: Operation) -> None:
         shadow = self.of(op.inputs[0])
+        if not shadow.planes:  # what was lost stays lost, a softmax of it a softmax
+            for result in op.results:
+                self.shadows[result] = shadow._replace(calls=None, weighing=None)
+            return
         followed = shadow.planes if shadow.calls is None else (*shadow.planes, shadow.calls)
         try:
             moved = [self._moved(plane, op) for plane in followed]
@@ -234,7 +238,7 @@ class Transfer:
             complete = bool(planes) and all(
                 p is not None and p.shape == result.shape for p in planes
             )
-            if not complete or not shadow.planes:
+            if not complete:
                 self.shadows[result] = shadow.without_tokens(op.name)
                 continue
             calls = planes.pop() if shadow.calls is not None else None
