@@ -55,6 +55,12 @@ def leave_graph(tensor: Tensor) -> None:
         tensor.requires_grad_(True)
 
 
+def _normalised(weights: Tensor, axis: int) -> bool:
+    """Whether numbers are weights: none negative, and their sum along an axis is 1."""
+    sums = weights.sum(axis)
+    return bool((weights >= 0).all()) and bool(((sums - 1).abs() < _ROW_SUM_TOLERANCE).all())
+
+
 class Weighing(NamedTuple):
     """Weights times values: the axes of both, and of the result, by label."""
 
@@ -146,6 +152,9 @@ class Attention:
             result = result.requires_grad_().clone()  # one-hot rows times a table: no leaf
         computed = [s.data or s.role >= Role.TOKENS for s in sides]
         if all(computed):
+            for side in (0, 1):
+                if self._weighs_by_hand(terms, side):
+                    return self._probabilities_times(name, func, args, kwargs, terms, side)
             shadow = self._logits(terms, result, name)
         else:
             side = 0 if first.data or not second.data else 1
@@ -208,13 +217,7 @@ class Attention:
         operand = (terms.left, terms.right)[side]
         shadow = self._transfer.of(operand)
         axes = [i for i, label in enumerate(terms.labels(side)) if label in terms.summed]
-        normalised = (
-            len(axes) == 1
-            and not shadow.mixed
-            and bool((operand >= 0).all())
-            and bool(((operand.sum(axes[0]) - 1).abs() < _ROW_SUM_TOLERANCE).all())
-        )
-        if normalised:
+        if len(axes) == 1 and not shadow.mixed and _normalised(operand, axes[0]):
             softmax = Softmax(*self._scope.current(), has_logits=True, over_tokens=True)
             along = [varies(plane, axes[0]) for plane in shadow.planes]
             planes = shadow.planes[::-1] if along == [True, False] else shadow.planes
@@ -230,6 +233,21 @@ class Attention:
             "the method needs attention probabilities",
         )
         return self._passed_over(terms, result, name)
+
+    def _weighs_by_hand(self, terms: Contraction, side: int) -> bool:
+        """Whether a factor holds weights over tokens that were normalised by hand; notes it."""
+        operand = (terms.left, terms.right)[side]
+        shadow = self._transfer.of(operand)
+        if shadow.role is not Role.TOKENS or not shadow.data or len(shadow.planes) != 1:
+            return False
+        axes = [i for i, label in enumerate(terms.labels(side)) if label in terms.summed]
+        if len(axes) != 1 or not varies(shadow.planes[0], axes[0]):
+            return False
+        if not _normalised(operand, axes[0]):
+            return False
+        softmax = Softmax(*self._scope.current(), has_logits=False, over_tokens=True)
+        self._transfer.shadows[operand] = shadow._replace(softmax=softmax)
+        return True
 
     def _passed_over(self, terms: Contraction, result: Tensor, name: str) -> Tensor:
         """The shadow behind a call that is no record: its queries' tokens go on, at their places.
@@ -380,16 +398,10 @@ class Attention:
             shadow = self._transfer.shadows.get(weights)
             if shadow is None or weights.ndim == 0 or values.ndim == 0:
                 continue
-            alone = (
-                shadow.softmax is not None
-                and shadow.data
-                and (shadow.softmax.over_tokens or not shadow.planes)
-            )
-            learned = shadow.softmax is not None and not shadow.data
-            if not (alone or learned or (shadow.pairs and shadow.data and shadow.planes)):
-                continue
             other = self._transfer.of(values) if self._transfer.knows(values) else None
-            if other is None or not other.data or other.pairs or other.softmax is not None:
+            if other is None or other.pairs or other.softmax is not None:
+                continue
+            if not self._may_weigh(shadow) or not (other.data or shadow.pairs):
                 continue
             terms = elementwise(*args)
             labels = terms.labels(side)
@@ -398,10 +410,19 @@ class Attention:
                 for n, label in zip(values.shape, terms.labels(1 - side), strict=True)
             ):
                 if shadow.softmax is not None:
-                    shadow.softmax.gates |= bool(shadow.planes) and (alone or shadow.pairs)
+                    shadow.softmax.gates |= shadow.data and bool(shadow.planes)
                     leave_graph(weights)
                 return terms
         return None
+
+    def _may_weigh(self, shadow: Shadow) -> bool:
+        """Whether a factor may hold weights over tokens: by a softmax, learned, or made by hand."""
+        if shadow.pairs:
+            return bool(shadow.planes) and (shadow.data or shadow.softmax is not None)
+        if shadow.softmax is not None:
+            return not shadow.data or shadow.softmax.over_tokens or not shadow.planes
+        one = shadow.role is Role.TOKENS and shadow.data and len(shadow.planes) == 1
+        return one and bool(self._transfer.spaces.token_axes(shadow.planes[0]))
 
     def summed(
         self, name: str, func: Callable[..., Any], args: Args, kwargs: Kwargs, terms: Contraction
@@ -422,16 +443,18 @@ class Attention:
         terms = replace(terms, out_labels=tuple(out))
         for side in (0, 1):
             shadow = self._transfer.of((terms.left, terms.right)[side])
-            axes_of_keys = [
-                i for i, label in enumerate(terms.labels(side))
-                if label in terms.summed and (not shadow.data or varies(shadow.planes[-1], i))
-            ] if shadow.planes and (shadow.pairs or shadow.softmax) else []  # fmt: skip
+            over_tokens = any(
+                label in terms.summed and (not shadow.data or varies(plane, i))
+                for plane in shadow.planes[-1:]
+                for i, label in enumerate(terms.labels(side))
+            )
             lost = shadow.data and not shadow.planes and shadow.softmax is not None
-            if not axes_of_keys and not (lost and terms.summed):
+            if not over_tokens and not (lost and terms.summed):
                 continue
-            if shadow.softmax is None:
+            if shadow.softmax is not None or self._weighs_by_hand(terms, side):
+                return self._probabilities_times(name, func, args, kwargs, terms, side)
+            if shadow.pairs:
                 return self._logits_times(name, func, args, kwargs, terms, side)
-            return self._probabilities_times(name, func, args, kwargs, terms, side)
         return None
 
     # -- what cannot be explained --------------------------------------------------------------

@@ -79,13 +79,16 @@ class Reached:
         ends = {_edge(r.result): 0 for r in records}
         ends.update((_edge(r.result), _EARLIER) for r in earlier)
         ends.update((_edge(r.result), _LAST) for r in last)
-        size = min(_elements(r.result) for r in last) / _WIDEST
+        size = sum(_elements(r.result) for r in last) / _WIDEST  # of all heads, one by one or not
+        rows = max(r.query_tokens.numel() for r in last)
         leading: dict[Any, int] = {}
         for node, below in self._below.items():
             ways = [ends[e] if e in ends else leading.get(e[0], 0) for e in below]
             leading[node] = found = functools.reduce(operator.or_, ways, 0)
             if found == _LAST | _EARLIER and _EARLIER in ways and len(ways) > 1 and not (
-                node.name() == "AddBackward0" and _elements(GradientEdge(node, 0)) >= size
+                node.name() == "AddBackward0"
+                and (elements := _elements(GradientEdge(node, 0))) >= size
+                and elements % rows == 0
             ):  # fmt: skip
                 return True
         return False

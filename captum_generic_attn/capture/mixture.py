@@ -70,7 +70,11 @@ def mixture(
         planes = tuple(p.expand(shape) for p in main.shadow.planes)
     except RuntimeError:  # an outer product, or another spelling of what cannot be broadcast
         return together.without_tokens(name)
-    if main.shadow.data:
+    if not main.shadow.data:
+        planes = _learned(transfer.spaces, main, planes, operands, shape)
+        if len(planes) == 2:
+            together = together._replace(role=Role.LOGITS, factors=(together.ancestors,) * 2)
+    else:
         for other in feeding:
             if other.shadow is main.shadow:
                 continue
@@ -121,6 +125,20 @@ def _join(
         plane = other.plane.expand(shape)
     together = None if plane is None else added(transfer.spaces, planes[0], plane)
     return lost if together is None else (together,)
+
+
+def _learned(
+    spaces: TokenSpaces, main: Operand, planes: tuple[Tensor, ...], operands: Sequence[Operand],
+    shape: torch.Size,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The planes of a mixture of parameters, which are pairs where each has rows of its own."""
+    if len(planes) != 1 or main.shadow.role is Role.PARAMETER:
+        return planes
+    for other in operands:
+        alone = other.shadow.role is Role.TOKENS and len(other.shadow.planes) == 1
+        if other is not main and alone and _crosswise(spaces, main, other, shape):
+            return planes[0], other.plane.expand(shape)
+    return planes
 
 
 def added(spaces: TokenSpaces, kept: Tensor, absorbed: Tensor) -> Tensor | None:
