@@ -421,6 +421,7 @@ class Attention:
             ):
                 if shadow.softmax is not None:
                     shadow.softmax.gates |= shadow.data and bool(shadow.planes)
+                if shadow.softmax is not None or shadow.pairs:
                     leave_graph(weights)
                 return terms
         return None

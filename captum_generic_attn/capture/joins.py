@@ -63,7 +63,12 @@ def joined(transfer: Transfer, op: Operation) -> Shadow:
             joined = joined[..., :1].expand(joined.shape)  # halves of a feature axis
         planes.append(joined)
     role = Role.TOKENS if main.role is Role.PARAMETER and len(parts) > 1 else main.role
-    return _noted(transfer, together._replace(role=role, planes=tuple(planes)))
+    whole = together._replace(role=role, planes=tuple(planes))
+    if transfer.replaced(shadows):
+        axis = op.argument(1, "dim", op.kwargs.get("axis", 0)) % planes[0].ndim
+        if axis in transfer.spaces.token_axes(planes[0]):
+            return whole.without_tokens(f"{op.name} of tokens that attention replaced and others")
+    return _noted(transfer, whole)
 
 
 def _noted(transfer: Transfer, shadow: Shadow) -> Shadow:

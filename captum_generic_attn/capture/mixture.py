@@ -70,11 +70,11 @@ def mixture(
         planes = tuple(p.expand(shape) for p in main.shadow.planes)
     except RuntimeError:  # an outer product, or another spelling of what cannot be broadcast
         return together.without_tokens(name)
-    if not main.shadow.data:
-        planes = _learned(transfer.spaces, main, planes, operands, shape)
-        if len(planes) == 2:
-            together = together._replace(role=Role.LOGITS, factors=(together.ancestors,) * 2)
-    else:
+    planes = _with_learned(transfer.spaces, main, planes, operands, shape)
+    if len(planes) > len(main.shadow.planes):
+        factors = frozenset[int](), main.shadow.ancestors
+        together = together._replace(role=Role.LOGITS, factors=factors)
+    elif main.shadow.data:
         for other in feeding:
             if other.shadow is main.shadow:
                 continue
@@ -127,17 +127,21 @@ def _join(
     return lost if together is None else (together,)
 
 
-def _learned(
+def _with_learned(
     spaces: TokenSpaces, main: Operand, planes: tuple[Tensor, ...], operands: Sequence[Operand],
     shape: torch.Size,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The planes of a mixture of parameters, which are pairs where each has rows of its own."""
-    if len(planes) != 1 or main.shadow.role is Role.PARAMETER:
+    """The planes of a mixture with computed parameters: pairs where each has rows of its own.
+
+    The parameters come first, as queries do.
+    """
+    if len(planes) != 1 or main.shadow.role is not Role.TOKENS:
         return planes
     for other in operands:
-        alone = other.shadow.role is Role.TOKENS and len(other.shadow.planes) == 1
-        if other is not main and alone and _crosswise(spaces, main, other, shape):
-            return planes[0], other.plane.expand(shape)
+        learned = other.shadow.role is Role.TOKENS and not other.shadow.data
+        alone = learned and len(other.shadow.planes) == 1 and other is not main
+        if alone and _crosswise(spaces, main, other, shape):
+            return other.plane.expand(shape), planes[0]
     return planes
 
 

@@ -157,6 +157,7 @@ class Recorder:
                 factors[0], factors[1],
             )
         )  # fmt: skip
+        self._transfer.queried[index] = groups.query_tokens
         if softmax is not None:
             self._met[index] = softmax
         self._transfer.shadows[result] = passed._replace(

@@ -6,6 +6,7 @@ family of `operations`; none of them knows a model.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -31,7 +32,7 @@ from captum_generic_attn.capture.operations import (
 )
 from captum_generic_attn.capture.planes import first_along, relabel, varies
 from captum_generic_attn.capture.shadow import NO_SHADOW, Role, Shadow, Shadows
-from captum_generic_attn.tokens.ids import hashable
+from captum_generic_attn.tokens.ids import compact, hashable
 from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
 
 _METHODS = {family: f"_{family.name.lower()}" for family in Family}
@@ -55,6 +56,7 @@ class Transfer:
         self._written: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.heads = Heads()
         self.pools: dict[int, Pool] = {}
+        self.queried: dict[int, Tensor] = {}
         self.notes_embeddings = False
         self.embedded: list[tuple[Tensor, GradientEdge]] = []
 
@@ -285,6 +287,26 @@ class Transfer:
             and ((shadow := self.of(t)).role is Role.RAW or is_value(t) or not is_value(result))
         ]  # fmt: skip
         return mixture(self, name, found, result.shape)
+
+    def replaced(self, shadows: Sequence[Shadow]) -> bool:
+        """Whether calls that some of these depend on had tokens of others as queries.
+
+        Without a residual path the result of a call takes the place of what tokens were before; a
+        sequence of tokens of which some were replaced and others not has no one state.
+        """
+        together = frozenset[int]().union(*(s.ancestors for s in shadows))
+        for shadow in shadows:
+            missing = together - shadow.ancestors
+            if not missing or not shadow.data or len(shadow.planes) != 1:
+                continue
+            mine = self.spaces.memory.of(
+                (shadow.planes[0],), "tokens", functools.partial(_ids, shadow)
+            )
+            if any(
+                i in self.queried and bool(torch.isin(mine, self.queried[i]).any()) for i in missing
+            ):
+                return True
+        return False
 
     def hand_back(self, term: Shadow, main: Shadow, plane: Tensor) -> None:
         """Note calls whose pooled token goes back to all tokens that it was pooled from."""
@@ -568,6 +590,12 @@ def _reduced_axes(op: Operation) -> Sequence[int] | None:
     if isinstance(axes, int):
         return [axes]
     return list(axes) if isinstance(axes, (tuple, list)) and axes else None
+
+
+def _ids(shadow: Shadow) -> Tensor:
+    """The tokens of a shadow, each once."""
+    found: Tensor = torch.unique(compact(shadow.planes[0]))
+    return found[found >= 0]
 
 
 def moved(plane: Tensor, op: Operation) -> list[Tensor]:

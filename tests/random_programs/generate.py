@@ -112,8 +112,8 @@ class Stack(nn.Module):
     def names(self) -> list[str]:
         return [name for step in self.steps for name in step.names]
 
-    def drop_spreading(self) -> None:
-        """Leave out what spreads a gradient over rows between two layers.
+    def drop_spreading(self, *, to_the_end: bool = False) -> None:
+        """Leave out what spreads a gradient over rows between two layers, or behind the first.
 
         A gate of the mean, or a convolution, keeps the tokens of its places by agreement. Where one
         row is read behind it, whether its neighbours are read as well is not agreed on.
@@ -122,7 +122,9 @@ class Stack(nn.Module):
         self.steps = nn.ModuleList(
             step
             for n, step in enumerate(self.steps)
-            if not (layers[0] < n < layers[-1] and isinstance(step, SPREADING))
+            if not (
+                layers[0] < n and (to_the_end or n < layers[-1]) and isinstance(step, SPREADING)
+            )
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -186,7 +188,7 @@ class Pair(Program):
             Stack(rng, batch, embed.size, rng.randint(1, 2)) for embed in self.embeds
         )
         for stack in self.stacks:
-            stack.drop_spreading()
+            stack.drop_spreading(to_the_end=True)
         self.shapes = one.shapes if one_input else one.shapes + other.shapes
         self.hazard = any(stack.hazard for stack in self.stacks)
         self.names = [name for part in [*self.embeds, *self.stacks] for name in part.names]
