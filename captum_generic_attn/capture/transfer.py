@@ -561,7 +561,7 @@ GLOBAL_CONTEXT = (
     "leave the module out with layers=, or pass strict=False to skip such calls",
 )
 WITHOUT_SOFTMAX = (
-    "what a softmax over tokens pooled meets tokens without a softmax (factorised attention)",
+    "what a softmax over tokens pooled meets queries without a softmax (factorised attention)",
     "the method needs attention probabilities",
 )
 """What was seen and what to do where a pooled token turns out to be no query."""
