@@ -49,7 +49,7 @@ def joined(transfer: Transfer, op: Operation) -> Shadow:
     )
     plane = _features_side_by_side(transfer, op, parts, shadows, main)
     if plane is not None:
-        return _noted(transfer, together._replace(planes=(plane,)))
+        return transfer.heads.noted(together._replace(planes=(plane,)))
     planes = []
     pairs = main.role >= Role.LOGITS  # logits have two planes, all else one
     for number in range(max((len(s.planes) for s in shadows), default=0)):
@@ -63,14 +63,7 @@ def joined(transfer: Transfer, op: Operation) -> Shadow:
             joined = joined[..., :1].expand(joined.shape)  # halves of a feature axis
         planes.append(joined)
     role = Role.TOKENS if main.role is Role.PARAMETER and len(parts) > 1 else main.role
-    return _noted(transfer, together._replace(role=role, planes=tuple(planes)))
-
-
-def _noted(transfer: Transfer, shadow: Shadow) -> Shadow:
-    """The shadow itself; heads that lie side by side in its tensor are noted."""
-    if shadow.calls is not None:
-        transfer.heads.lie(shadow.calls, shadow.planes[0] if len(shadow.planes) == 1 else None)
-    return shadow
+    return transfer.heads.noted(together._replace(role=role, planes=tuple(planes)))
 
 
 def _features_side_by_side(
@@ -164,7 +157,7 @@ def written(transfer: Transfer, op: Operation) -> Shadow:
         )
         calls = write(before.clone(), new)
     role = max(source.role, shadow.role if shadow.data else Role.NOTHING)
-    return _noted(transfer, source._replace(
+    return transfer.heads.noted(source._replace(
         role=role, planes=tuple(planes), ancestors=ancestors, data=data, calls=calls, weighing=None
     ))  # fmt: skip
 
@@ -195,7 +188,7 @@ def seen_from_base(
         before = no_call(base.shape) if whole.calls is None else whole.calls
         calls = write(before, no_call(result.shape) if part.calls is None else part.calls)
     role = max(whole.role, part.role)
-    return _noted(transfer, merged._replace(role=role, planes=planes, calls=calls))
+    return transfer.heads.noted(merged._replace(role=role, planes=planes, calls=calls))
 
 
 def seen_through_view(whole: Shadow, base: Tensor, part: Shadow, view: Tensor) -> Shadow:

@@ -86,7 +86,9 @@ def mixture(
             together = together._replace(softmax=None)
     # A parameter that is computed with is no longer a weight, but perhaps a token.
     role = Role.TOKENS if together.role is Role.PARAMETER else together.role
-    return together._replace(role=role, planes=planes)
+    together = together._replace(role=role, planes=planes)
+    several = sum(o.shadow.calls is not None for o in operands) > 1
+    return transfer.heads.noted(together) if several else together
 
 
 def _join(
@@ -149,6 +151,7 @@ def _precedence(operand: Operand, shape: torch.Size) -> tuple[int, bool, bool]:
 
 
 def _calls(transfer: Transfer, operands: Sequence[Operand], shape: torch.Size) -> Tensor | None:
+    """The plane of calls of a mixture; an operand whose elements all are of one broadcasts."""
     calls: Tensor | None = None
     for operand in operands:
         if operand.shadow.calls is not None:
