@@ -22,6 +22,8 @@ from captum_generic_attn.capture.recorder import CHANNELS, Recorder
 from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.transfer import WITHOUT_SOFTMAX, Pool, Transfer
+from captum_generic_attn.tokens.ids import compact
+from captum_generic_attn.tokens.spaces import PADDING
 
 Args = Sequence[Any]
 Kwargs = Mapping[str, Any]
@@ -302,6 +304,7 @@ class Attention:
         rows = call.rows
         if shadow.role is Role.PROBABILITIES:
             asking, asked = shadow.planes
+            asked = self._with_values(call, asked, other)
             rows = [i for i in rows if varies(asking, i)] or rows[-1:]
             factors = shadow.factors[0], shadow.factors[1] | other.ancestors
         else:
@@ -317,7 +320,7 @@ class Attention:
         plane = relabel(asking, labels, call.out_labels, result.shape)
         index = self._recorder.record(
             source, weights, result, plane,
-            queries.amax(-1) if varies(queries, -1) else queries[..., 0],
+            queries.amax(-1) if queries.stride(-1) else queries[..., 0],
             keys.amax(-2) if keys.stride(-2) else keys[..., 0, :],
             factors, softmax,
         )  # fmt: skip
@@ -325,6 +328,13 @@ class Attention:
             spaces = self._transfer.spaces
             pooled, pooled_from = (frozenset(spaces.indices(p)) for p in (asking, asked))
             self._transfer.pools[index] = Pool(pooled, pooled_from)
+
+    def _with_values(self, call: Weighing, asked: Tensor, other: Shadow) -> Tensor:
+        """The keys' plane; places that hold a constant there (logits filled in) are the values'."""
+        if not other.planes or not bool((compact(asked) == PADDING).any()):
+            return asked
+        plane = relabel(other.planes[0], call.value_labels, call.labels, call.weights.shape)
+        return asked if plane is None else torch.where(asked == PADDING, plane, asked)
 
     def _tokens_of_values(self, call: Weighing, other: Shadow) -> Tensor:
         """The tokens that learned weights run over, in the shape of the weights."""
@@ -456,6 +466,7 @@ class Attention:
             values = relabel(plane, call.value_labels, common, shape)
             if keys is None or values is None:
                 return True
+            keys = torch.where(keys == PADDING, values, keys)
             return not self._transfer.spaces.belong(keys, values)
 
         question = "values", call.labels, call.value_labels

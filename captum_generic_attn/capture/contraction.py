@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -78,21 +79,19 @@ def read(name: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Con
         return None
     if name in ("linear", "inner"):
         return _along_the_last(left, right, bias)
-    if name == "cdist":
-        right = right.mT
+    if name == "linalg_vecdot":
+        terms = elementwise(left, right)
+        gone = terms.out_labels[operator.index(kwargs.get("dim", -1))]  # type: ignore[arg-type]
+        return replace(terms, out_labels=tuple(n for n in terms.out_labels if n != gone))
     depth = max(left.ndim, right.ndim, 2) - 2
     lead = [f"lead{i}" for i in range(depth)]
     rows = [*lead[depth - max(left.ndim - 2, 0) :], "row"] if left.ndim > 1 else []
     columns = [*lead[depth - max(right.ndim - 2, 0) :]] if right.ndim > 1 else []
     out = [*lead, *(["row"] if left.ndim > 1 else []), *(["column"] if right.ndim > 1 else [])]
-    return Contraction(
-        left,
-        right,
-        (*rows, "sum"),
-        (*columns, "sum", "column") if right.ndim > 1 else ("sum",),
-        tuple(out),
-        bias,
-    )
+    last = ["sum"]
+    if right.ndim > 1:
+        last = ["column", "sum"] if name == "cdist" else ["sum", "column"]
+    return Contraction(left, right, (*rows, "sum"), (*columns, *last), tuple(out), bias)
 
 
 def _along_the_last(left: Tensor, right: Tensor, bias: Tensor | None) -> Contraction:

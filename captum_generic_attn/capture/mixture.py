@@ -102,6 +102,9 @@ def _join(
         return planes if not shadow.pairs or shadow.planes or shadow.mixed else lost
     if not other.differentiable and main.differentiable:
         return planes
+    tokens = main.shadow.role is shadow.role is Role.TOKENS and bool(shadow.planes)
+    if tokens and _crosswise(transfer.spaces, main, other, shape):
+        return planes[0], other.plane.expand(shape)
     if _is_statistic(transfer.spaces, other, main, shape):
         transfer.hand_back(other.shadow, main.shadow, planes[0])
         return planes
@@ -111,8 +114,6 @@ def _join(
         return planes if _in_place(transfer.spaces, main, other, planes[0], shape) else lost
     if shadow.role is Role.RAW:
         plane = _tokens_at(transfer, name, other, planes[0], shape)
-    elif _crosswise(transfer.spaces, main, other, shape):
-        return planes[0], other.plane.expand(shape)
     else:
         plane = other.plane.expand(shape)
     together = None if plane is None else added(transfer.spaces, planes[0], plane)

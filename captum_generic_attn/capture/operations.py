@@ -105,7 +105,8 @@ _LISTS: dict[Family, str] = {
         adaptive_max_pool2d adaptive_max_pool3d""",
     Family.EMBEDDING: "embedding",
     Family.PRODUCT: """
-        matmul rmatmul bmm mm mv baddbmm addmm addbmm addmv einsum tensordot inner cdist""",
+        matmul rmatmul linalg_matmul bmm mm mv baddbmm addmm addbmm addmv einsum tensordot inner
+        linalg_vecdot cdist""",
     Family.SOFTMAX: "softmax _softmax special_softmax _safe_softmax softmin",
     Family.ATTENTION: "scaled_dot_product_attention",
 }
