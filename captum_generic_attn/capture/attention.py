@@ -372,8 +372,8 @@ class Attention:
             learned = shadow.softmax is not None and not shadow.data
             if not (alone or learned or (shadow.pairs and shadow.data and shadow.planes)):
                 continue
-            other = self._transfer.of(values) if self._transfer.knows(values) else None
-            if other is None or not other.data or other.pairs or other.softmax is not None:
+            other = self._transfer.of(values)
+            if other.pairs or other.softmax is not None or not (other.data or shadow.pairs):
                 continue
             terms = elementwise(*args)
             labels = terms.labels(side)

@@ -81,9 +81,11 @@ def mixture(
                 factors = main.shadow.ancestors, other.shadow.ancestors
                 together = together._replace(role=Role.LOGITS, factors=factors)
             planes = joined
-        if main.shadow.softmax and not main.shadow.pairs and _gated(feeding, main):
-            main.shadow.softmax.gates = True
-            together = together._replace(softmax=None)
+        for gate in feeding if not main.shadow.pairs else ():
+            softmax = gate.shadow.softmax
+            if softmax is not None and softmax.over_tokens and _gated(feeding, gate):
+                softmax.gates = True
+                together = together._replace(softmax=None)
     # A parameter that is computed with is no longer a weight, but perhaps a token.
     role = Role.TOKENS if together.role is Role.PARAMETER else together.role
     together = together._replace(role=role, planes=planes)
