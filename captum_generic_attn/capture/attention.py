@@ -23,7 +23,6 @@ from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.transfer import WITHOUT_SOFTMAX, Pool, Transfer
 from captum_generic_attn.tokens.ids import compact
-from captum_generic_attn.tokens.spaces import PADDING
 
 Args = Sequence[Any]
 Kwargs = Mapping[str, Any]
@@ -34,6 +33,13 @@ OTHER_VALUES = (
     "make both of the same tokens, since relevance belongs to one, or leave it out with layers=",
 )
 """What was seen and what to do where a value is of another token than its key."""
+
+
+def weights_lost(shadow: Shadow) -> tuple[str, str]:
+    """What was seen and what to do where a softmax of what was lost weighs tokens."""
+    advice = "write that step with operations that keep tokens apart, or leave it out with layers="
+    reason = shadow.lost or "an operation that is not known"
+    return f"the tokens of its weights could not be followed through {reason}", advice
 
 
 def values_lost(shadow: Shadow) -> tuple[str, str]:
@@ -47,6 +53,12 @@ def leave_graph(tensor: Tensor) -> None:
     """Let the graph begin at a tensor if nothing before it needs a gradient."""
     if torch.is_grad_enabled() and not tensor.requires_grad:
         tensor.requires_grad_(True)
+
+
+def _normalised(weights: Tensor, axis: int) -> bool:
+    """Whether numbers are weights: none negative, and their sum along an axis is 1."""
+    sums = weights.sum(axis)
+    return bool((weights >= 0).all()) and bool(((sums - 1).abs() < _ROW_SUM_TOLERANCE).all())
 
 
 class Weighing(NamedTuple):
@@ -140,6 +152,9 @@ class Attention:
             result = result.requires_grad_().clone()  # one-hot rows times a table: no leaf
         computed = [s.data or s.role >= Role.TOKENS for s in sides]
         if all(computed):
+            for side in (0, 1):
+                if self._weighs_by_hand(terms, side):
+                    return self._probabilities_times(name, func, args, kwargs, terms, side)
             shadow = self._logits(terms, result, name)
         else:
             side = 0 if first.data or not second.data else 1
@@ -202,13 +217,7 @@ class Attention:
         operand = (terms.left, terms.right)[side]
         shadow = self._transfer.of(operand)
         axes = [i for i, label in enumerate(terms.labels(side)) if label in terms.summed]
-        normalised = (
-            len(axes) == 1
-            and not shadow.mixed
-            and bool((operand >= 0).all())
-            and bool(((operand.sum(axes[0]) - 1).abs() < _ROW_SUM_TOLERANCE).all())
-        )
-        if normalised:
+        if len(axes) == 1 and not shadow.mixed and _normalised(operand, axes[0]):
             softmax = Softmax(*self._scope.current(), has_logits=True, over_tokens=True)
             along = [varies(plane, axes[0]) for plane in shadow.planes]
             planes = shadow.planes[::-1] if along == [True, False] else shadow.planes
@@ -224,6 +233,21 @@ class Attention:
             "the method needs attention probabilities",
         )
         return self._passed_over(terms, result, name)
+
+    def _weighs_by_hand(self, terms: Contraction, side: int) -> bool:
+        """Whether a factor holds weights over tokens that were normalised by hand; notes it."""
+        operand = (terms.left, terms.right)[side]
+        shadow = self._transfer.of(operand)
+        if shadow.role is not Role.TOKENS or not shadow.data or len(shadow.planes) != 1:
+            return False
+        axes = [i for i, label in enumerate(terms.labels(side)) if label in terms.summed]
+        if len(axes) != 1 or not varies(shadow.planes[0], axes[0]):
+            return False
+        if not _normalised(operand, axes[0]):
+            return False
+        softmax = Softmax(*self._scope.current(), has_logits=False, over_tokens=True)
+        self._transfer.shadows[operand] = shadow._replace(softmax=softmax)
+        return True
 
     def _passed_over(self, terms: Contraction, result: Tensor, name: str) -> Tensor:
         """The shadow behind a call that is no record: its queries' tokens go on, at their places.
@@ -269,13 +293,18 @@ class Attention:
             return result
         if not shadow.data and other.planes and len(summed) == 1:  # learned weights over positions
             weighs = varies(other.planes[0], terms.labels(1 - side).index(labels[summed[0]]))
+        lost = shadow.data and not shadow.planes and not shadow.mixed and other.data
+        if lost and shadow.role is not Role.PROBABILITIES:
+            softmax.products += 1
+            self._recorder.refuse(*weights_lost(shadow))
+            return self._passed_over(terms, self._run(func, args, kwargs), name)
         if not weighs:
             result = self._run(func, args, kwargs)
             if softmax.over_tokens or softmax.in_attention_module:
                 softmax.products += 1
                 self._recorder.refuse(
-                    "a softmax over no tokens that attend meets values",
-                    "the method needs probabilities over tokens",
+                    "a softmax that no product of queries and keys feeds meets values",
+                    "the method needs probabilities of queries over keys",
                 )
             return self._passed_over(terms, result, name)
         softmax.products += 1
@@ -304,7 +333,7 @@ class Attention:
         rows = call.rows
         if shadow.role is Role.PROBABILITIES:
             asking, asked = shadow.planes
-            asked = self._with_values(call, asked, other)
+            asked = self._keys_or_values(call, asked, other)
             rows = [i for i in rows if varies(asking, i)] or rows[-1:]
             factors = shadow.factors[0], shadow.factors[1] | other.ancestors
         else:
@@ -313,7 +342,8 @@ class Attention:
             factors = frozenset(), shadow.ancestors | other.ancestors
         lead = [i for i in range(weights.ndim) if i not in (key, *rows[-1:])]
         order = (*lead, *rows[-1:], key)
-        source = Explicit(self._recorder.operands(weights), order, not rows)
+        of_result = tuple(labels.index(x) if x in labels else None for x in call.out_labels)
+        source = Explicit(self._recorder.operands(weights), order, not rows, of_result)
         queries, keys = (p.permute(order) for p in (asking, asked))
         if not rows:
             queries, keys = queries.unsqueeze(-2), keys.unsqueeze(-2)
@@ -329,12 +359,12 @@ class Attention:
             pooled, pooled_from = (frozenset(spaces.indices(p)) for p in (asking, asked))
             self._transfer.pools[index] = Pool(pooled, pooled_from)
 
-    def _with_values(self, call: Weighing, asked: Tensor, other: Shadow) -> Tensor:
-        """The keys' plane; places that hold a constant there (logits filled in) are the values'."""
-        if not other.planes or not bool((compact(asked) == PADDING).any()):
+    def _keys_or_values(self, call: Weighing, asked: Tensor, other: Shadow) -> Tensor:
+        """The tokens of keys; keys that are constants (no key was there) have their values'."""
+        if not other.planes or bool((compact(asked) >= 0).all()):
             return asked
-        plane = relabel(other.planes[0], call.value_labels, call.labels, call.weights.shape)
-        return asked if plane is None else torch.where(asked == PADDING, plane, asked)
+        values = relabel(other.planes[0], call.value_labels, call.labels, asked.shape)
+        return asked if values is None else torch.where(asked < 0, values, asked)
 
     def _tokens_of_values(self, call: Weighing, other: Shadow) -> Tensor:
         """The tokens that learned weights run over, in the shape of the weights."""
@@ -368,12 +398,10 @@ class Attention:
             shadow = self._transfer.shadows.get(weights)
             if shadow is None or weights.ndim == 0 or values.ndim == 0:
                 continue
-            alone = shadow.softmax is not None and shadow.softmax.over_tokens and shadow.data
-            learned = shadow.softmax is not None and not shadow.data
-            if not (alone or learned or (shadow.pairs and shadow.data and shadow.planes)):
-                continue
             other = self._transfer.of(values)
-            if other.pairs or other.softmax is not None or not (other.data or shadow.pairs):
+            if other.pairs or other.softmax is not None:
+                continue
+            if not self._may_weigh(shadow) or not (other.data or shadow.pairs):
                 continue
             terms = elementwise(*args)
             labels = terms.labels(side)
@@ -382,10 +410,19 @@ class Attention:
                 for n, label in zip(values.shape, terms.labels(1 - side), strict=True)
             ):
                 if shadow.softmax is not None:
-                    shadow.softmax.gates |= alone or shadow.pairs
+                    shadow.softmax.gates |= shadow.data and bool(shadow.planes)
                     leave_graph(weights)
                 return terms
         return None
+
+    def _may_weigh(self, shadow: Shadow) -> bool:
+        """Whether a factor may hold weights over tokens: by a softmax, learned, or made by hand."""
+        if shadow.pairs:
+            return bool(shadow.planes) and (shadow.data or shadow.softmax is not None)
+        if shadow.softmax is not None:
+            return not shadow.data or shadow.softmax.over_tokens or not shadow.planes
+        one = shadow.role is Role.TOKENS and shadow.data and len(shadow.planes) == 1
+        return one and bool(self._transfer.spaces.token_axes(shadow.planes[0]))
 
     def summed(
         self, name: str, func: Callable[..., Any], args: Args, kwargs: Kwargs, terms: Contraction
@@ -406,15 +443,18 @@ class Attention:
         terms = replace(terms, out_labels=tuple(out))
         for side in (0, 1):
             shadow = self._transfer.of((terms.left, terms.right)[side])
-            axes_of_keys = [
-                i for i, label in enumerate(terms.labels(side))
-                if label in terms.summed and (not shadow.data or varies(shadow.planes[-1], i))
-            ] if shadow.planes and (shadow.pairs or shadow.softmax) else []  # fmt: skip
-            if not axes_of_keys:
+            over_tokens = any(
+                label in terms.summed and (not shadow.data or varies(plane, i))
+                for plane in shadow.planes[-1:]
+                for i, label in enumerate(terms.labels(side))
+            )
+            lost = shadow.data and not shadow.planes and shadow.softmax is not None
+            if not over_tokens and not (lost and terms.summed):
                 continue
-            if shadow.softmax is None:
+            if shadow.softmax is not None or self._weighs_by_hand(terms, side):
+                return self._probabilities_times(name, func, args, kwargs, terms, side)
+            if shadow.pairs:
                 return self._logits_times(name, func, args, kwargs, terms, side)
-            return self._probabilities_times(name, func, args, kwargs, terms, side)
         return None
 
     # -- what cannot be explained --------------------------------------------------------------
@@ -466,7 +506,6 @@ class Attention:
             values = relabel(plane, call.value_labels, common, shape)
             if keys is None or values is None:
                 return True
-            keys = torch.where(keys == PADDING, values, keys)
             return not self._transfer.spaces.belong(keys, values)
 
         question = "values", call.labels, call.value_labels
@@ -493,6 +532,11 @@ class Attention:
         ]  # fmt: skip
         if heads and not own:
             return CHANNELS
+        if shadow.guided:
+            return (
+                "the query of its weights could not be told: a token was broadcast over the keys",
+                "rewrite the logits as a product of queries and keys",
+            )
         if not shadow.data and any(call.weights.shape[i] > 1 for i in call.rows):
             return (
                 "learned weights over positions: its queries have no tokens",
@@ -533,6 +577,9 @@ class Attention:
             return result
         assert tokens is not None  # noqa: S101 - else it is attention between channels
         queries, keys, plane = tokens
+        if weighed.planes and not call.grouped and bool((keys < 0).any()):  # constants
+            values = weighed.planes[0][..., 0]
+            keys = torch.where(keys < 0, values.expand(keys.shape), keys)
         kept = self._recorder.saved(*call.tensors)
         source = Fused(kept, call.causal, call.scale, call.grouped, sums_kept_by(result))
         factors = asking.ancestors, asked.ancestors | self._transfer.of(value).ancestors

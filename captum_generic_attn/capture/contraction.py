@@ -14,6 +14,9 @@ from torch import Tensor
 
 Label = str
 
+_COLUMNS = ("sum", "column")  # the last axes of the right factor of a product of matrices
+_ROWS = ("column", "sum")  # and of what is compared row by row
+
 
 @dataclass(frozen=True, eq=False)
 class Contraction:
@@ -88,10 +91,14 @@ def read(name: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Con
     rows = [*lead[depth - max(left.ndim - 2, 0) :], "row"] if left.ndim > 1 else []
     columns = [*lead[depth - max(right.ndim - 2, 0) :]] if right.ndim > 1 else []
     out = [*lead, *(["row"] if left.ndim > 1 else []), *(["column"] if right.ndim > 1 else [])]
-    last = ["sum"]
-    if right.ndim > 1:
-        last = ["column", "sum"] if name == "cdist" else ["sum", "column"]
-    return Contraction(left, right, (*rows, "sum"), (*columns, *last), tuple(out), bias)
+    return Contraction(
+        left,
+        right,
+        (*rows, "sum"),
+        (*columns, *(_ROWS if name == "cdist" else _COLUMNS)) if right.ndim > 1 else ("sum",),
+        tuple(out),
+        bias,
+    )
 
 
 def _along_the_last(left: Tensor, right: Tensor, bias: Tensor | None) -> Contraction:

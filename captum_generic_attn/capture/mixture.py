@@ -70,7 +70,11 @@ def mixture(
         planes = tuple(p.expand(shape) for p in main.shadow.planes)
     except RuntimeError:  # an outer product, or another spelling of what cannot be broadcast
         return together.without_tokens(name)
-    if main.shadow.data:
+    if not main.shadow.data:
+        planes = _learned(transfer.spaces, main, planes, operands, shape)
+        if len(planes) == 2:
+            together = together._replace(role=Role.LOGITS, factors=(together.ancestors,) * 2)
+    else:
         for other in feeding:
             if other.shadow is main.shadow:
                 continue
@@ -81,6 +85,8 @@ def mixture(
                 factors = main.shadow.ancestors, other.shadow.ancestors
                 together = together._replace(role=Role.LOGITS, factors=factors)
             planes = joined
+        if any(_guides(transfer.spaces, o, main, shape) for o in feeding if o is not main):
+            together = together._replace(guided=True)
         for gate in feeding if not main.shadow.pairs else ():
             softmax = gate.shadow.softmax
             if softmax is not None and softmax.over_tokens and _gated(feeding, gate):
@@ -100,13 +106,12 @@ def _join(
     """The planes of the main operand after another joined it; the operation if tokens are lost."""
     shadow = other.shadow
     lost = shadow.lost or name
+    if len(planes) == 2 and not main.shadow.pairs:
+        return lost  # a third operand of what is crosswise
     if main.shadow.pairs:  # masks and biases move attention, not what it reads
         return planes if not shadow.pairs or shadow.planes or shadow.mixed else lost
     if not other.differentiable and main.differentiable:
         return planes
-    tokens = main.shadow.role is shadow.role is Role.TOKENS and bool(shadow.planes)
-    if tokens and _crosswise(transfer.spaces, main, other, shape):
-        return planes[0], other.plane.expand(shape)
     if _is_statistic(transfer.spaces, other, main, shape):
         transfer.hand_back(other.shadow, main.shadow, planes[0])
         return planes
@@ -116,10 +121,26 @@ def _join(
         return planes if _in_place(transfer.spaces, main, other, planes[0], shape) else lost
     if shadow.role is Role.RAW:
         plane = _tokens_at(transfer, name, other, planes[0], shape)
+    elif _crosswise(transfer.spaces, main, other, shape):
+        return planes[0], other.plane.expand(shape)
     else:
         plane = other.plane.expand(shape)
     together = None if plane is None else added(transfer.spaces, planes[0], plane)
     return lost if together is None else (together,)
+
+
+def _learned(
+    spaces: TokenSpaces, main: Operand, planes: tuple[Tensor, ...], operands: Sequence[Operand],
+    shape: torch.Size,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The planes of a mixture of parameters, which are pairs where each has rows of its own."""
+    if len(planes) != 1 or main.shadow.role is Role.PARAMETER:
+        return planes
+    for other in operands:
+        alone = other.shadow.role is Role.TOKENS and len(other.shadow.planes) == 1
+        if other is not main and alone and _crosswise(spaces, main, other, shape):
+            return planes[0], other.plane.expand(shape)
+    return planes
 
 
 def added(spaces: TokenSpaces, kept: Tensor, absorbed: Tensor) -> Tensor | None:
@@ -167,10 +188,10 @@ def _sizes(operand: Operand, shape: torch.Size) -> list[int]:
     return [1] * (len(shape) - len(operand.shape)) + list(operand.shape)
 
 
-def _axes(spaces: TokenSpaces, operand: Operand, shape: torch.Size) -> list[int]:
+def _axes(spaces: TokenSpaces, operand: Operand, shape: torch.Size) -> frozenset[int]:
     """The axes of `shape` along which the operand's tokens differ within an example."""
     missing = len(shape) - len(operand.shape)
-    return [axis + missing for axis in spaces.token_axes(operand.plane)]
+    return frozenset(axis + missing for axis in spaces.token_axes(operand.plane))
 
 
 def _is_statistic(spaces: TokenSpaces, term: Operand, main: Operand, shape: torch.Size) -> bool:
@@ -184,7 +205,9 @@ def _is_statistic(spaces: TokenSpaces, term: Operand, main: Operand, shape: torc
     if not axes:  # one token to an example: no axis is theirs
         return False
     known = bool(term.shadow.planes) and not term.shadow.pairs
-    if known and any(axis in axes for axis in _axes(spaces, term, shape)):
+    theirs = _axes(spaces, term, shape) if known else range(len(shape))
+    wider = [axis for axis in theirs if sizes[axis] > 1 and _sizes(main, shape)[axis] == 1]
+    if wider or (known and not axes.isdisjoint(theirs)):
         return False
     if any(sizes[axis] > 1 and not _constant(term, axis - len(shape)) for axis in axes):
         return False
@@ -193,6 +216,21 @@ def _is_statistic(spaces: TokenSpaces, term: Operand, main: Operand, shape: torc
     one, other = compact_together(main.plane.expand(shape), term.plane.expand(shape))
     examples, others = spaces.locate(one)[1], spaces.locate(other)[1]
     return not bool(((examples >= 0) & (others >= 0) & (examples != others)).any())
+
+
+def _guides(spaces: TokenSpaces, term: Operand, main: Operand, shape: torch.Size) -> bool:
+    """Whether a statistic is no statistic of the main operand's tokens, but a token of its own.
+
+    Such as the only query, where logits are added or multiplied up by broadcasting.
+    """
+    if main.shadow.role is not Role.TOKENS or not _is_statistic(spaces, term, main, shape):
+        return False
+    if term.shadow.guided:
+        return True
+    if term.shadow.role is not Role.TOKENS or not term.shadow.planes:
+        return term.shadow.role is Role.TOKENS
+    merged_from = {i for k in spaces.indices(term.plane) for i in spaces.made_of(k)}
+    return merged_from.isdisjoint(spaces.indices(main.plane))
 
 
 def _constant(operand: Operand, axis: int) -> bool:

@@ -102,7 +102,7 @@ def _gradients(
                     allow_unused=True,
                 ),
             )  # fmt: skip
-        except (RuntimeError, NotImplementedError) as error:
+        except Exception as error:
             if is_memory_error(error):
                 raise
             return None

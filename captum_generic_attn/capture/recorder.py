@@ -147,11 +147,14 @@ class Recorder:
             self.refuse(problem.seen, problem.advice)
             return None
         index = self._next_index()
+        with torch._C.DisableTorchFunction():  # noqa: SLF001 - no use of it that a mode may count
+            edge = get_gradient_edge(result)
         self.records.append(
             AttentionRecord(
                 index, *self._scope.current(), source, get_gradient_edge(at),
-                Tap(at, source.operands), groups.query_tokens, groups.key_tokens, groups.examples,
-                groups.pick, groups.plain, groups.padded, factors[0], factors[1],
+                edge, Tap(at, source.operands), groups.query_tokens,
+                groups.key_tokens, groups.examples, groups.pick, groups.plain, groups.padded,
+                factors[0], factors[1],
             )
         )  # fmt: skip
         if softmax is not None:

@@ -77,6 +77,7 @@ class Shadow(NamedTuple):
     lost: str = ""
     moved_by: str = ""
     calls: Tensor | None = None
+    guided: bool = False  # whether a token of its own joined all of these, as a query would
     weighing: Contraction | None = None  # weights times tokens, of which a sum would be attention
 
     @property
@@ -135,6 +136,11 @@ class Shadows:
         if self._unrecorded and id(tensor) in self._unrecorded and tensor.grad_fn is not None:
             return None  # it left an `autograd.Function`, whose inside is not all that it did
         return known[1]
+
+    def inside(self, tensor: Tensor) -> Shadow:
+        """What was known of a tensor before it left an `autograd.Function`."""
+        known = self._shadows.get(id(tensor))
+        return NO_SHADOW if known is None or known[0]() is not tensor else known[1]
 
     def __getitem__(self, tensor: Tensor) -> Shadow:
         return self.get(tensor) or NO_SHADOW

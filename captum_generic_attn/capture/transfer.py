@@ -73,7 +73,8 @@ class Transfer:
             return NO_SHADOW
         origins = [] if id(tensor) in self._parameters else self.shadows.origins(tensor)
         if origins:
-            self.shadows[tensor] = opaque.found_behind(self, tensor, origins)
+            inside = self.shadows.inside(tensor)
+            self.shadows[tensor] = opaque.found_behind(self, tensor, origins, inside)
             return self.shadows[tensor]
         name = self._parameters.get(id(tensor), "a parameter")
         planes = (self.spaces.of_parameter(name, tensor.shape),)
@@ -222,6 +223,10 @@ class Transfer:
 
     def _shape(self, op: Operation) -> None:
         shadow = self.of(op.inputs[0])
+        if not shadow.planes:  # what was lost stays lost, a softmax of it a softmax
+            for result in op.results:
+                self.shadows[result] = shadow._replace(calls=None, weighing=None)
+            return
         followed = shadow.planes if shadow.calls is None else (*shadow.planes, shadow.calls)
         try:
             moved = [self._moved(plane, op) for plane in followed]
@@ -235,7 +240,7 @@ class Transfer:
             complete = bool(planes) and all(
                 p is not None and p.shape == result.shape for p in planes
             )
-            if not complete or not shadow.planes:
+            if not complete:
                 self.shadows[result] = shadow.without_tokens(op.name)
                 continue
             calls = planes.pop() if shadow.calls is not None else None
@@ -468,7 +473,14 @@ class Transfer:
             return found if whole else found.squeeze(axis)
 
         calls = None if shadow.calls is None else choose(shadow.calls)
-        self.shadows[chosen] = shadow.map(choose)._replace(calls=calls, weighing=None)
+        moved = shadow.map(choose)._replace(calls=calls, weighing=None)
+        apart = any(
+            varies(plane, i) and not varies(before, i)
+            for plane, before in zip(moved.planes, shadow.planes, strict=True)
+            for i in range(plane.ndim)
+            if i != axis % op.inputs[0].ndim and whole and not shadow.pairs
+        )  # each feature chose for itself
+        self.shadows[chosen] = shadow.without_tokens(op.name) if apart else moved
 
     def _scatter(self, op: Operation) -> None:
         for result in op.results:
