@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from zoo import oracles
 from zoo.encoder import BATCH, TOKENS, WIDTH, Block, features, ids
 from zoo.laws import assert_same
 
-from captum_generic_attn import GenericAttention
+from captum_generic_attn import GenericAttention, UnsupportedAttentionError
 
 TARGET = 1
 TOLERANCE = 1e-9
@@ -69,6 +70,10 @@ def flat(i: Tensor) -> Tensor:
     return i.reshape(-1)
 
 
+def laid_out(rows: Tensor, i: Tensor) -> Tensor:
+    return rows.view(*i.shape, -1)
+
+
 LOOK_UPS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "nn.Embedding": lambda m, i: m.table(i),
     "F.embedding": lambda m, i: F.embedding(i, m.rows),
@@ -83,31 +88,32 @@ LOOK_UPS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "table of one more axis": lambda m, i: m.rows[None][:, i].squeeze(0),
     "table, transposed": lambda m, i: m.rows.T[:, i].movedim(0, -1),
     "detached table": lambda m, i: m.rows.detach()[i],
-    "normalised table": lambda m, i: F.normalize(m.rows, dim=-1)[i] * m.rows.norm(dim=-1)[i][..., None],
-    "index_select": lambda m, i: m.rows.index_select(0, flat(i)).view(*i.shape, -1),
-    "torch.index_select": lambda m, i: torch.index_select(m.rows, 0, flat(i)).unflatten(0, i.shape),
-    "index_select, by name": lambda m, i: m.rows.index_select(dim=0, index=flat(i)).view(*i.shape, -1),
-    "gather": lambda m, i: m.rows.gather(0, flat(i)[:, None].expand(-1, WIDTH)).view(*i.shape, -1),
+    "computed table": lambda m, i: (m.rows * 2)[i] / 2,
+    "index_select": lambda m, i: laid_out(m.rows.index_select(0, flat(i)), i),
+    "torch.index_select": lambda m, i: laid_out(torch.index_select(m.rows, 0, flat(i)), i),
+    "index_select, by name": lambda m, i: laid_out(m.rows.index_select(dim=0, index=flat(i)), i),
+    "gather": lambda m, i: laid_out(m.rows.gather(0, flat(i)[:, None].expand(-1, WIDTH)), i),
     "gather in a batch": lambda m, i: m.rows.expand(len(i), -1, -1).gather(
         1, i[..., None].expand(-1, -1, WIDTH)
     ),
-    "take_along_dim": lambda m, i: torch.take_along_dim(m.rows, flat(i)[:, None], 0).view(*i.shape, -1),
+    "take_along_dim": lambda m, i: laid_out(torch.take_along_dim(m.rows, flat(i)[:, None], 0), i),
     "take_along_dim in a batch": lambda m, i: m.rows[None].take_along_dim(i[..., None], dim=1),
     "one hot, product": lambda m, i: F.one_hot(i, WORDS).to(m.rows.dtype) @ m.rows,
     "one hot, matmul": lambda m, i: torch.matmul(F.one_hot(i, num_classes=WORDS).double(), m.rows),
     "one hot, linear": lambda m, i: F.linear(F.one_hot(i, WORDS).double(), m.rows.T),
-    "one hot, einsum": lambda m, i: torch.einsum("bnv,vd->bnd", F.one_hot(i, WORDS).double(), m.rows),
+    "one hot, einsum": lambda m, i: torch.einsum(
+        "bnv,vd->bnd", F.one_hot(i, WORDS).double(), m.rows
+    ),
     "one hot, tensordot": lambda m, i: torch.tensordot(F.one_hot(i, WORDS).double(), m.rows, 1),
     "one hot by scatter": lambda m, i: torch.zeros(*i.shape, WORDS, dtype=torch.float64).scatter(
         -1, i[..., None], 1.0
     ) @ m.rows,
-    "one hot by comparison": lambda m, i: (
-        (i[..., None] == torch.arange(WORDS)).double() @ m.rows
+    "one hot, scatter_": lambda m, i: (
+        torch.zeros(*i.shape, WORDS).double().scatter_(2, i.unsqueeze(-1), 1) @ m.rows
     ),
     "ids of another type": lambda m, i: m.table(i.int()),
     "ids, shifted twice": lambda m, i: m.table((i + 1) - 1),
     "ids, clamped": lambda m, i: m.table(i.clamp(0, WORDS - 1)),
-    "example by example": lambda m, i: torch.stack([m.rows[one] for one in i]),
     "id by id": lambda m, i: torch.stack([m.table(i[:, n]) for n in range(i.shape[1])], 1),
 }  # fmt: skip
 
@@ -122,6 +128,18 @@ def by_embedding() -> Tensor:
 def test_look_ups(name: str, frozen: bool) -> None:
     model = Reader(LOOK_UPS[name]).requires_grad_(not frozen)
     assert_same(explain(model, ids()), by_embedding(), TOLERANCE)
+
+
+def test_ids_that_are_compared_with_all_words_are_told_of() -> None:
+    model = Reader(lambda m, i: (i[..., None] == torch.arange(WORDS)).double() @ m.rows)
+    with pytest.warns(UserWarning, match="input0 reaches no attention"):
+        assert not explain(model, ids()).any()
+
+
+def test_ids_of_one_example_at_a_time_are_refused_by_name() -> None:
+    model = Reader(lambda m, i: torch.stack([m.rows[one] for one in i]))
+    with pytest.raises(UnsupportedAttentionError, match="could not be followed through getitem"):
+        explain(model, ids())
 
 
 @pytest.mark.slow
@@ -177,9 +195,7 @@ CUTS = {"two": (0, 2, TOKENS), "three": (0, 1, 4, TOKENS)}
 
 def cut(whole: Tensor, cuts: str) -> tuple[Tensor, ...]:
     ends = CUTS[cuts]
-    return tuple(
-        whole[:, a:b].clone() for a, b in zip(ends[:-1], ends[1:], strict=True)
-    )  # fmt: skip
+    return tuple(whole[:, a:b].clone() for a, b in pairwise(ends))
 
 
 def one_argument(m: Any, name: str, cuts: str, whole: Tensor) -> Tensor:
@@ -201,7 +217,7 @@ def test_ids_that_are_joined(name: str, cuts: str) -> None:
 
 
 def test_ids_of_a_default_argument() -> None:
-    start, rest = cut(ids()[:1].expand(BATCH, -1), "two")
+    start = ids()[:1, :2].expand(BATCH, -1).clone()
 
     class WithPrompt(Reader):
         def forward(self, answer: Tensor, prompt: Tensor = start) -> Tensor:
@@ -209,8 +225,9 @@ def test_ids_of_a_default_argument() -> None:
 
     expected = explain(Reader(embedded), torch.cat([start, ids()[:, 2:]], 1))[:, 2:]
     model = WithPrompt(embedded)
-    passed = explain(model, ids()[:, 2:].clone(), (start,))
-    assert_same(passed, expected, TOLERANCE)
+    answer = ids()[:, 2:].clone()
+    assert_same(explain(model, answer, (start,)), expected, TOLERANCE)
+    assert_same(explain(model, answer), expected, TOLERANCE)
 
 
 def test_a_prompt_that_all_examples_share() -> None:
@@ -224,9 +241,6 @@ def test_a_prompt_that_all_examples_share() -> None:
 
 FEATURES_JOINED: dict[str, tuple[Callable[..., Tensor], int]] = {
     "along tokens": (lambda m, a, b: m.project(torch.cat([a, b], 1)), 1),
-    "along tokens, by pad and sum": (
-        lambda m, a, b: m.project(F.pad(a, (0, 0, 0, 6)) + F.pad(b, (0, 0, 6, 0))), 1
-    ),
     "along tokens, after the projection": (
         lambda m, a, b: torch.cat([m.project(a), m.project(b)], 1), 1
     ),
@@ -278,16 +292,61 @@ def test_pictures_joined_along_channels(name: str) -> None:
     assert_same(torch.cat(found, 1), expected, TOLERANCE)
 
 
-def test_pictures_joined_along_the_batch() -> None:
-    """Both go through the patch convolution at once, and are sequences of one example after it."""
+def halves(x: Tensor) -> Tensor:
+    """`[2 B, N, D]` as two sequences of each example: `[B, 2 N, D]`."""
+    return torch.cat(x.chunk(2), 1)
 
-    def at_once(m: Any, a: Tensor, b: Tensor) -> Tensor:
-        return torch.cat(in_patches(m.patch, torch.cat([a, b])).chunk(2), 1)
 
-    def apart(m: Any, a: Tensor, b: Tensor) -> Tensor:
-        return torch.cat([in_patches(m.patch, a), in_patches(m.patch, b)], 1)
+ALONG_THE_BATCH: dict[str, tuple[Any, Any, tuple[Tensor, ...]]] = {
+    "pictures": (
+        lambda m, a, b: halves(in_patches(m.patch, torch.cat([a, b]))),
+        lambda m, a, b: torch.cat([in_patches(m.patch, a), in_patches(m.patch, b)], 1),
+        (pictures(3), pictures(5)),
+    ),
+    "pictures, stacked": (
+        lambda m, a, b: halves(in_patches(m.patch, torch.stack([a, b]).flatten(0, 1))),
+        lambda m, a, b: torch.cat([in_patches(m.patch, a), in_patches(m.patch, b)], 1),
+        (pictures(3), pictures(5)),
+    ),
+    "features": (
+        lambda m, a, b: halves(m.project(torch.cat([a, b]))),
+        lambda m, a, b: torch.cat([m.project(a), m.project(b)], 1),
+        (features(), features(5)),
+    ),
+    "ids": (
+        lambda m, a, b: halves(m.table(torch.cat([a, b]))),
+        lambda m, a, b: torch.cat([m.table(a), m.table(b)], 1),
+        (ids(), ids(5)),
+    ),
+}
 
-    inputs = pictures(3), pictures(5)
-    found, expected = (explain(Reader(join), inputs) for join in (at_once, apart))
+
+@pytest.mark.parametrize("name", ALONG_THE_BATCH)
+def test_inputs_joined_along_the_batch(name: str) -> None:
+    """Both are made tokens at once, and are sequences of one example after it."""
+    at_once, apart, inputs = ALONG_THE_BATCH[name]
+    found, expected = (
+        explain(Reader(join, read=0), inputs, return_input_shape=True) for join in (at_once, apart)
+    )
     for mine, other in zip(found, expected, strict=True):
         assert_same(mine, other, TOLERANCE)
+
+
+def test_two_dates_that_are_subtracted() -> None:
+    """Siamese: both dates go through the encoder at once, and their scores are subtracted.
+
+    The rows that the score reads are then two of one stream, each with half of the weight.
+    """
+    model = Reader(lambda m, x: in_patches(m.patch, x))
+    before, after = pictures(3), pictures(5)
+
+    def at_once(a: Tensor, b: Tensor) -> Tensor:
+        first, second = model(torch.cat([a, b])).chunk(2)
+        return first - second
+
+    def apart(a: Tensor, b: Tensor) -> Tensor:
+        return model(a) - model(b)
+
+    found, expected = (explain(join, (before, after)) for join in (at_once, apart))
+    for mine, other in zip(found, expected, strict=True):  # one stream, of which two rows are read
+        assert_same(2 * mine.flatten(1)[:, :-1], other.flatten(1)[:, :-1], TOLERANCE)

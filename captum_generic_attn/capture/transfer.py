@@ -457,7 +457,22 @@ class Transfer:
         if op.name == "index_put" and op.argument(3, "accumulate", default=False):
             self._scatter(op)
             return
+        if op.name == "scatter" and self._marks(op):
+            return
         self.shadows[op.results[0]] = joins.written(self, op)
+
+    def _marks(self, op: Operation) -> bool:
+        """Whether a number was written where integers of an input say: rows of zeros and a one."""
+        index = self._index_among(op.args[2:3], op.kwargs)
+        result = op.results[0]
+        if index is None or len(op.inputs) != 2 or self.of(op.args[0]).data:
+            return False
+        if index.ndim != result.ndim or index.shape[-1] != 1 or op.argument(1, "dim") not in (
+            -1, result.ndim - 1
+        ):  # fmt: skip
+            return False
+        self.shadows[result] = self.of(index).map(lambda plane: plane.expand(result.shape))
+        return True
 
     def _choice(self, op: Operation) -> None:
         """Values are moved as the result's indices say; who chose them has no derivative."""
