@@ -144,9 +144,9 @@ class Attention:
         for side in (0, 1):
             if sides[side].role is Role.PROBABILITIES or sides[side].softmax is not None:
                 return self._probabilities_times(name, func, args, kwargs, terms, side)
-        logits = [side for side in (0, 1) if sides[side].role is Role.LOGITS and sides[side].data]
-        if logits and sides[1 - logits[0]].data:
-            return self._logits_times(name, func, args, kwargs, terms, logits[0])
+        for side in (0, 1):
+            if sides[side].role is Role.LOGITS and self._may_be_weights(terms, side):
+                return self._logits_times(name, func, args, kwargs, terms, side)
         result: Tensor = self._run(func, args, kwargs)
         if torch.is_grad_enabled() and not result.requires_grad and first.data != second.data:
             result = result.requires_grad_().clone()  # one-hot rows times a table: no leaf
@@ -233,6 +233,16 @@ class Attention:
             "the method needs attention probabilities",
         )
         return self._passed_over(terms, result, name)
+
+    def _may_be_weights(self, terms: Contraction, side: int) -> bool:
+        """Whether logits that meet others without a softmax are data, or weights of parameters."""
+        shadow, other = (self._transfer.of(t) for t in (terms.left, terms.right)[:: 1 - 2 * side])
+        if shadow.data:
+            return other.data
+        axes = [i for i, label in enumerate(terms.labels(side)) if label in terms.summed]
+        operand = (terms.left, terms.right)[side]
+        alone = len(axes) == 1 and len(shadow.planes) == 2 and other.role >= Role.TOKENS
+        return alone and _normalised(operand, axes[0])
 
     def _weighs_by_hand(self, terms: Contraction, side: int) -> bool:
         """Whether a factor holds weights over tokens that were normalised by hand; notes it."""
@@ -418,7 +428,7 @@ class Attention:
     def _may_weigh(self, shadow: Shadow) -> bool:
         """Whether a factor may hold weights over tokens: by a softmax, learned, or made by hand."""
         if shadow.pairs:
-            return bool(shadow.planes) and (shadow.data or shadow.softmax is not None)
+            return bool(shadow.planes)
         if shadow.softmax is not None:
             return not shadow.data or shadow.softmax.over_tokens or not shadow.planes
         one = shadow.role is Role.TOKENS and shadow.data and len(shadow.planes) == 1
@@ -445,7 +455,7 @@ class Attention:
             shadow = self._transfer.of((terms.left, terms.right)[side])
             over_tokens = any(
                 label in terms.summed and (not shadow.data or varies(plane, i))
-                for plane in shadow.planes[-1:]
+                for plane in shadow.planes[0 if shadow.softmax is None else -1 :]
                 for i, label in enumerate(terms.labels(side))
             )
             lost = shadow.data and not shadow.planes and shadow.softmax is not None
@@ -453,7 +463,7 @@ class Attention:
                 continue
             if shadow.softmax is not None or self._weighs_by_hand(terms, side):
                 return self._probabilities_times(name, func, args, kwargs, terms, side)
-            if shadow.pairs:
+            if shadow.pairs and self._may_be_weights(terms, side):
                 return self._logits_times(name, func, args, kwargs, terms, side)
         return None
 

@@ -202,12 +202,14 @@ class CaptureMode(FrozenMode):
         return out
 
     def _weight_is_data(self, args: Sequence[Any]) -> bool:
-        """Whether the weight of a linear layer was computed from an input: a product of two."""
+        """Whether a linear layer is a product of two: of data, or of attention and parameters."""
         weight = args[1] if len(args) > 1 else None
         if not isinstance(weight, Tensor) or id(weight) in self._parameters:
             return False
         known = self._transfer.shadows.get(weight)
-        return known is not None and known.data
+        if known is None or not isinstance(args[0], Tensor):
+            return False
+        return known.data or (known.role is Role.TOKENS and self._transfer.shadows[args[0]].pairs)
 
     def _check_many_factors(self, args: Sequence[Any], kwargs: dict[str, Any], name: str) -> None:
         for tensor in tensors_in((args, kwargs)):

@@ -625,7 +625,12 @@ class TokenSpaces:
                     found.add(axis)
             return frozenset(found)
 
-        return apart(tokens), apart(example)
+        examples = apart(example)
+        each_once = {
+            axis for axis in examples
+            if bool((example.sort(axis).values.diff(dim=axis) != 0).all())
+        }  # fmt: skip
+        return apart(tokens) - each_once, examples
 
     def origin(self, name: str) -> str:
         """The input whose tokens an input feeds: itself, or the one that it was added to."""
