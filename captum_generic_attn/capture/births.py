@@ -35,8 +35,17 @@ def of_rows(spaces: TokenSpaces, shadow: Shadow, shape: torch.Size, name: str) -
         parents = distinct_along(parents, -1)
     plane = spaces.born_of_rows(parents)
     if plane is None:
-        return shadow.irregular(name)
+        return unborn(spaces, shadow, parents, name)
     return shadow._replace(role=Role.TOKENS, planes=(plane.unsqueeze(-1).expand(shape),))
+
+
+def unborn(spaces: TokenSpaces, shadow: Shadow, parents: Tensor, name: str) -> Shadow:
+    """What is left where no tokens can be made of parents; some of them were lost before, or none.
+
+    Where known and lost features were joined, the operation is named that lost some.
+    """
+    lost = [spaces[i].name for i in spaces.indices(parents) if spaces[i].kind == "unknown"]
+    return shadow.without_tokens(lost[0]) if lost else shadow.irregular(name)
 
 
 def of_integers(
@@ -311,7 +320,7 @@ def _born_on_map(
         centres = centres.flatten(0, -2).repeat(len(parents), 1)
     plane = spaces.born(parents, centres)
     if plane is None:
-        return shadow.irregular(op.name)
+        return unborn(spaces, shadow, parents, op.name)
     planes = (plane.unsqueeze(1).expand(op.results[0].shape),)
     return shadow._replace(role=Role.TOKENS, planes=planes)
 
@@ -326,7 +335,7 @@ def of_groups(spaces: TokenSpaces, shadow: Shadow, op: Operation, axes: Sequence
     rows = rows.reshape(*[small[axis] for axis in kept], -1)
     parents = spaces.born_of_rows(distinct_along(rows, -1))
     if parents is None:
-        return shadow.irregular(op.name)
+        return unborn(spaces, shadow, rows, op.name)
     if op.results[0].ndim == plane.ndim:  # keepdim
         for axis in sorted(axes):
             parents = parents.unsqueeze(axis)
