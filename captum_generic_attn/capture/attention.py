@@ -408,8 +408,8 @@ class Attention:
             shadow = self._transfer.shadows.get(weights)
             if shadow is None or weights.ndim == 0 or values.ndim == 0:
                 continue
-            other = self._transfer.of(values) if self._transfer.knows(values) else None
-            if other is None or other.pairs or other.softmax is not None:
+            other = self._transfer.of(values)
+            if other.pairs or other.softmax is not None:
                 continue
             if not self._may_weigh(shadow) or not (other.data or shadow.pairs):
                 continue

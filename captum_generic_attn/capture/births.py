@@ -7,6 +7,7 @@ opens a space of `tokens.spaces` and says where its tokens lie in the input that
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,8 +35,17 @@ def of_rows(spaces: TokenSpaces, shadow: Shadow, shape: torch.Size, name: str) -
         parents = distinct_along(parents, -1)
     plane = spaces.born_of_rows(parents)
     if plane is None:
-        return shadow.irregular(name)
+        return unborn(spaces, shadow, parents, name)
     return shadow._replace(role=Role.TOKENS, planes=(plane.unsqueeze(-1).expand(shape),))
+
+
+def unborn(spaces: TokenSpaces, shadow: Shadow, parents: Tensor, name: str) -> Shadow:
+    """What is left where no tokens can be made of parents; some of them were lost before, or none.
+
+    Where known and lost features were joined, the operation is named that lost some.
+    """
+    lost = [spaces[i].name for i in spaces.indices(parents) if spaces[i].kind == "unknown"]
+    return shadow.without_tokens(lost[0]) if lost else shadow.irregular(name)
 
 
 def of_integers(
@@ -205,20 +215,13 @@ def _of_picture(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     they are one token.
     """
     plane = shadow.planes[0]
-    out = op.results[0].shape
     windows = _windows(op)
     channels = _channels_by_input(spaces, plane)
     if channels is None:
         return shadow.irregular(f"{op.name} of channels whose elements lie at different places")
     together: Shadow | None = None
     for lines in channels:
-        # any element will do to tell the picture
-        one = lines.reshape(len(lines), -1).amax(1).view(-1, *[1] * (lines.ndim - 1), 1)
-        parents = one.expand(len(lines), *out[2:], 1)
-        centres = None
-        if windows.regular:
-            centres = _centres(spaces, lines, windows.starts, windows.steps, out[2:])
-        born = _born_on_map(spaces, shadow, op, parents, centres)
+        born = _of_channel(spaces, shadow, op, lines, windows)
         if together is None or not born.planes:
             together = born
         elif not spaces.same(together.planes[0], born.planes[0]):
@@ -227,6 +230,38 @@ def _of_picture(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
             break
     assert together is not None  # noqa: S101 - a picture has a channel
     return together
+
+
+def _of_channel(
+    spaces: TokenSpaces, shadow: Shadow, op: Operation, lines: Tensor, windows: Windows
+) -> Shadow:
+    """Tokens of the windows over one channel `[B, *spatial]`, whose rows may be of several inputs.
+
+    Two pictures that are joined along the batch go through one convolution.
+    """
+    out = op.results[0].shape
+    one = lines.reshape(len(lines), -1).amax(1)  # any element will do to tell the picture
+    owner = spaces.locate(one)[0]
+    together: Shadow | None = None
+    for i in torch.unique(owner).tolist():
+        mine = torch.where(owner == i, one, PADDING).view(-1, *[1] * (lines.ndim - 1), 1)
+        centres = None
+        if windows.regular:
+            steps = windows.starts, windows.steps
+            centres = _centres(spaces, lines[owner == i], *steps, out[2:])
+        born = _born_on_map(spaces, shadow, op, mine.expand(len(lines), *out[2:], 1), centres)
+        if not born.planes:
+            return born
+        if together is not None:
+            born = born.map(partial(_filled, together.planes[0]))
+        together = born
+    assert together is not None  # noqa: S101 - a channel has rows
+    return together
+
+
+def _filled(plane: Tensor, other: Tensor) -> Tensor:
+    """A plane whose padding is filled from another."""
+    return torch.where(plane >= 0, plane, other)
 
 
 def _channels_by_input(spaces: TokenSpaces, plane: Tensor) -> list[Tensor] | None:
@@ -285,7 +320,7 @@ def _born_on_map(
         centres = centres.flatten(0, -2).repeat(len(parents), 1)
     plane = spaces.born(parents, centres)
     if plane is None:
-        return shadow.irregular(op.name)
+        return unborn(spaces, shadow, parents, op.name)
     planes = (plane.unsqueeze(1).expand(op.results[0].shape),)
     return shadow._replace(role=Role.TOKENS, planes=planes)
 
@@ -300,7 +335,7 @@ def of_groups(spaces: TokenSpaces, shadow: Shadow, op: Operation, axes: Sequence
     rows = rows.reshape(*[small[axis] for axis in kept], -1)
     parents = spaces.born_of_rows(distinct_along(rows, -1))
     if parents is None:
-        return shadow.irregular(op.name)
+        return unborn(spaces, shadow, rows, op.name)
     if op.results[0].ndim == plane.ndim:  # keepdim
         for axis in sorted(axes):
             parents = parents.unsqueeze(axis)

@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -81,6 +82,10 @@ def read(name: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Con
         return None
     if name in ("linear", "inner"):
         return _along_the_last(left, right, bias)
+    if name == "linalg_vecdot":
+        terms = elementwise(left, right)
+        gone = terms.out_labels[operator.index(kwargs.get("dim", -1))]  # type: ignore[arg-type]
+        return replace(terms, out_labels=tuple(n for n in terms.out_labels if n != gone))
     depth = max(left.ndim, right.ndim, 2) - 2
     lead = [f"lead{i}" for i in range(depth)]
     rows = [*lead[depth - max(left.ndim - 2, 0) :], "row"] if left.ndim > 1 else []

@@ -87,14 +87,16 @@ def mixture(
             planes = joined
         if any(_guides(transfer.spaces, o, main, shape) for o in feeding if o is not main):
             together = together._replace(guided=True)
-        if main.shadow.softmax and not main.shadow.pairs and _gated(feeding, main):
-            main.shadow.softmax.gates = True
-            together = together._replace(softmax=None)
-    if together.calls is not None and len(operands) > 1:
-        transfer.heads.lie(together.calls, planes[0] if len(planes) == 1 else None)
+        for gate in feeding if not main.shadow.pairs else ():
+            softmax = gate.shadow.softmax
+            if softmax is not None and softmax.over_tokens and _gated(feeding, gate):
+                softmax.gates = True
+                together = together._replace(softmax=None)
     # A parameter that is computed with is no longer a weight, but perhaps a token.
     role = Role.TOKENS if together.role is Role.PARAMETER else together.role
-    return together._replace(role=role, planes=planes)
+    together = together._replace(role=role, planes=planes)
+    several = sum(o.shadow.calls is not None for o in operands) > 1
+    return transfer.heads.noted(together) if several else together
 
 
 def _join(
@@ -177,6 +179,7 @@ def _precedence(operand: Operand, shape: torch.Size) -> tuple[int, bool, bool]:
 
 
 def _calls(transfer: Transfer, operands: Sequence[Operand], shape: torch.Size) -> Tensor | None:
+    """The plane of calls of a mixture; an operand whose elements all are of one broadcasts."""
     calls: Tensor | None = None
     for operand in operands:
         if operand.shadow.calls is not None:

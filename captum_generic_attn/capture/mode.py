@@ -194,6 +194,8 @@ class CaptureMode(FrozenMode):
     ) -> Any:
         """Run an operation in no list; what it wrote over is known as it was before."""
         given = opaque.given_to(self._transfer, args, kwargs)
+        if identity.in_place and args and isinstance(args[0], Tensor):
+            self._transfer.settle(args[0])
         out = self._compute(identity, func, args, kwargs)
         if given:
             self._transfer.unknown(identity.name, given, out, in_place=identity.in_place)

@@ -62,7 +62,7 @@ _LISTS: dict[Family, str] = {
     Family.SHAPE: """
         view reshape permute transpose swapaxes swapdims movedim moveaxis flatten unflatten squeeze
         unsqueeze expand expand_as repeat tile chunk split split_with_sizes unbind tensor_split
-        getitem narrow select roll flip fliplr flipud index_select gather take_along_dim
+        getitem index narrow select roll flip fliplr flipud index_select gather take_along_dim
         repeat_interleave broadcast_to view_as reshape_as rot90 t T mT H mH adjoint diagonal
         hsplit vsplit dsplit unfold im2col pixel_shuffle pixel_unshuffle slice ravel view_as_complex
         view_as_real channel_shuffle take glu""",
@@ -105,7 +105,8 @@ _LISTS: dict[Family, str] = {
         adaptive_max_pool2d adaptive_max_pool3d""",
     Family.EMBEDDING: "embedding",
     Family.PRODUCT: """
-        matmul rmatmul bmm mm mv baddbmm addmm addbmm addmv einsum tensordot inner cdist""",
+        matmul rmatmul linalg_matmul bmm mm mv baddbmm addmm addbmm addmv einsum tensordot inner
+        linalg_vecdot cdist""",
     Family.SOFTMAX: "softmax _softmax special_softmax _safe_softmax softmin",
     Family.ATTENTION: "scaled_dot_product_attention",
 }

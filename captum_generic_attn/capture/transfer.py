@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_generic_attn.capture import births, joins, opaque, probe, scatters
 from captum_generic_attn.capture.contraction import Contraction
-from captum_generic_attn.capture.head_calls import Heads, through_weight
+from captum_generic_attn.capture.head_calls import Heads, no_call, through_weight
 from captum_generic_attn.capture.mixture import Operand, is_value, mixture
 from captum_generic_attn.capture.operations import (
     NORMS,
@@ -95,10 +95,12 @@ class Transfer:
 
     def settle(self, tensor: Tensor) -> None:
         """Note what a tensor is before it is written to: its graph tells another story after."""
-        if self.knows(tensor):
-            self.of(tensor)
-        else:
-            self.shadows[tensor] = NO_SHADOW
+        base = tensor._base  # noqa: SLF001
+        for one in (tensor,) if base is None else (tensor, base):
+            if self.knows(one):
+                self.of(one)
+            else:
+                self.shadows[one] = NO_SHADOW
 
     def weighing(self, tensor: Tensor) -> Contraction | None:
         """The product of weights and tokens that a tensor is, if a sum would make it attention."""
@@ -271,12 +273,22 @@ class Transfer:
         shadows = [self.of(choice) for choice in choices]
         if {s.role for s in shadows} != {Role.TOKENS} or not all(s.planes for s in shadows):
             return False
+        shape = op.results[0].shape
         plane = torch.where(on_cpu(condition), shadows[0].planes[0], shadows[1].planes[0])
-        self.shadows[op.results[0]] = shadows[0]._replace(
-            planes=(plane.expand(op.results[0].shape),),
+        calls = None
+        if any(s.calls is not None for s in shadows):
+            layers = [
+                no_call(c.shape) if s.calls is None else s.calls
+                for c, s in zip(choices, shadows, strict=True)
+            ]
+            calls = torch.where(on_cpu(condition), layers[0], layers[1]).expand(shape)
+        self.shadows[op.results[0]] = self.heads.noted(shadows[0]._replace(
+            planes=(plane.expand(shape),),
             ancestors=shadows[0].ancestors | shadows[1].ancestors,
             data=shadows[0].data or shadows[1].data,
-        )
+            calls=calls,
+            weighing=None,
+        ))  # fmt: skip
         return True
 
     def summed(self, name: str, inputs: Sequence[Tensor], result: Tensor) -> Shadow:
@@ -353,11 +365,12 @@ class Transfer:
             if plane is not None:
                 if shadow.calls is None and shadow.weighing is None:
                     return shadow._replace(planes=(plane,))
-                calls = through_weight(shadow.calls, shape)
+                calls = self._calls_through(shadow, [tensor.ndim - 1], shape)
                 return shadow._replace(planes=(plane,), calls=calls, weighing=None)
         if not shadow.planes or tensor.shape[:-1] != shape[:-1] or shadow.role is Role.STATISTIC:
             return shadow.without_tokens(name)
-        shadow = shadow._replace(calls=through_weight(shadow.calls, shape), weighing=None)
+        calls = self._calls_through(shadow, [tensor.ndim - 1], shape)
+        shadow = shadow._replace(calls=calls, weighing=None)
         if shadow.role <= Role.TOKENS:
             shadow = shadow._replace(role=Role.TOKENS, softmax=None)
         if any(varies(plane, -1) for plane in shadow.planes):
@@ -384,8 +397,27 @@ class Transfer:
         if shadow.role is Role.STATISTIC:
             return shadow.without_tokens(name)
         carried = tuple(p for p in planes if p is not None)
-        calls = through_weight(shadow.calls, result.shape)
+        axes = [i for i, label in enumerate(labels) if label not in out_labels]
+        calls = self._calls_through(shadow, axes, result.shape)
         return shadow._replace(planes=carried, calls=calls, weighing=None)
+
+    def _calls_through(
+        self, shadow: Shadow, axes: Sequence[int], shape: torch.Size
+    ) -> Tensor | None:
+        """The plane of calls after a weight summed axes of a tensor with this shadow.
+
+        Stacked results that are summed over the stack alone, each feature by itself, meet.
+        """
+        if shadow.calls is None:
+            return None
+        through = through_weight(shadow.calls, shape)
+        features = [
+            axis for axis, n in enumerate(shadow.calls.shape)
+            if n > 1 and axis not in axes and not any(varies(p, axis) for p in shadow.planes)
+        ]  # fmt: skip
+        if through is None and len(axes) == 1 and features:
+            self.heads.add_up(shadow.calls, axes)
+        return through
 
     def looks_up(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether integers of an input pick rows of a table that is no data: an embedding."""
@@ -447,7 +479,22 @@ class Transfer:
         if op.name == "index_put" and op.argument(3, "accumulate", default=False):
             self._scatter(op)
             return
+        if op.name == "scatter" and self._marks(op):
+            return
         self.shadows[op.results[0]] = joins.written(self, op)
+
+    def _marks(self, op: Operation) -> bool:
+        """Whether a number was written where integers of an input say: rows of zeros and a one."""
+        index = self._index_among(op.args[2:3], op.kwargs)
+        result = op.results[0]
+        if index is None or len(op.inputs) != 2 or self.of(op.args[0]).data:
+            return False
+        if index.ndim != result.ndim or index.shape[-1] != 1 or op.argument(1, "dim") not in (
+            -1, result.ndim - 1
+        ):  # fmt: skip
+            return False
+        self.shadows[result] = self.of(index).map(lambda plane: plane.expand(result.shape))
+        return True
 
     def _choice(self, op: Operation) -> None:
         """Values are moved as the result's indices say; who chose them has no derivative."""
@@ -462,7 +509,8 @@ class Transfer:
             found = torch.take_along_dim(plane, index, axis)
             return found if whole else found.squeeze(axis)
 
-        moved = shadow.map(choose)._replace(calls=None, weighing=None)
+        calls = None if shadow.calls is None else choose(shadow.calls)
+        moved = shadow.map(choose)._replace(calls=calls, weighing=None)
         apart = any(
             varies(plane, i) and not varies(before, i)
             for plane, before in zip(moved.planes, shadow.planes, strict=True)
@@ -488,31 +536,40 @@ class Transfer:
             return
         shadow = self.of(op.inputs[0])
         axes = _reduced_axes(op)
-        if shadow.calls is not None:
-            self.heads.add_up(shadow.calls, axes or range(op.inputs[0].ndim))
-            shadow = shadow._replace(calls=None)
-        shadow = shadow._replace(weighing=None)
         merges = axes is not None and shadow.data and len(shadow.planes) == 1
         axes = range(op.inputs[0].ndim) if axes is None else axes
+        calls = None if shadow.calls is None else self.heads.add_up(shadow.calls, axes)
+        shadow = shadow._replace(calls=None, weighing=None)
         kept = not any(varies(plane, axis) for plane in shadow.planes for axis in axes)
         for result in op.results:
             if not result.is_floating_point():
                 continue
             if not kept and merges and shadow.role is Role.TOKENS:
-                self.shadows[result] = births.of_groups(self.spaces, shadow, op, axes)
-                continue
-            planes = []
-            for plane in shadow.planes:
-                for axis in axes:
-                    plane = first_along(plane, axis)
-                planes.append(plane)
-            complete = bool(planes) and all(p.numel() == result.numel() for p in planes)
-            role = shadow.role if kept else Role.STATISTIC
-            self.shadows[result] = (
-                shadow._replace(planes=tuple(p.reshape(result.shape) for p in planes), role=role)
-                if complete and (kept or (merges and shadow.role in (Role.RAW, Role.STATISTIC)))
-                else shadow.without_tokens(op.name)
-            )
+                found = births.of_groups(self.spaces, shadow, op, axes)
+            else:
+                found = self._kept(op.name, shadow, axes, result, kept=kept, merges=merges)
+            if calls is not None and found.planes:
+                small = calls if calls.ndim == result.ndim else calls.squeeze(tuple(axes))
+                found = self.heads.noted(found._replace(calls=small))
+            self.shadows[result] = found
+
+    def _kept(
+        self, name: str, shadow: Shadow, axes: Sequence[int], result: Tensor, *, kept: bool,
+        merges: bool,
+    ) -> Shadow:  # fmt: skip
+        """The shadow of a reduction that merges no tokens."""
+        planes = []
+        for plane in shadow.planes:
+            for axis in axes:
+                plane = first_along(plane, axis)
+            planes.append(plane)
+        complete = bool(planes) and all(p.numel() == result.numel() for p in planes)
+        if not complete or not (
+            kept or (merges and shadow.role in (Role.RAW, Role.STATISTIC))
+        ):  # fmt: skip
+            return shadow.without_tokens(name)
+        role = shadow.role if kept else Role.STATISTIC
+        return shadow._replace(planes=tuple(p.reshape(result.shape) for p in planes), role=role)
 
     def _foreign_attention(self, op: Operation) -> None:
         """A kernel that is refused: where it is skipped, its queries' tokens go on."""
