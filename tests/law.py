@@ -242,14 +242,19 @@ def check_tokens(
 
 def tokens_of(world: World, x: Tensor, seed: int = 0) -> Tensor:
     """Features become tokens."""
-    return F.linear(x, world.weight(D, D) + seed)
+    return F.linear(x, world.weight(x.shape[-1], x.shape[-1]) + seed)
 
 
-def run_steps(steps: Sequence[tuple[str, str, int, int]], ops: dict[str, Any]) -> Program:
-    """A program of steps: context, operation, and which of the tensors so far it is of."""
+def run_steps(
+    steps: Sequence[tuple[str, str, int, int]], ops: dict[str, Any], *, raw: bool = False
+) -> Program:
+    """A program of steps: context, operation, and which of the tensors so far it is of.
+
+    With `raw`, the steps come before features become tokens.
+    """
 
     def program(world: World, one: Tensor, two: Tensor) -> Tensor:
-        found = [tokens_of(world, one), tokens_of(world, two)]
+        found = [one, two] if raw else [tokens_of(world, one), tokens_of(world, two)]
         for context, name, i, j in steps:
             x = found[i % len(found)]
             alike = [t for t in found if t.shape == x.shape]
@@ -260,7 +265,7 @@ def run_steps(steps: Sequence[tuple[str, str, int, int]], ops: dict[str, Any]) -
             if result.ndim != 3 or result.numel() > 120 or not result.is_floating_point():
                 continue
             found.append(result)
-        return found[-1]
+        return tokens_of(world, found[-1]) if raw else found[-1]
 
     return program
 

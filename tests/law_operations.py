@@ -116,6 +116,22 @@ class OtherExample(Function):
         return gradient.flip(0)
 
 
+class SwapsTwo(Function):
+    """The last token of the last example reads its first, in numpy; all else stays."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        found = x.detach().numpy().copy()
+        found[-1, -1] += found[-1, 0]
+        return torch.from_numpy(found)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        found = gradient.clone()
+        found[-1, 0] += gradient[-1, -1]
+        return found
+
+
 class WrittenInPlace(Function):
     """Flips its argument in place."""
 
@@ -372,7 +388,6 @@ WRITES: dict[str, Op] = {
     "put in place": lambda w, x, y: _over(x, lambda b: b.index_put_((_rows(x), _order(x)[None]), y)),
     "scatter in place": lambda w, x, y: _over(x, lambda b: b.scatter_(1, _each(x), y)),
     "data": lambda w, x, y: _over(x, lambda b: b[:, 0].mul_(y[:, -1])),
-    "split parts": lambda w, x, y: _over(x, lambda b: b.split(1, 1)[0].add_(y[:, -1:])) if x.shape[1] > 1 else x,
     "unbound parts": lambda w, x, y: _over(x, lambda b: b.unbind(1)[0].clone().add_(y[:, -1])),
     "square in place": lambda w, x, y: _over(x, lambda b: b.mul_(b.flip(1))),
     "out": lambda w, x, y: torch.cat([x, y], 1).narrow(1, x.shape[1] // 2, x.shape[1]),
@@ -458,6 +473,12 @@ MIXES: dict[str, Op] = {
         if x.shape[1] > 1 else x,
     "one-hot product": lambda w, x, y: F.one_hot(_order(x), x.shape[1]).double() @ x,
     "bilinear": lambda w, x, y: F.bilinear(x, y.flip(1).contiguous(), w.weight(x.shape[2], x.shape[2], x.shape[2])),
+    "einsum of three": lambda w, x, y: torch.einsum(
+        "mn,bnd,de->bme", w.weight(x.shape[1], x.shape[1]), x, w.weight(x.shape[2], x.shape[2])),
+    "einsum of three, by row": lambda w, x, y: torch.einsum("bnd,d,de->bne", x, w.weight(x.shape[2]), w.weight(x.shape[2], x.shape[2])),
+    "einsum of both and a weight": lambda w, x, y: torch.einsum("bnd,bmd,nm->bnd", x, y, w.weight(x.shape[1], x.shape[1])),
+    "einsum of one": lambda w, x, y: torch.einsum("bnd->ndb", x).permute(2, 0, 1).flip(1),
+    "one swaps two": lambda w, x, y: SwapsTwo.apply(x),
     "linear attention": lambda w, x, y: x @ (x.mT @ y),
 }  # fmt: skip
 
@@ -480,7 +501,6 @@ ROWS: dict[str, Op] = {
     "Bessel": lambda w, x, y: torch.special.i0e(x),
     "erfcx": lambda w, x, y: torch.special.erfcx(x),
     "ndtr": lambda w, x, y: torch.special.log_ndtr(x),
-    "zeta": lambda w, x, y: torch.special.zeta(x.abs() + 2, torch.ones_like(x.detach())) + x,
     "multigamma": lambda w, x, y: torch.special.multigammaln(x.abs() + 3, 2),
     "layer norm": lambda w, x, y: F.layer_norm(x, x.shape[-1:]),
     "softmax of features": lambda w, x, y: x.softmax(-1),
@@ -526,7 +546,6 @@ STATISTICS: dict[str, Op] = {
     "instance norm": lambda w, x, y: F.instance_norm(x.mT).mT if w.captured else _whitened(w, x, (1,)),
     "group norm": lambda w, x, y: F.group_norm(x.mT, 1).mT if w.captured else _whitened(w, x, (1, 2)),
     "layer norm of all": lambda w, x, y: F.layer_norm(x, x.shape[1:]) if w.captured else _whitened(w, x, (1, 2)),
-    "batch norm": lambda w, x, y: F.batch_norm(x.mT, None, None, training=True).mT,
     "scaled": lambda w, x, y: x / w.hold(1 + x.abs().amax((1, 2), keepdim=True)),
     "scaled by all": lambda w, x, y: x / (1 + x.abs().amax()),
     "whitened by hand": lambda w, x, y: _whitened(w, x, (1,)) if x.shape[1] > 1 else x,

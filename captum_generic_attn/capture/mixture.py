@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_generic_attn.capture import births
+from captum_generic_attn.capture import births, probe
 from captum_generic_attn.capture.planes import first_along, same_plane, varies
 from captum_generic_attn.capture.shadow import NO_SHADOW, Role, Shadow
 from captum_generic_attn.tokens.ids import compact_together
@@ -57,7 +57,7 @@ def mixture(
     feeding = [o for o in operands if o.shadow.data] or operands
     main = max(feeding, key=lambda o: _precedence(o, shape))
     if not main.shadow.planes and not main.shadow.mixed:  # lost, but perhaps only a statistic
-        main = next((o for o in feeding if _is_statistic(transfer.spaces, main, o, shape)), main)
+        main = next((o for o in feeding if _is_statistic(transfer, main, o, shape)), main)
     together = main.shadow._replace(
         ancestors=frozenset[int]().union(*(o.shadow.ancestors for o in operands)),
         data=any(o.shadow.data for o in operands),
@@ -100,7 +100,7 @@ def _join(
         return planes if not shadow.pairs or shadow.planes or shadow.mixed else lost
     if not other.differentiable and main.differentiable:
         return planes
-    if _is_statistic(transfer.spaces, other, main, shape):
+    if _is_statistic(transfer, other, main, shape):
         transfer.hand_back(other.shadow, main.shadow, planes[0])
         return planes
     if not shadow.planes or shadow.pairs:
@@ -167,8 +167,12 @@ def _axes(spaces: TokenSpaces, operand: Operand, shape: torch.Size) -> list[int]
     return [axis + missing for axis in spaces.token_axes(operand.plane)]
 
 
-def _is_statistic(spaces: TokenSpaces, term: Operand, main: Operand, shape: torch.Size) -> bool:
-    """Whether a term is constant along the tokens of the main operand, which stay what they are."""
+def _is_statistic(transfer: Transfer, term: Operand, main: Operand, shape: torch.Size) -> bool:
+    """Whether a term is constant along the tokens of the main operand, which stay what they are.
+
+    It is of each example by itself: a statistic of a batch would join its examples.
+    """
+    spaces = transfer.spaces
     if term is main or not main.shadow.planes or main.shadow.pairs:
         return False
     if term.shadow.role is Role.STATISTIC or len(term.shape) > len(shape):
@@ -178,15 +182,36 @@ def _is_statistic(spaces: TokenSpaces, term: Operand, main: Operand, shape: torc
     if not axes:  # one token to an example: no axis is theirs
         return False
     known = bool(term.shadow.planes) and not term.shadow.pairs
-    if known and any(axis in axes for axis in _axes(spaces, term, shape)):
+    if known and _axes(spaces, term, shape):
         return False
     if any(sizes[axis] > 1 and not _constant(term, axis - len(shape)) for axis in axes):
         return False
     if not known:
-        return True
+        return _of_each_example(transfer, term, main, shape)
     one, other = compact_together(main.plane.expand(shape), term.plane.expand(shape))
     examples, others = spaces.locate(one)[1], spaces.locate(other)[1]
     return not bool(((examples >= 0) & (others >= 0) & (examples != others)).any())
+
+
+def _of_each_example(transfer: Transfer, term: Operand, main: Operand, shape: torch.Size) -> bool:
+    """Whether a term whose tokens were lost depends, in each example, on that example alone."""
+    spaces = transfer.spaces
+    missing = len(shape) - len(main.shape)
+    along = [axis + missing for axis in spaces.example_axes(main.plane)]
+    sizes = _sizes(term, shape)
+    if not along:
+        return True
+    if term.tensor is None or any(sizes[axis] == 1 for axis in along):
+        return False
+    owner = spaces.locate(main.plane)[1]
+    owner = owner.view([1] * missing + list(owner.shape))
+    for axis in range(len(shape)):
+        if axis not in along:
+            owner = owner.amax(axis, keepdim=True)
+    owner = owner.view(owner.shape[len(shape) - len(term.shape) :])
+    origins = transfer.shadows.origins(term.tensor, with_tokens=True)
+    sources = [(o.edge, spaces.locate(o.shadow.planes[0])[1]) for o in origins if o.shadow.data]
+    return probe.keeps_examples(term.tensor, owner, sources)
 
 
 def _constant(operand: Operand, axis: int) -> bool:

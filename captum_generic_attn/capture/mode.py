@@ -166,7 +166,9 @@ class CaptureMode(FrozenMode):
             return self._attention.fused(func, args, kwargs)
         if family is Family.FOREIGN_ATTENTION:
             self._recorder.refuse_kernel(name)
-        if family is Family.UNKNOWN:
+        if family is Family.PRODUCT:
+            self._check_many_factors(args, kwargs, name)
+        if family in (Family.UNKNOWN, Family.PRODUCT):
             return self._run_unknown(identity, func, args, kwargs)
         if family is Family.SHAPE and transfer.looks_up(args, kwargs):
             family = Family.EMBEDDING
@@ -181,9 +183,6 @@ class CaptureMode(FrozenMode):
         if family is Family.SOFTMAX:
             self._attention.softmax(args, kwargs, out)
         else:
-            if family is Family.PRODUCT:
-                self._check_many_factors(args, kwargs, name)
-                family = Family.TOKENWISE
             transfer.apply(family, name, func, args, kwargs, out, in_place=in_place)
             if weighs is not None:
                 transfer.shadows[out] = transfer.of(out)._replace(weighing=weighs)

@@ -1,14 +1,16 @@
 """Whether an operation that is in no list treats each token by itself: asked of its own gradient.
 
-Two vector-Jacobian products with random cotangents, on a random half of all positions (tokens and
-examples) and on the other half: what comes back outside the half was moved or mixed between
-positions. Each is about the cost of one backward pass of the operation alone. Used by `transfer`
-for operations in no list, and for what an `autograd.Function` returns.
+A few vector-Jacobian products, each on half of all positions (tokens and examples): what comes back
+outside the half was moved or mixed between positions. The halves are chosen so that of any two
+positions each is once inside without the other; so also one token that reads one other is seen. Each
+product is about the cost of one backward pass of the operation alone. Used by `transfer` for
+operations in no list, and for what an `autograd.Function` returns.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -55,17 +57,12 @@ def keeps_places(
         return None
     generator = torch.Generator().manual_seed(_SEED + result.numel())
     shape = [n if axis in places else 1 for axis, n in enumerate(result.shape)]
-    half = torch.rand(shape, generator=generator) < 0.5
-    flat = half.view(-1)
-    if len(flat) > 1:  # both halves hold something
-        flat[int(torch.randint(len(flat), (1,), generator=generator))] = True
-        if bool(flat.all()):
-            flat[int(torch.randint(len(flat), (1,), generator=generator))] = False
     numbers = torch.rand(result.shape, generator=generator) + 0.5
     reached = [False] * len(sources)
-    for inside in (half, ~half):
+    for half in halves(math.prod(shape)):
+        inside = half.view(shape)
         cotangent = (numbers * inside).to(result.device, result.dtype)
-        gradients = _gradients(result, sources, cotangent, tensors)
+        gradients = _gradients(result, [s.edge for s in sources], cotangent, tensors)
         if gradients is None:
             return None
         for i, (source, gradient) in enumerate(zip(sources, gradients, strict=True)):
@@ -76,6 +73,55 @@ def keeps_places(
             if bool((changed & ~_seen_from(inside, source).to(changed.device)).any()):
                 return False
     return True if all(reached) else None
+
+
+def keeps_examples(
+    result: Tensor, owner: Tensor, sources: Sequence[tuple[GradientEdge, Tensor]]
+) -> bool:
+    """Whether a result depends on nothing of other examples than that of each element.
+
+    Args:
+        result: a tensor.
+        owner: the example of its elements, in a shape that broadcasts to its own.
+        sources: where the graph holds what it was made of, and likewise the example of its
+            elements, negative for none.
+    """
+    if not result.requires_grad:
+        return True
+    generator = torch.Generator().manual_seed(_SEED + result.numel())
+    numbers = torch.rand(result.shape, generator=generator) + 0.5
+    edges = [edge for edge, _ in sources]
+    for half in halves(int(owner.max()) + 1):
+        cotangent = (numbers * half[owner]).to(result.device, result.dtype)
+        gradients = _gradients(result, edges, cotangent, [])
+        if gradients is None:
+            return False
+        for (_, theirs), gradient in zip(sources, gradients, strict=True):
+            if gradient is not None:
+                changed = (gradient != 0) & ~gradient.isnan()
+                others = (theirs >= 0) & ~half[theirs.clamp(min=0)]
+                if bool((changed & others.to(changed.device)).any()):
+                    return False
+    return True
+
+
+def halves(count: int) -> list[Tensor]:
+    """Sets of `count` positions: of any two positions, each is in one that the other is not in.
+
+    The digits of a position's number in base two, and those of how many of its digits are zero
+    (Berger, 1961): of two numbers either each has a one where the other has none, or the one with
+    fewer ones has more zeros.
+
+    Example:
+        >>> [half.int().tolist() for half in halves(4)]
+        [[0, 1, 0, 1], [0, 0, 1, 1], [0, 1, 1, 0], [1, 0, 0, 0]]
+    """
+    if count == 1:
+        return [torch.ones(1, dtype=torch.bool)]
+    digits = torch.arange(count).unsqueeze(0) >> torch.arange((count - 1).bit_length())[:, None] & 1
+    zeros = len(digits) - digits.sum(0)
+    counts = zeros >> torch.arange(len(digits).bit_length())[:, None] & 1
+    return [half for half in torch.cat([digits, counts]).bool() if bool(half.any())]
 
 
 def _seen_from(inside: Tensor, source: Source) -> Tensor:
@@ -91,17 +137,16 @@ def _seen_from(inside: Tensor, source: Source) -> Tensor:
 
 
 def _gradients(
-    result: Tensor, sources: Sequence[Source], cotangent: Tensor, tensors: Sequence[Tensor]
+    result: Tensor, edges: Sequence[GradientEdge], cotangent: Tensor, tensors: Sequence[Tensor]
 ) -> Sequence[Tensor | None] | None:
     with torch._C.DisableTorchFunction(), torch.enable_grad(), _hooks_asleep(tensors):  # noqa: SLF001
         try:
             return cast(
                 "Sequence[Tensor | None]",
                 torch.autograd.grad(
-                    result, [s.edge for s in sources], cotangent, retain_graph=True,
-                    allow_unused=True,
+                    result, edges, cotangent, retain_graph=True, allow_unused=True
                 ),
-            )  # fmt: skip
+            )
         except (RuntimeError, NotImplementedError) as error:
             if is_memory_error(error):
                 raise

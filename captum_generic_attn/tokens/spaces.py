@@ -545,12 +545,15 @@ class TokenSpaces:
         """Note that two planes of one shape were summed: `absorbed` lives on as `kept`.
 
         Returns:
-            `False`, with nothing noted, if that cannot be: a token would live on as several, or
-            tokens of one space were added to each other.
+            `False`, with nothing noted, if that cannot be: a token would live on as several,
+            tokens of one space or of different examples were added to each other, or it is the
+            other that lives on as this one.
         """
         kept, absorbed = compact_together(kept, absorbed)
-        to, _, to_local = self.locate(kept.reshape(-1))
+        to, owner, to_local = self.locate(kept.reshape(-1))
         of, example, of_local = self.locate(absorbed.reshape(-1))
+        if bool(((owner >= 0) & (example >= 0) & (owner != example)).any()):
+            return False
         shared = set(of.tolist()) & set(to.tolist()) - {-1}
         if any(bool(((of == i) & (to == i) & (of_local != to_local)).any()) for i in shared):
             return False
@@ -562,13 +565,9 @@ class TokenSpaces:
                     continue
                 pick = (of == a) & (to == k)
                 places = example[pick].clamp(min=0), of_local[pick]
+                if (k, a) in self._same:
+                    return False
                 known = self._same.get((a, k))
-                back = self._same.get((k, a))
-                if back is not None:  # it is the other that lives on as this one
-                    owners = example[pick].clamp(0, len(back) - 1)
-                    if bool((back[owners, to_local[pick]] != of_local[pick]).any()):
-                        return False
-                    continue
                 size = max(self[a].examples, 1), self[a].size
                 table = torch.full(size, -1) if known is None else known.clone()
                 before = table[places]
