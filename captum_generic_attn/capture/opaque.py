@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from captum_generic_attn.capture import probe
+from captum_generic_attn.capture.head_calls import through_weight
 from captum_generic_attn.capture.mixture import Operand, is_value, mixture
 from captum_generic_attn.capture.operations import tensors_in
 from captum_generic_attn.capture.planes import first_along, varies
@@ -107,7 +108,13 @@ def _probed(transfer: Transfer, name: str, given: Sequence[Given], result: Tenso
         return lost
     laid_out = [
         Operand(
-            None, result.shape, found.operand.shadow._replace(planes=found.planes, softmax=None)
+            None,
+            result.shape,
+            found.operand.shadow._replace(
+                planes=found.planes,
+                softmax=None,
+                calls=through_weight(found.operand.shadow.calls, result.shape),
+            ),
         )
         for found in aligned
     ]

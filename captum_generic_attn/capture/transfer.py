@@ -479,6 +479,9 @@ class Transfer:
             shadow = shadow._replace(calls=None)
         shadow = shadow._replace(weighing=None)
         merges = axes is not None and shadow.data and len(shadow.planes) == 1
+        if merges and shadow.role is not Role.TOKENS:  # elements of one example
+            apart = self.spaces.example_axes(shadow.planes[0])
+            merges = apart.isdisjoint(axis % op.inputs[0].ndim for axis in axes or ())
         axes = range(op.inputs[0].ndim) if axes is None else axes
         kept = not any(varies(plane, axis) for plane in shadow.planes for axis in axes)
         for result in op.results:

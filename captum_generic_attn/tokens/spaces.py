@@ -586,19 +586,19 @@ class TokenSpaces:
         """Note that two inputs were summed, element by element, before any token was born.
 
         Returns:
-            `False`, with nothing noted, if elements of different places met.
+            `False`, with nothing noted, if elements of different places or examples met.
         """
-        (to, _, place), (of, _, other) = self.locate(kept), self.locate(absorbed)
-        if not torch.equal(place, other) or len(_distinct(to)) > 1 or len(_distinct(of)) > 1:
+        (to, one, place), (of, two, other) = self.locate(kept), self.locate(absorbed)
+        if not (torch.equal(place, other) and torch.equal(one, two)) or len(_distinct(to)) > 1 or len(_distinct(of)) > 1:
             return False
-        one, two = self[int(to.max())].name, self[int(of.max())].name
-        if self.origin(one) != self.origin(two):
-            self._origins[self.origin(two)] = self.origin(one)
+        name, theirs = self[int(to.max())].name, self[int(of.max())].name
+        if self.origin(name) != self.origin(theirs):
+            self._origins[self.origin(theirs)] = self.origin(name)
         return True
 
     def same_places(self, one: Tensor, other: Tensor) -> bool:
         """Whether two planes hold elements of the same places, be it of different inputs."""
-        return torch.equal(self.locate(one)[2], self.locate(other)[2])
+        return all(map(torch.equal, self.locate(one)[1:], self.locate(other)[1:]))
 
     def token_axes(self, plane: Tensor) -> frozenset[int]:
         """The axes of a plane along which the tokens of one example differ."""
