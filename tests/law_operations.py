@@ -256,16 +256,16 @@ def _pool(w: World, x: Tensor, pooled: Tensor) -> Tensor:
     return pooled.expand_as(x)
 
 
-def _normal(w: World, x: Tensor, y: Tensor) -> Tensor:
+def _normal(w: World, x: Tensor, axis: int) -> Tensor:
     if w.captured:
-        return F.normalize(x, dim=1)
-    return x / w.hold(x.norm(dim=1, keepdim=True))
+        return F.normalize(x, dim=axis)
+    return x / w.hold(x.norm(dim=axis, keepdim=True))
 
 
-def _softmax(w: World, x: Tensor, y: Tensor) -> Tensor:
+def _softmax(w: World, x: Tensor, axis: int) -> Tensor:
     if w.captured:
-        return x.softmax(1) * x
-    return x.exp() / w.hold(x.exp().sum(1, keepdim=True)) * x
+        return x.softmax(axis)
+    return x.exp() / w.hold(x.exp().sum(axis, keepdim=True))
 
 
 def _whitened(w: World, x: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -502,9 +502,9 @@ ROWS: dict[str, Op] = {
     "erfcx": lambda w, x, y: torch.special.erfcx(x),
     "ndtr": lambda w, x, y: torch.special.log_ndtr(x),
     "multigamma": lambda w, x, y: torch.special.multigammaln(x.abs() + 3, 2),
-    "layer norm": lambda w, x, y: F.layer_norm(x, x.shape[-1:]),
-    "softmax of features": lambda w, x, y: x.softmax(-1),
-    "normalize": lambda w, x, y: F.normalize(x, dim=-1),
+    "layer norm": lambda w, x, y: F.layer_norm(x, x.shape[-1:]) if w.captured else _whitened(w, x, (-1,)),
+    "softmax of features": lambda w, x, y: _softmax(w, x, -1),
+    "normalize": lambda w, x, y: _normal(w, x, -1),
     "glu": lambda w, x, y: F.glu(torch.cat([x, y], -1)),
     "gate": lambda w, x, y: x * torch.sigmoid(x @ w.weight(x.shape[2], 1)),
     "position": lambda w, x, y: x + w.weight(x.shape[1], x.shape[2]),
@@ -541,8 +541,8 @@ STATISTICS: dict[str, Op] = {
     "two tokens added": lambda w, x, y: x + y[:, :2].repeat_interleave(2, 1)[:, :3] if x.shape[1] == 3 else x,
     "gated": lambda w, x, y: x * w.hold((y.mean(1, keepdim=True) @ w.weight(x.shape[2], x.shape[2])).sigmoid())
         if x.shape[1] > 1 else x,
-    "normalize tokens": _normal,
-    "softmax of tokens": _softmax,
+    "normalize tokens": lambda w, x, y: _normal(w, x, 1),
+    "softmax of tokens": lambda w, x, y: _softmax(w, x, 1) * x,
     "instance norm": lambda w, x, y: F.instance_norm(x.mT).mT if w.captured else _whitened(w, x, (1,)),
     "group norm": lambda w, x, y: F.group_norm(x.mT, 1).mT if w.captured else _whitened(w, x, (1, 2)),
     "layer norm of all": lambda w, x, y: F.layer_norm(x, x.shape[1:]) if w.captured else _whitened(w, x, (1, 2)),

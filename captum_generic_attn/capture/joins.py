@@ -142,9 +142,8 @@ def written(transfer: Transfer, op: Operation) -> Shadow:
     if (source.data and not source.planes) or (shadow.data and not shadow.planes):
         lost = source if source.data and not source.planes else shadow
         return lost._replace(ancestors=ancestors, data=data).without_tokens(op.name)
-    if source.data and shadow.data and Role.STATISTIC in {source.role, shadow.role} != {source.role}:
-        lost = source._replace(role=Role.TOKENS, ancestors=ancestors)
-        return lost.without_tokens(f"{op.name} with a statistic")
+    if source.data and shadow.data and _unlike(source, shadow):
+        return source._replace(role=Role.TOKENS, ancestors=ancestors).without_tokens(op.name)
 
     def write(before: Tensor, new: Tensor) -> Tensor:
         given = [new if a is sources[-1] else on_cpu(a) for a in op.args[1:]]
@@ -177,6 +176,12 @@ def written(transfer: Transfer, op: Operation) -> Shadow:
     ))  # fmt: skip
 
 
+def _unlike(one: Shadow, other: Shadow) -> bool:
+    """Whether the planes of two shadows say different things: pairs, statistics."""
+    statistic = Role.STATISTIC in (one.role, other.role)
+    return one.pairs != other.pairs or (statistic and one.role is not other.role)
+
+
 def seen_from_base(
     transfer: Transfer, whole: Shadow, base: Tensor, part: Shadow, result: Tensor, name: str
 ) -> Shadow:
@@ -187,8 +192,8 @@ def seen_from_base(
     pairs = part.role >= Role.LOGITS
     if not part.planes:
         return merged.without_tokens(part.lost or name) if part.data else merged
-    if whole.data and part.data and Role.STATISTIC in {whole.role, part.role} != {whole.role}:
-        return merged._replace(role=Role.TOKENS).without_tokens(f"{name} with a statistic")
+    if whole.data and part.data and _unlike(whole, part):
+        return merged._replace(role=Role.TOKENS).without_tokens(name)
     if not base.is_contiguous() or (whole.planes and pairs != (whole.role >= Role.LOGITS)):
         return merged.without_tokens(f"{name} through a view")
     blank = torch.full(base.shape, PADDING, dtype=torch.int32)

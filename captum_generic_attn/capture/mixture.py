@@ -187,6 +187,9 @@ def _is_statistic(transfer: Transfer, term: Operand, main: Operand, shape: torch
     if any(sizes[axis] > 1 and not _constant(term, axis - len(shape)) for axis in axes):
         return False
     if not known:
+        theirs = _sizes(main, shape)
+        if any(n > 1 and theirs[axis] == 1 for axis, n in enumerate(sizes)):
+            return False  # perhaps tokens along an axis that the main operand does not have
         return _of_each_example(transfer, term, main, shape)
     one, other = compact_together(main.plane.expand(shape), term.plane.expand(shape))
     examples, others = spaces.locate(one)[1], spaces.locate(other)[1]
