@@ -163,7 +163,7 @@ def check(
     with CaptureMode(transfer, recorder, scope):
         out = program(world, *arguments)
     shadow = transfer.of(out)
-    verdict = Verdict(lost=shadow.lost)
+    verdict = Verdict(lost=shadow.lost or "pairs of tokens" * shadow.pairs)
     if recorder.refusals:  # an error names it
         verdict.refused = True
         return verdict

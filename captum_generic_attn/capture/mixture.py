@@ -120,14 +120,18 @@ def _join(
 def added(spaces: TokenSpaces, kept: Tensor, absorbed: Tensor) -> Tensor | None:
     """The plane of two planes of tokens whose features are added or joined.
 
-    A constant (padding) takes the other's token. `None` if no token can be made of the two.
+    A constant (padding) takes the other's token, and a token the loss of the other. `None` if no
+    token can be made of the two.
     """
     if same_plane(kept, absorbed):
         return kept
     one, other = compact_together(kept, absorbed)
-    if bool(((one < 0) != (other < 0)).any()):
-        kept = torch.where(one < 0, other, one).expand(kept.shape)
-        absorbed = torch.where(other < 0, one, other).expand(kept.shape)
+    lost, gone = spaces.lost(one), spaces.lost(other)
+    stays = lost | ((other < 0) & ~gone)
+    yields = ~stays & (gone | (one < 0))
+    if bool(((stays | yields) & (one != other)).any()):
+        kept = torch.where(yields, other, one).expand(kept.shape)
+        absorbed = torch.where(stays, one, other).expand(kept.shape)
         return added(spaces, kept, absorbed)
     differ = one != other
     if spaces.nothing_new(other[differ], one[differ]) and spaces.same(kept, absorbed):
@@ -212,7 +216,10 @@ def _of_each_example(transfer: Transfer, term: Operand, main: Operand, shape: to
         if axis not in along:
             owner = owner.amax(axis, keepdim=True)
     owner = owner.view(owner.shape[len(shape) - len(term.shape) :])
-    origins = transfer.shadows.origins(term.tensor, with_tokens=True)
+    origins = transfer.shadows.origins(
+        term.tensor,
+        lambda s: not s.data or (bool(s.planes) and not any(spaces.lost(p).any() for p in s.planes)),
+    )
     sources = [(o.edge, spaces.locate(o.shadow.planes[0])[1]) for o in origins if o.shadow.data]
     return probe.keeps_examples(term.tensor, owner, sources)
 

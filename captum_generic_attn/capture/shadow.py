@@ -151,11 +151,10 @@ class Shadows:
     def __contains__(self, tensor: Tensor) -> bool:
         return self.get(tensor) is not None
 
-    def origins(self, tensor: Tensor, *, with_tokens: bool = False) -> list[Origin]:
-        """The nearest tensors with shadows that the graph of a tensor leads to.
-
-        With `with_tokens`, those whose tokens were lost are passed by.
-        """
+    def origins(
+        self, tensor: Tensor, fits: Callable[[Shadow], bool] = lambda _: True
+    ) -> list[Origin]:
+        """The nearest tensors with shadows that fit which the graph of a tensor leads to."""
         found: list[Origin] = []
         seen: set[object] = {tensor.grad_fn}
         waiting = [tensor.grad_fn]
@@ -166,7 +165,7 @@ class Shadows:
                     continue
                 seen.add((below, place))
                 known = self._recorded.get((below._sequence_nr(), place))  # noqa: SLF001
-                if known is not None and (known[1].planes or not with_tokens):
+                if known is not None and fits(known[1]):
                     found.append(Origin(GradientEdge(below, place), *known))
                 elif below not in seen:
                     seen.add(below)

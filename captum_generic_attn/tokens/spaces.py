@@ -165,6 +165,13 @@ class TokenSpaces:
         space = self._open(math.prod(shape), 0, reason, "unknown")
         return torch.arange(space.base, space.stop, dtype=torch.int32).view(shape)
 
+    def lost(self, ids: Tensor) -> Tensor:
+        """Whether the origin of each of these tokens was lost."""
+        unknown = [s.index for s in self._spaces if s.kind == "unknown"]
+        if not unknown:
+            return torch.zeros_like(ids, dtype=torch.bool)
+        return torch.isin(self.locate(ids)[0], torch.tensor(unknown))
+
     def born(
         self, parents: Tensor, centres: Tensor | None, *, again: bool = False
     ) -> Tensor | None:
