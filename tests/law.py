@@ -34,6 +34,7 @@ class World:
     def __init__(self, run: Literal["captured", "held", "plain"]) -> None:
         self.run = run
         self.calls: list[Tensor] = []
+        self.holds = False  # whether anything was
         self._generator = torch.Generator().manual_seed(5)
 
     @property
@@ -42,6 +43,7 @@ class World:
 
     def hold(self, term: Tensor) -> Tensor:
         """A statistic or a gate: no more than a number in the Jacobian."""
+        self.holds |= self.run == "held" and term.requires_grad
         return term.detach() if self.run == "held" else term
 
     def terms(self, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,9 +53,9 @@ class World:
                 bool((t.detach() - t.detach()[:, :1]).abs().max() < NOISE) for t in (one, other)
             ]
             if constant == [True, False]:
-                return one.detach(), other
+                return self.hold(one), other
             if constant == [False, True]:
-                return one, other.detach()
+                return one, self.hold(other)
         return one, other
 
     def weight(self, *shape: int) -> Tensor:
@@ -177,13 +179,15 @@ def check(
         value = program(again, *(leaf.clone() for leaf in leaves))
         sources = [*leaves, *again.calls]
         reach = jacobians(value, sources)
-        if run == "plain":
+        if run == "plain" or not again.holds:
             check_ancestors(verdict, shadow, calls, reach[len(raw) :], recorder)
         if not tokens or not value.requires_grad:
             if not shadow.data and any(bool(r.any()) for r in reach):
                 verdict.breaches.append(f"depends on data, and {shadow} says that it does not")
-            continue
-        check_tokens(verdict, spaces, tokens[0], told, reach, whole=run == "held")
+        else:
+            check_tokens(verdict, spaces, tokens[0], told, reach, whole=run == "held")
+        if not again.holds:
+            break
     return verdict
 
 
