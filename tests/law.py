@@ -1,4 +1,4 @@
-"""The law of tokens, as a check of programs: what may change a position must stand among its tokens.
+"""The law of tokens, checked of programs: what may change a position stands among its tokens.
 
 A program is run three times: under the capture; with *statistics and gates* held constant, which is
 the approximation that the docs list; and as it is. The Jacobians of the last two (float64, element
@@ -61,6 +61,14 @@ class World:
     def weight(self, *shape: int) -> Tensor:
         """A constant, the same in all runs."""
         return torch.rand(shape, generator=self._generator, dtype=torch.float64) + 0.5
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """A constant that mixes tokens."""
+        return self.weight(x.shape[1], x.shape[1])
+
+    def features(self, x: Tensor) -> Tensor:
+        """A constant that mixes features."""
+        return self.weight(x.shape[-1], x.shape[-1])
 
     def attend(self, kind: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """An attention call, where the graph is cut."""
@@ -246,7 +254,7 @@ def check_tokens(
 
 def tokens_of(world: World, x: Tensor, seed: int = 0) -> Tensor:
     """Features become tokens."""
-    return F.linear(x, world.weight(x.shape[-1], x.shape[-1]) + seed)
+    return F.linear(x, world.features(x) + seed)
 
 
 def run_steps(
@@ -287,7 +295,7 @@ def _buffered(w: World, x: Tensor, f: Tensor) -> Tensor:
 def _half_buffered(w: World, x: Tensor, f: Tensor) -> Tensor:
     buffer = x.clone()
     buffer[..., :1] = f[..., :1]
-    return buffer @ w.weight(x.shape[-1], x.shape[-1])
+    return buffer @ w.features(x)
 
 
 def _added_in_place(x: Tensor, f: Tensor) -> Tensor:
@@ -306,5 +314,5 @@ CONTEXTS: dict[str, Callable[[World, Tensor, Tensor], Tensor]] = {
     "half": _half_buffered,
     "stacked": lambda w, x, f: torch.stack(w.terms(x, f)).sum(0),
     "in place": lambda w, x, f: _added_in_place(*w.terms(x, f)),
-    "projected": lambda w, x, f: sum(w.terms(x, f @ w.weight(x.shape[-1], x.shape[-1]))),
+    "projected": lambda w, x, f: sum(w.terms(x, f @ w.features(x))),
 }  # fmt: skip

@@ -8,12 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from law import World
+from law_functions import (
+    BothFlipped,
+    Flipped,
+    InNumpy,
+    OtherExample,
+    RolledInNumpy,
+    Scaled,
+    SwapsTwo,
+    WrittenInPlace,
+    python_function,
+    scripted,
+    scripted_flip,
+)
 from torch import Tensor, nn
-from torch.autograd import Function
 
 Op = Callable[[World, Tensor, Tensor], Tensor]
 
@@ -36,127 +47,6 @@ def _recurrent(kind: str) -> Op:
         return LEARNED[name](x)[0] if name in LEARNED else x.cumsum(1)
 
     return run
-
-
-# --- functions of users' own
-
-
-class Scaled(Function):
-    """Element by element."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x * x.tanh()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return gradient * (x.tanh() + x * (1 - x.tanh() ** 2))
-
-
-class Flipped(Function):
-    """Moves tokens, by torch."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.flip(1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.flip(1)
-
-
-class InNumpy(Function):
-    """Element by element, where no mode sees it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return torch.from_numpy(np.square(x.detach().numpy()))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return 2 * gradient * ctx.saved_tensors[0]
-
-
-class RolledInNumpy(Function):
-    """Moves tokens, where no mode sees it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return torch.from_numpy(np.roll(x.detach().numpy(), 1, 1).copy())
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.roll(-1, 1)
-
-
-class BothFlipped(Function):
-    """Adds one to the other, turned round."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        return x + y.flip(1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return gradient, gradient.flip(1)
-
-
-class OtherExample(Function):
-    """Reads the other example, in numpy."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return torch.from_numpy(x.detach().numpy()[::-1].copy())
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.flip(0)
-
-
-class SwapsTwo(Function):
-    """The last token of the last example reads its first, in numpy; all else stays."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        found = x.detach().numpy().copy()
-        found[-1, -1] += found[-1, 0]
-        return torch.from_numpy(found)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        found = gradient.clone()
-        found[-1, 0] += gradient[-1, -1]
-        return found
-
-
-class WrittenInPlace(Function):
-    """Flips its argument in place."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.mark_dirty(x)
-        return x.copy_(x.flip(1))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.flip(1)
-
-
-@torch.jit.script
-def scripted(x: Tensor) -> Tensor:
-    return x * torch.tanh(x) + 1
-
-
-@torch.jit.script
-def scripted_flip(x: Tensor) -> Tensor:
-    return x + x.flip([1])
-
-
-def python_function(x: Tensor) -> Tensor:
-    return (x - x.mean(-1, keepdim=True)) * torch.erf(x) / (1 + x * x)
 
 
 # --- places and writes
@@ -243,7 +133,7 @@ def _experts(w: World, x: Tensor) -> Tensor:
     out = torch.zeros_like(flat)
     for i in range(2):
         rows = torch.arange(i, len(flat), 2)
-        out.index_add_(0, rows, flat[rows] @ w.weight(x.shape[-1], x.shape[-1]))
+        out.index_add_(0, rows, flat[rows] @ w.features(x))
     return out.view_as(x)
 
 
@@ -281,12 +171,16 @@ MOVES: dict[str, Op] = {
     "index of pairs": lambda w, x, y: x[_rows(x), _order(x)[None]],
     "index select": lambda w, x, y: x.index_select(1, _order(x)),
     "gather": lambda w, x, y: x.gather(1, _each(x)),
-    "gather by feature": lambda w, x, y: x.gather(1, torch.arange(x.numel()).view_as(x) % x.shape[1]),
+    "gather by feature": lambda w, x, y: x.gather(
+        1, torch.arange(x.numel()).view_as(x) % x.shape[1]
+    ),
     "take along": lambda w, x, y: x.take_along_dim(_each(x), 1),
     "take": lambda w, x, y: x.take(torch.arange(x.numel()).flip(0).view_as(x)),
     "repeat": lambda w, x, y: x.repeat_interleave(2, 1)[:, : x.shape[1]],
     "shift": lambda w, x, y: F.pad(x, (0, 0, 1, -1)),
-    "reflect": lambda w, x, y: F.pad(x.mT, (1, 0), mode="reflect").mT[:, :-1] if x.shape[1] > 1 else x,
+    "reflect": lambda w, x, y: (
+        F.pad(x.mT, (1, 0), mode="reflect").mT[:, :-1] if x.shape[1] > 1 else x
+    ),
     "circular": lambda w, x, y: F.pad(x.mT, (1, 0), mode="circular").mT[:, :-1],
     "replicate": lambda w, x, y: F.pad(x.mT, (1, 0), mode="replicate").mT[:, :-1],
     "halves": lambda w, x, y: torch.cat([x[:, 1:], x[:, :1]], 1),
@@ -313,28 +207,45 @@ MOVES: dict[str, Op] = {
     "median": lambda w, x, y: x.median(1, True).values.expand_as(x),
     "as strided": lambda w, x, y: x.contiguous().as_strided(x.shape, x.stride(), 0),
     "strided away": lambda w, x, y: torch.as_strided(
-        x.repeat(1, 2, 1), x.shape, (2 * x[0].numel(), x.shape[-1], 1), x.shape[-1]),
-    "diagonal": lambda w, x, y: torch.diagonal(x[:, :, None].expand(-1, -1, x.shape[1], -1).flip(1), 0, 1, 2).mT,
+        x.repeat(1, 2, 1), x.shape, (2 * x[0].numel(), x.shape[-1], 1), x.shape[-1]
+    ),
+    "diagonal": lambda w, x, y: (
+        torch.diagonal(x[:, :, None].expand(-1, -1, x.shape[1], -1).flip(1), 0, 1, 2).mT
+    ),
     "rot": lambda w, x, y: x.rot90(2, (0, 1)),
     "meshed": lambda w, x, y: torch.stack([x, y], 2).flatten(1, 2)[:, : x.shape[1]],
     "masked": lambda w, x, y: x[torch.ones(x.shape[:2], dtype=torch.bool)].view_as(x).roll(1, 0),
-    "detour": lambda w, x, y: x.view(-1, x.shape[-1]).roll(1, 0).view_as(x) if x.is_contiguous() else x,
-    "complex": lambda w, x, y: torch.view_as_real(torch.view_as_complex(torch.stack([x, y.flip(1)], -1)))[..., 1],
+    "detour": lambda w, x, y: (
+        x.view(-1, x.shape[-1]).roll(1, 0).view_as(x) if x.is_contiguous() else x
+    ),
+    "complex": lambda w, x, y: torch.view_as_real(
+        torch.view_as_complex(torch.stack([x, y.flip(1)], -1))
+    )[..., 1],
     "imaginary": lambda w, x, y: torch.complex(x, y.flip(1)).imag,
     "diff": lambda w, x, y: torch.diff(x, dim=1, prepend=x[:, :1]),
-    "embedding in tokens": lambda w, x, y: F.embedding(_order(x), x.transpose(0, 1).flatten(1)).view(
-        x.shape[1], len(x), -1).transpose(0, 1),
+    "embedding in tokens": lambda w, x, y: (
+        F.embedding(_order(x), x.transpose(0, 1).flatten(1))
+        .view(x.shape[1], len(x), -1)
+        .transpose(0, 1)
+    ),
     "block": lambda w, x, y: torch.block_diag(*x.flip(1))[: x.shape[1], : x.shape[2]].expand_as(x),
-    "column": lambda w, x, y: torch.hstack([x, y])[:, ::2][:, : x.shape[1]] if x.shape[1] > 1 else x,
+    "column": lambda w, x, y: (
+        torch.hstack([x, y])[:, ::2][:, : x.shape[1]] if x.shape[1] > 1 else x
+    ),
     "window": lambda w, x, y: F.pad(x, (0, 0, 1, 0)).unfold(1, 2, 1)[..., 0],
     "im2col": lambda w, x, y: F.unfold(F.pad(x[:, None], (0, 0, 1, 0)), (2, 1))[:, :1].view_as(x),
-    "swap channels": lambda w, x, y: torch.channel_shuffle(x[..., None, None].flatten(0, 1), 2).view_as(x)
-        if x.shape[-1] % 2 == 0 else x,
+    "swap channels": lambda w, x, y: (
+        torch.channel_shuffle(x[..., None, None].flatten(0, 1), 2).view_as(x)
+        if x.shape[-1] % 2 == 0
+        else x
+    ),
     "narrow": lambda w, x, y: torch.cat([x.narrow(1, 1, x.shape[1] - 1), y.narrow(1, 0, 1)], 1),
     "cross": lambda w, x, y: torch.linalg.cross(x, y, dim=1) if x.shape[1] == 3 else x,
     "movedim": lambda w, x, y: x.movedim(1, 0).flip(0).movedim(0, 1),
-    "pixels": lambda w, x, y: F.pixel_shuffle(x[..., None].repeat(1, 4, 1, 1), 2).flatten(2)[:, : x.shape[1], : x.shape[2]],
-}  # fmt: skip
+    "pixels": lambda w, x, y: F.pixel_shuffle(x[..., None].repeat(1, 4, 1, 1), 2).flatten(2)[
+        :, : x.shape[1], : x.shape[2]
+    ],
+}
 
 WRITES: dict[str, Op] = {
     "set": lambda w, x, y: _into(x, _set((slice(None), slice(1, None)), x[:, :-1])),
@@ -347,7 +258,9 @@ WRITES: dict[str, Op] = {
     "set example": lambda w, x, y: _over(x, _set(0, y[-1])),
     "set broadcast": lambda w, x, y: _over(x, _set((slice(None), slice(0, 2)), y[:, -1:])),
     "add to part": lambda w, x, y: _over(x, lambda b: b[:, 1:].add_(y[:, :-1])),
-    "add to item": lambda w, x, y: _over(x, lambda b: b.__setitem__((slice(None), 0), b[:, 0] + y[:, -1])),
+    "add to item": lambda w, x, y: _over(
+        x, lambda b: b.__setitem__((slice(None), 0), b[:, 0] + y[:, -1])
+    ),
     "view": lambda w, x, y: _through_view(x, y),
     "view from before": lambda w, x, y: _view_from_before(x, y),
     "transposed": lambda w, x, y: _over(x, lambda b: b.mT.copy_(y.flip(1).mT)),
@@ -360,89 +273,137 @@ WRITES: dict[str, Op] = {
     "index put": lambda w, x, y: x.index_put((_rows(x), _order(x)[None]), y),
     "index fill": lambda w, x, y: x.index_fill(1, torch.tensor([0]), 2.0),
     "index fill by a token": lambda w, x, y: x.index_fill(1, torch.tensor([0]), y[0, -1, 0]),
-    "masked scatter": lambda w, x, y: x.masked_scatter(torch.ones_like(x, dtype=torch.bool), y.flip(1)),
+    "masked scatter": lambda w, x, y: x.masked_scatter(
+        torch.ones_like(x, dtype=torch.bool), y.flip(1)
+    ),
     "scatter": lambda w, x, y: _scattered(x, "scatter"),
     "scatter add": lambda w, x, y: _scattered(x, "scatter_add"),
     "scatter add to tokens": lambda w, x, y: x.scatter_add(1, _each(x), y),
     "scatter reduce": lambda w, x, y: x.scatter_reduce(1, _each(x), y, "prod"),
     "scatter to one": lambda w, x, y: x.scatter_add(1, torch.zeros_like(_each(x)), y),
-    "scatter by feature": lambda w, x, y: x.scatter_add(1, torch.arange(x.numel()).view_as(x) % x.shape[1], y),
-    "scatter along features": lambda w, x, y: x.scatter_add(2, torch.zeros_like(_each(x)), y.flip(1)),
+    "scatter by feature": lambda w, x, y: x.scatter_add(
+        1, torch.arange(x.numel()).view_as(x) % x.shape[1], y
+    ),
+    "scatter along features": lambda w, x, y: x.scatter_add(
+        2, torch.zeros_like(_each(x)), y.flip(1)
+    ),
     "index add": lambda w, x, y: x.index_add(1, _order(x), y),
-    "index add of parts": lambda w, x, y: torch.zeros_like(x).index_add(1, _order(x)[:2], y[:, :2]) if x.shape[1] > 1 else x,
-    "index add to examples": lambda w, x, y: x.index_add(0, torch.zeros(len(x), dtype=torch.long), y),
+    "index add of parts": lambda w, x, y: (
+        torch.zeros_like(x).index_add(1, _order(x)[:2], y[:, :2]) if x.shape[1] > 1 else x
+    ),
+    "index add to examples": lambda w, x, y: x.index_add(
+        0, torch.zeros(len(x), dtype=torch.long), y
+    ),
     "index reduce": lambda w, x, y: x.index_reduce(1, _order(x), y, "mean"),
     "accumulate": lambda w, x, y: _accumulated(x, y),
     "experts": lambda w, x, y: _experts(w, x),
     "slice scatter": lambda w, x, y: x.slice_scatter(y[:, :-1], 1, 1),
     "select scatter": lambda w, x, y: x.select_scatter(y[:, -1], 1, 0),
-    "diagonal scatter": lambda w, x, y: torch.diagonal_scatter(x, y.flip(1).diagonal(0, 1, 2), 0, 1, 2),
+    "diagonal scatter": lambda w, x, y: torch.diagonal_scatter(
+        x, y.flip(1).diagonal(0, 1, 2), 0, 1, 2
+    ),
     "put": lambda w, x, y: x.contiguous().put(torch.arange(x.numel()), y.flip(1)),
-    "masked fill": lambda w, x, y: x.masked_fill(torch.tensor([True, False])[:, None, None], 0.5) if len(x) == 2 else x,
+    "masked fill": lambda w, x, y: (
+        x.masked_fill(torch.tensor([True, False])[:, None, None], 0.5) if len(x) == 2 else x
+    ),
     "fill by a token": lambda w, x, y: x.masked_fill(y > x, y[0, 0, 0]),
     "resize": lambda w, x, y: _over(x, lambda b: b.fill_(y[0, 0, 0])),
     "lerp in place": lambda w, x, y: _over(x, lambda b: b.lerp_(y.flip(1), 0.5)),
     "addcmul": lambda w, x, y: _over(x, lambda b: b.addcmul_(x, y.roll(1, 1))),
     "index add in place": lambda w, x, y: _over(x, lambda b: b.index_add_(1, _order(x), y)),
     "relu in place": lambda w, x, y: _over(x, F.relu_),
-    "put in place": lambda w, x, y: _over(x, lambda b: b.index_put_((_rows(x), _order(x)[None]), y)),
+    "put in place": lambda w, x, y: _over(
+        x, lambda b: b.index_put_((_rows(x), _order(x)[None]), y)
+    ),
     "scatter in place": lambda w, x, y: _over(x, lambda b: b.scatter_(1, _each(x), y)),
     "data": lambda w, x, y: _over(x, lambda b: b[:, 0].mul_(y[:, -1])),
     "unbound parts": lambda w, x, y: _over(x, lambda b: b.unbind(1)[0].clone().add_(y[:, -1])),
     "square in place": lambda w, x, y: _over(x, lambda b: b.mul_(b.flip(1))),
     "out": lambda w, x, y: torch.cat([x, y], 1).narrow(1, x.shape[1] // 2, x.shape[1]),
-}  # fmt: skip
+}
 
 MIXES: dict[str, Op] = {
-    "matrix": lambda w, x, y: w.weight(x.shape[1], x.shape[1]) @ x,
-    "einsum": lambda w, x, y: torch.einsum("mn,bnd->bmd", w.weight(x.shape[1], x.shape[1]), x),
-    "einsum over examples": lambda w, x, y: torch.einsum("bnd,bc->cnd", x, w.weight(len(x), len(x))),
-    "linear over tokens": lambda w, x, y: F.linear(x.mT, w.weight(x.shape[1], x.shape[1])).mT,
-    "linear over all": lambda w, x, y: F.linear(x.flatten(1), w.weight(x[0].numel(), x[0].numel())).view_as(x),
-    "tensordot": lambda w, x, y: torch.tensordot(x, w.weight(x.shape[1], x.shape[1]), dims=([1], [0])).mT,
-    "baddbmm": lambda w, x, y: torch.baddbmm(x, w.weight(1, x.shape[1], x.shape[1]).expand(len(x), -1, -1), y),
-    "addmm": lambda w, x, y: torch.stack([torch.addmm(a, w.weight(x.shape[1], x.shape[1]), b) for a, b in zip(x, y)]),
-    "addbmm": lambda w, x, y: torch.addbmm(x[0], w.weight(1, x.shape[1], x.shape[1]).expand(len(x), -1, -1), y).expand_as(x),
+    "matrix": lambda w, x, y: w.tokens(x) @ x,
+    "einsum": lambda w, x, y: torch.einsum("mn,bnd->bmd", w.tokens(x), x),
+    "einsum over examples": lambda w, x, y: torch.einsum(
+        "bnd,bc->cnd", x, w.weight(len(x), len(x))
+    ),
+    "linear over tokens": lambda w, x, y: F.linear(x.mT, w.tokens(x)).mT,
+    "linear over all": lambda w, x, y: F.linear(
+        x.flatten(1), w.weight(x[0].numel(), x[0].numel())
+    ).view_as(x),
+    "tensordot": lambda w, x, y: torch.tensordot(x, w.tokens(x), dims=([1], [0])).mT,
+    "baddbmm": lambda w, x, y: torch.baddbmm(
+        x, w.weight(1, x.shape[1], x.shape[1]).expand(len(x), -1, -1), y
+    ),
+    "addmm": lambda w, x, y: torch.stack(
+        [torch.addmm(a, w.tokens(x), b) for a, b in zip(x, y, strict=True)]
+    ),
+    "addbmm": lambda w, x, y: torch.addbmm(
+        x[0], w.weight(1, x.shape[1], x.shape[1]).expand(len(x), -1, -1), y
+    ).expand_as(x),
     "running sum": lambda w, x, y: x.cumsum(1),
     "running sum of features": lambda w, x, y: x.cumsum(-1),
     "running product": lambda w, x, y: x.cumprod(1),
     "running maximum": lambda w, x, y: x.cummax(1).values,
     "running logarithm": lambda w, x, y: x.logcumsumexp(1),
     "Fourier": lambda w, x, y: torch.fft.fft(x, dim=1).real,
-    "Fourier and back": lambda w, x, y: torch.fft.irfft(torch.fft.rfft(x, dim=1) * 2, n=x.shape[1], dim=1),
+    "Fourier and back": lambda w, x, y: torch.fft.irfft(
+        torch.fft.rfft(x, dim=1) * 2, n=x.shape[1], dim=1
+    ),
     "Fourier of features": lambda w, x, y: torch.fft.fft(x, dim=-1).real,
     "Fourier of both": lambda w, x, y: torch.fft.fft2(x).real,
     "LSTM": _recurrent("LSTM"),
     "GRU": _recurrent("GRU"),
     "RNN": _recurrent("RNN"),
     "both ways": lambda w, x, y: LEARNED["bi"](x)[0] if x.shape[-1] == 4 else x.cumsum(1),
-    "last state": lambda w, x, y: LEARNED["LSTM4"](x)[1][0][0][:, None].expand_as(x) if x.shape[-1] == 4 else x.cumsum(1),
+    "last state": lambda w, x, y: (
+        LEARNED["LSTM4"](x)[1][0][0][:, None].expand_as(x) if x.shape[-1] == 4 else x.cumsum(1)
+    ),
     "solve": lambda w, x, y: torch.linalg.solve(_square(w, x), x),
-    "solve triangular": lambda w, x, y: torch.linalg.solve_triangular(_square(w, x).tril(), x, upper=False),
+    "solve triangular": lambda w, x, y: torch.linalg.solve_triangular(
+        _square(w, x).tril(), x, upper=False
+    ),
     "solve by data": lambda w, x, y: torch.linalg.solve(
-        torch.diag_embed(x[..., 0]) + w.weight(x.shape[1], x.shape[1]), y),
+        torch.diag_embed(x[..., 0]) + w.tokens(x), y
+    ),
     "inverse": lambda w, x, y: torch.linalg.pinv(x).mT,
-    "orthogonal": lambda w, x, y: torch.linalg.qr(x.mT @ w.weight(x.shape[1], x.shape[1]))[0].mT[:, : x.shape[1]]
-        if x.shape[1] <= x.shape[2] else x.cumsum(1),
-    "chain": lambda w, x, y: torch.linalg.multi_dot([w.weight(x.shape[1], x.shape[1]), x[0], w.weight(x.shape[2], x.shape[2])]).expand_as(x),
-    "expm": lambda w, x, y: torch.linalg.matrix_exp(torch.diag_embed(x[..., 0])) @ w.weight(x.shape[1], x.shape[2]),
+    "orthogonal": lambda w, x, y: (
+        torch.linalg.qr(x.mT @ w.tokens(x))[0].mT[:, : x.shape[1]]
+        if x.shape[1] <= x.shape[2]
+        else x.cumsum(1)
+    ),
+    "chain": lambda w, x, y: torch.linalg.multi_dot([w.tokens(x), x[0], w.features(x)]).expand_as(
+        x
+    ),
+    "expm": lambda w, x, y: (
+        torch.linalg.matrix_exp(torch.diag_embed(x[..., 0])) @ w.weight(x.shape[1], x.shape[2])
+    ),
     "data-made weights": lambda w, x, y: torch.bmm(torch.tanh(x @ x.mT), y),
     "data-made from one": lambda w, x, y: torch.tanh(x[..., :1] @ w.weight(1, x.shape[1])) @ y,
     "distance": lambda w, x, y: torch.cdist(x, y).sum(-1, keepdim=True).expand_as(x),
-    "distance to weights": lambda w, x, y: torch.cdist(x, w.weight(x.shape[2], x.shape[2])),
+    "distance to weights": lambda w, x, y: torch.cdist(x, w.features(x)),
     "distances flipped": lambda w, x, y: torch.cdist(x.flip(1), y)[..., :1].expand_as(x),
-    "similarity": lambda w, x, y: F.cosine_similarity(x[:, :, None], y[:, None], dim=-1).mean(-1, keepdim=True).expand_as(x),
+    "similarity": lambda w, x, y: (
+        F.cosine_similarity(x[:, :, None], y[:, None], dim=-1).mean(-1, keepdim=True).expand_as(x)
+    ),
     "outer": lambda w, x, y: (x[:, :, None] + y[:, None]).sum(2),
     "outer mean": lambda w, x, y: (x[:, :, None] * y[:, None]).mean(1),
     "outer read": lambda w, x, y: (x[:, :, None] + y[:, None])[:, :, 0],
     "outer diagonal": lambda w, x, y: (x[:, :, None] + y[:, None].flip(2)).diagonal(0, 1, 2).mT,
-    "outer through a weight": lambda w, x, y: ((x[:, :, None] + y[:, None]) @ w.weight(x.shape[2], x.shape[2])).amax(2),
+    "outer through a weight": lambda w, x, y: ((x[:, :, None] + y[:, None]) @ w.features(x)).amax(
+        2
+    ),
     "inner": lambda w, x, y: torch.einsum("bnd,bmd->bn", x, y)[..., None].expand_as(x),
     "trace": lambda w, x, y: torch.einsum("bnd,bnd->b", x, y)[:, None, None].expand_as(x),
     "windows": lambda w, x, y: F.pad(x[:, :-1] + x[:, 1:], (0, 0, 0, 1)),
     "windows of features": lambda w, x, y: F.pad(x[..., :-1] + x[..., 1:], (0, 1)),
-    "merge": lambda w, x, y: (x.reshape(len(x), 1, -1) @ w.weight(x[0].numel(), x.shape[2])).expand_as(x),
-    "merge pairs": lambda w, x, y: torch.cat([x[:, :-1], x[:, 1:]], -1) @ w.weight(2 * x.shape[2], x.shape[2]),
+    "merge": lambda w, x, y: (
+        x.reshape(len(x), 1, -1) @ w.weight(x[0].numel(), x.shape[2])
+    ).expand_as(x),
+    "merge pairs": lambda w, x, y: (
+        torch.cat([x[:, :-1], x[:, 1:]], -1) @ w.weight(2 * x.shape[2], x.shape[2])
+    ),
     "mean": lambda w, x, y: x.mean(1, keepdim=True).expand_as(x),
     "sum": lambda w, x, y: x.sum(1, keepdim=True).expand_as(x),
     "largest": lambda w, x, y: x.amax(1, keepdim=True).expand_as(x),
@@ -451,41 +412,65 @@ MIXES: dict[str, Op] = {
     "mean of examples": lambda w, x, y: x.mean(0, keepdim=True).expand_as(x),
     "mean of features": lambda w, x, y: x.mean(-1, keepdim=True).expand_as(x),
     "mean by a sum": lambda w, x, y: torch.einsum("bnd->bd", x)[:, None].expand_as(x),
-    "mean by a product": lambda w, x, y: (torch.ones(1, x.shape[1], dtype=torch.float64) @ x).expand_as(x),
+    "mean by a product": lambda w, x, y: (
+        torch.ones(1, x.shape[1], dtype=torch.float64) @ x
+    ).expand_as(x),
     "deviation": lambda w, x, y: x.std(1, keepdim=True).expand_as(x) if x.shape[1] > 1 else x,
     "quantile": lambda w, x, y: torch.quantile(x, 0.5, dim=1, keepdim=True).expand_as(x),
-    "covariance": lambda w, x, y: torch.stack([torch.cov(a.mT) @ w.weight(x.shape[2], x.shape[2]) for a in x])[:, : x.shape[1]]
-        if x.shape[1] > 1 else x,
+    "covariance": lambda w, x, y: (
+        torch.stack([torch.cov(a.mT) @ w.features(x) for a in x])[:, : x.shape[1]]
+        if x.shape[1] > 1
+        else x
+    ),
     "trapezoid": lambda w, x, y: F.pad(torch.cumulative_trapezoid(x, dim=1), (0, 0, 1, 0)),
     "slope": lambda w, x, y: torch.gradient(x, dim=1)[0] if x.shape[1] > 1 else x,
     "vmapped": lambda w, x, y: torch.vmap(lambda a: a.flip(0))(x),
     "renorm": lambda w, x, y: x.renorm(2, 0, 0.5),
-    "Kronecker": lambda w, x, y: torch.kron(x.flip(1)[..., :1].contiguous(), w.weight(1, 1, x.shape[2])),
-    "grid sample": lambda w, x, y: F.grid_sample(
-        x.mT[..., None], w.weight(len(x), x.shape[1], 1, 2) - 1, align_corners=True)[..., 0].mT,
-    "fold": lambda w, x, y: F.fold(x.mT.repeat_interleave(2, 1), (x.shape[1] + 1, 1), (2, 1))[:, :, :-1, 0].mT,
+    "Kronecker": lambda w, x, y: torch.kron(
+        x.flip(1)[..., :1].contiguous(), w.weight(1, 1, x.shape[2])
+    ),
+    "grid sample": lambda w, x, y: (
+        F.grid_sample(x.mT[..., None], w.weight(len(x), x.shape[1], 1, 2) - 1, align_corners=True)[
+            ..., 0
+        ].mT
+    ),
+    "fold": lambda w, x, y: (
+        F.fold(x.mT.repeat_interleave(2, 1), (x.shape[1] + 1, 1), (2, 1))[:, :, :-1, 0].mT
+    ),
     "triangle": lambda w, x, y: (x[:, None].expand(-1, x.shape[1], -1, -1).mT.tril().mT).sum(2),
     "corner": lambda w, x, y: x.tril(),
     "bag": lambda w, x, y: F.embedding_bag(
-        torch.arange(len(x[0]))[None].expand(len(x[0]), -1), x[0].contiguous(), mode="sum").expand_as(x),
-    "segments": lambda w, x, y: torch.segment_reduce(
-        x.contiguous(), "sum", lengths=torch.tensor([[1, x.shape[1] - 1]] * len(x)), axis=1)[:, :1].expand_as(x)
-        if x.shape[1] > 1 else x,
+        torch.arange(len(x[0]))[None].expand(len(x[0]), -1), x[0].contiguous(), mode="sum"
+    ).expand_as(x),
+    "segments": lambda w, x, y: (
+        torch.segment_reduce(
+            x.contiguous(), "sum", lengths=torch.tensor([[1, x.shape[1] - 1]] * len(x)), axis=1
+        )[:, :1].expand_as(x)
+        if x.shape[1] > 1
+        else x
+    ),
     "one-hot product": lambda w, x, y: F.one_hot(_order(x), x.shape[1]).double() @ x,
-    "bilinear": lambda w, x, y: F.bilinear(x, y.flip(1).contiguous(), w.weight(x.shape[2], x.shape[2], x.shape[2])),
+    "bilinear": lambda w, x, y: F.bilinear(
+        x, y.flip(1).contiguous(), w.weight(x.shape[2], x.shape[2], x.shape[2])
+    ),
     "einsum of three": lambda w, x, y: torch.einsum(
-        "mn,bnd,de->bme", w.weight(x.shape[1], x.shape[1]), x, w.weight(x.shape[2], x.shape[2])),
-    "einsum of three, by row": lambda w, x, y: torch.einsum("bnd,d,de->bne", x, w.weight(x.shape[2]), w.weight(x.shape[2], x.shape[2])),
-    "einsum of both and a weight": lambda w, x, y: torch.einsum("bnd,bmd,nm->bnd", x, y, w.weight(x.shape[1], x.shape[1])),
+        "mn,bnd,de->bme", w.tokens(x), x, w.features(x)
+    ),
+    "einsum of three, by row": lambda w, x, y: torch.einsum(
+        "bnd,d,de->bne", x, w.weight(x.shape[2]), w.features(x)
+    ),
+    "einsum of both and a weight": lambda w, x, y: torch.einsum(
+        "bnd,bmd,nm->bnd", x, y, w.tokens(x)
+    ),
     "einsum of one": lambda w, x, y: torch.einsum("bnd->ndb", x).permute(2, 0, 1).flip(1),
     "one swaps two": lambda w, x, y: SwapsTwo.apply(x),
     "linear attention": lambda w, x, y: x @ (x.mT @ y),
-}  # fmt: skip
+}
 
 ROWS: dict[str, Op] = {
-    "linear": lambda w, x, y: F.linear(x, w.weight(x.shape[2], x.shape[2]), w.weight(x.shape[2])),
-    "weight": lambda w, x, y: x @ w.weight(x.shape[2], x.shape[2]),
-    "weight by einsum": lambda w, x, y: torch.einsum("bnd,de->bne", x, w.weight(x.shape[2], x.shape[2])),
+    "linear": lambda w, x, y: F.linear(x, w.features(x), w.weight(x.shape[2])),
+    "weight": lambda w, x, y: x @ w.features(x),
+    "weight by einsum": lambda w, x, y: torch.einsum("bnd,de->bne", x, w.features(x)),
     "sum of both": lambda w, x, y: x + y,
     "difference": lambda w, x, y: x - y,
     "product of both": lambda w, x, y: x * y,
@@ -502,7 +487,9 @@ ROWS: dict[str, Op] = {
     "erfcx": lambda w, x, y: torch.special.erfcx(x),
     "ndtr": lambda w, x, y: torch.special.log_ndtr(x),
     "multigamma": lambda w, x, y: torch.special.multigammaln(x.abs() + 3, 2),
-    "layer norm": lambda w, x, y: F.layer_norm(x, x.shape[-1:]) if w.captured else _whitened(w, x, (-1,)),
+    "layer norm": lambda w, x, y: (
+        F.layer_norm(x, x.shape[-1:]) if w.captured else _whitened(w, x, (-1,))
+    ),
     "softmax of features": lambda w, x, y: _softmax(w, x, -1),
     "normalize": lambda w, x, y: _normal(w, x, -1),
     "glu": lambda w, x, y: F.glu(torch.cat([x, y], -1)),
@@ -522,34 +509,48 @@ ROWS: dict[str, Op] = {
     "scripted": lambda w, x, y: scripted(x),
     "scripted, flipping": lambda w, x, y: scripted_flip(x),
     "of Python": lambda w, x, y: python_function(x),
-    "heads": lambda w, x, y: torch.cat([h @ w.weight(h.shape[-1], h.shape[-1]) for h in _halves(x)], -1)
-        if x.shape[-1] % 2 == 0 else x,
-    "flattened rows": lambda w, x, y: (x.reshape(-1, x.shape[2]) @ w.weight(x.shape[2], x.shape[2])).view_as(x),
+    "heads": lambda w, x, y: (
+        torch.cat([h @ w.weight(h.shape[-1], h.shape[-1]) for h in _halves(x)], -1)
+        if x.shape[-1] % 2 == 0
+        else x
+    ),
+    "flattened rows": lambda w, x, y: (x.reshape(-1, x.shape[2]) @ w.features(x)).view_as(x),
     "one by one": lambda w, x, y: torch.stack([F.gelu(t) for t in x.unbind(1)], 1),
     "repeated": lambda w, x, y: x.repeat(2, 1, 1)[: len(x)],
     "vmapped rows": lambda w, x, y: torch.vmap(F.gelu)(x),
     "einsum of both": lambda w, x, y: torch.einsum("bnd,bne->bnde", x, y).sum(-1),
     "cosine": lambda w, x, y: x * F.cosine_similarity(x, y, dim=-1)[..., None],
     "distance of rows": lambda w, x, y: x + F.pairwise_distance(x, y)[..., None],
-}  # fmt: skip
+}
 
 STATISTICS: dict[str, Op] = {
     "mean added": lambda w, x, y: x + w.hold(y.mean(1, keepdim=True)) if x.shape[1] > 1 else x,
     "mean taken": lambda w, x, y: x - w.hold(x.mean(1, keepdim=True)) if x.shape[1] > 1 else x,
-    "mean of other example": lambda w, x, y: x + w.hold(y.flip(0).mean(1, keepdim=True)) if x.shape[1] > 1 else x,
+    "mean of other example": lambda w, x, y: (
+        x + w.hold(y.flip(0).mean(1, keepdim=True)) if x.shape[1] > 1 else x
+    ),
     "one token added": lambda w, x, y: x + w.hold(y[:, :1]) if x.shape[1] > 1 else x,
-    "two tokens added": lambda w, x, y: x + y[:, :2].repeat_interleave(2, 1)[:, :3] if x.shape[1] == 3 else x,
-    "gated": lambda w, x, y: x * w.hold((y.mean(1, keepdim=True) @ w.weight(x.shape[2], x.shape[2])).sigmoid())
-        if x.shape[1] > 1 else x,
+    "two tokens added": lambda w, x, y: (
+        x + y[:, :2].repeat_interleave(2, 1)[:, :3] if x.shape[1] == 3 else x
+    ),
+    "gated": lambda w, x, y: (
+        x * w.hold((y.mean(1, keepdim=True) @ w.features(x)).sigmoid()) if x.shape[1] > 1 else x
+    ),
     "normalize tokens": lambda w, x, y: _normal(w, x, 1),
     "softmax of tokens": lambda w, x, y: _softmax(w, x, 1) * x,
-    "instance norm": lambda w, x, y: F.instance_norm(x.mT).mT if w.captured else _whitened(w, x, (1,)),
-    "group norm": lambda w, x, y: F.group_norm(x.mT, 1).mT if w.captured else _whitened(w, x, (1, 2)),
-    "layer norm of all": lambda w, x, y: F.layer_norm(x, x.shape[1:]) if w.captured else _whitened(w, x, (1, 2)),
+    "instance norm": lambda w, x, y: (
+        F.instance_norm(x.mT).mT if w.captured else _whitened(w, x, (1,))
+    ),
+    "group norm": lambda w, x, y: (
+        F.group_norm(x.mT, 1).mT if w.captured else _whitened(w, x, (1, 2))
+    ),
+    "layer norm of all": lambda w, x, y: (
+        F.layer_norm(x, x.shape[1:]) if w.captured else _whitened(w, x, (1, 2))
+    ),
     "scaled": lambda w, x, y: x / w.hold(1 + x.abs().amax((1, 2), keepdim=True)),
     "scaled by all": lambda w, x, y: x / (1 + x.abs().amax()),
     "whitened by hand": lambda w, x, y: _whitened(w, x, (1,)) if x.shape[1] > 1 else x,
-}  # fmt: skip
+}
 
 CALLS: dict[str, Op] = {
     "attention": lambda w, x, y: w.attend("fused", x, x, x),
@@ -557,13 +558,17 @@ CALLS: dict[str, Op] = {
     "attention to another": lambda w, x, y: w.attend("fused", x, y, y),
     "residual": lambda w, x, y: x + w.attend("fused", x, x, x),
     "attention of turned": lambda w, x, y: w.attend("fused", x.flip(1), x, x),
-    "attention, projected": lambda w, x, y: x + w.attend("by hand", x, x, x) @ w.weight(x.shape[2], x.shape[2]),
-}  # fmt: skip
+    "attention, projected": lambda w, x, y: x + w.attend("by hand", x, x, x) @ w.features(x),
+}
 
 TABLES = {
-    "moves": MOVES, "writes": WRITES, "mixes": MIXES, "rows": ROWS, "statistics": STATISTICS,
+    "moves": MOVES,
+    "writes": WRITES,
+    "mixes": MIXES,
+    "rows": ROWS,
+    "statistics": STATISTICS,
     "calls": CALLS,
-}  # fmt: skip
+}
 OPERATIONS: dict[str, Op] = {
     f"{kind}: {name}": op for kind, table in TABLES.items() for name, op in table.items()
 }

@@ -105,7 +105,7 @@ def test_what_is_lost_is_lost_by_name(name: str) -> None:
     assert verdict.tracked or verdict.refused or verdict.lost
 
 
-def other_run(seen: object, done: object):  # noqa: ANN201
+def other_run(seen: object, done: object):
     """A program that does one thing under the capture, and another in truth."""
     return lambda w, x, y: (seen if w.captured else done)(w, tokens_of(w, x), tokens_of(w, y))
 
@@ -124,7 +124,8 @@ BREACHES = {
         lambda w, x, y: torch.ones(B, N, D), lambda w, x, y: x
     ),
     "a call that is forgotten": other_run(
-        lambda w, x, y: (w.attend("fused", x, x, x), x)[1], lambda w, x, y: w.attend("fused", x, x, x)
+        lambda w, x, y: (w.attend("fused", x, x, x), x)[1],
+        lambda w, x, y: w.attend("fused", x, x, x),
     ),
 }  # fmt: skip
 
@@ -139,7 +140,9 @@ def test_what_the_approximations_allow_is_no_breach() -> None:
     assert not check(
         other_run(lambda w, x, y: x, lambda w, x, y: x + w.hold(x.mean(1, keepdim=True)))
     ).breaches
-    assert not check(other_run(lambda w, x, y: x + x.flip(1), lambda w, x, y: x + x.flip(1))).breaches
+    assert not check(
+        other_run(lambda w, x, y: x + x.flip(1), lambda w, x, y: x + x.flip(1))
+    ).breaches
 
 
 def test_programs_of_every_kind_are_drawn() -> None:

@@ -311,8 +311,10 @@ def of_sums(spaces: TokenSpaces, one: Tensor, other: Tensor) -> Tensor | None:
     shape = one.shape
     for axis, n in enumerate(shape):  # features, be they written out
         first = [plane.narrow(axis, 0, min(1, n)) for plane in (one, other)]
-        if n and torch.equal(one, first[0].expand_as(one)) and torch.equal(
-            other, first[1].expand_as(other)
+        if (
+            n
+            and torch.equal(one, first[0].expand_as(one))
+            and torch.equal(other, first[1].expand_as(other))
         ):
             one, other = first
     pairs = torch.stack([one, other], -1)

@@ -218,10 +218,12 @@ def _of_each_example(transfer: Transfer, term: Operand, main: Operand, shape: to
     owner = owner.view(owner.shape[len(shape) - len(term.shape) :])
     origins = transfer.shadows.origins(
         term.tensor,
-        lambda s: not s.data or (bool(s.planes) and not any(spaces.lost(p).any() for p in s.planes)),
+        lambda s: (
+            not s.data or (bool(s.planes) and not any(spaces.lost(p).any() for p in s.planes))
+        ),
     )
     sources = [(o.edge, spaces.locate(o.shadow.planes[0])[1]) for o in origins if o.shadow.data]
-    return probe.keeps_examples(term.tensor, owner, sources)
+    return probe.keeps_examples(term.tensor, owner, sources, transfer.hooks)
 
 
 def _constant(operand: Operand, axis: int) -> bool:

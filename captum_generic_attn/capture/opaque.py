@@ -103,8 +103,7 @@ def _probed(transfer: Transfer, name: str, given: Sequence[Given], result: Tenso
         axis for axis in range(result.ndim)
         if any(varies(plane, axis) for found in aligned for plane in found.planes)
     ]  # fmt: skip
-    alive = [g.operand.tensor for g in given if g.operand.tensor is not None]
-    if not probe.keeps_places(result, sources, places, alive):
+    if not probe.keeps_places(result, sources, places, transfer.hooks):
         return lost
     laid_out = [
         Operand(

@@ -56,6 +56,7 @@ class Transfer:
         self._parameters = parameters
         self._written: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.heads = Heads()
+        self.hooks = probe.Hooks()
         self.pools: dict[int, Pool] = {}
         self.notes_embeddings = False
         self.embedded: list[tuple[Tensor, GradientEdge]] = []

@@ -596,7 +596,11 @@ class TokenSpaces:
             `False`, with nothing noted, if elements of different places or examples met.
         """
         (to, one, place), (of, two, other) = self.locate(kept), self.locate(absorbed)
-        if not (torch.equal(place, other) and torch.equal(one, two)) or len(_distinct(to)) > 1 or len(_distinct(of)) > 1:
+        if (
+            not (torch.equal(place, other) and torch.equal(one, two))
+            or len(_distinct(to)) > 1
+            or len(_distinct(of)) > 1
+        ):
             return False
         name, theirs = self[int(to.max())].name, self[int(of.max())].name
         if self.origin(name) != self.origin(theirs):
