@@ -82,10 +82,10 @@ _LISTS: dict[Family, str] = {
         tanhshrink softshrink hardshrink threshold clamp clamp_min clamp_max clip
         maximum minimum fmax fmin where masked_fill index_fill lerp addcmul addcdiv nan_to_num
         floor ceil round trunc fix frac deg2rad rad2deg hypot logaddexp logaddexp2 copysign
-        heaviside ldexp nextafter digamma lgamma polygamma i0 special_i0 special_i1 bitwise_and bitwise_or
-        bitwise_xor bitwise_not bitwise_left_shift bitwise_right_shift and or xor invert lshift
-        rshift logical_and logical_or logical_xor logical_not bool searchsorted bucketize polar
-        complex conj conj_physical angle imag fill zero uniform normal exponential
+        heaviside ldexp nextafter digamma lgamma polygamma i0 special_i0 special_i1 bitwise_and
+        bitwise_or bitwise_xor bitwise_not bitwise_left_shift bitwise_right_shift and or xor invert
+        lshift rshift logical_and logical_or logical_xor logical_not bool searchsorted bucketize
+        polar complex conj conj_physical angle imag fill zero uniform normal exponential
         fake_quantize_per_tensor_affine tril triu _weight_norm""",
     Family.CHOICE: "topk sort kthvalue",
     Family.SCATTER: "index_add scatter_add scatter_reduce index_reduce",
