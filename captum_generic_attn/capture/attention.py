@@ -294,7 +294,8 @@ class Attention:
             i for i in summed if not shadow.planes or varies(shadow.planes[-1], i)
         ]  # fmt: skip
         weighs = shadow.role is Role.PROBABILITIES or (softmax.over_tokens and shadow.data)
-        mixes_heads = weighs and not other.data and not over_keys
+        pairs = shadow.role is Role.PROBABILITIES
+        mixes_heads = weighs and not other.data and not (pairs and over_keys)
         if mixes_heads or (not shadow.planes and other.role <= Role.PARAMETER):
             result: Tensor = self._run(func, args, kwargs)
             self._transfer.shadows[result] = self._transfer.weighted(

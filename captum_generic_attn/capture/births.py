@@ -24,7 +24,6 @@ from captum_generic_attn.capture.planes import (
     windows_of,
 )
 from captum_generic_attn.capture.shadow import Role, Shadow
-from captum_generic_attn.tokens.ids import compact_together
 from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
 
 
@@ -376,7 +375,14 @@ def of_resized(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
 def of_sums(spaces: TokenSpaces, one: Tensor, other: Tensor) -> Tensor | None:
     """Two sequences of tokens, each with a history of its own, are added: a plane of new tokens."""
     shape = one.shape
-    one, other = compact_together(one, other)
+    for axis, n in enumerate(shape):  # features, be they written out
+        first = [plane.narrow(axis, 0, min(1, n)) for plane in (one, other)]
+        if (
+            n
+            and torch.equal(one, first[0].expand_as(one))
+            and torch.equal(other, first[1].expand_as(other))
+        ):
+            one, other = first
     pairs = torch.stack([one, other], -1)
     pairs = torch.where((one == other).unsqueeze(-1), PADDING, pairs)  # a token stays itself
     born = spaces.born_of_rows(pairs)

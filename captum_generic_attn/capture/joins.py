@@ -33,6 +33,11 @@ def joined(transfer: Transfer, op: Operation) -> Shadow:
             for t in parts
         ]
     main = max(shadows, key=lambda s: (s.data, s.role))
+    if main.role is Role.RAW:  # its statistics are no elements
+        shadows = [
+            s.without_tokens(f"{op.name} with a statistic") if s.role is Role.STATISTIC else s
+            for s in shadows
+        ]
     rest = {key: value for key, value in op.kwargs.items() if key not in ("tensors", "out")}
     calls = None
     if any(s.calls is not None for s in shadows):
@@ -135,6 +140,8 @@ def written(transfer: Transfer, op: Operation) -> Shadow:
     if (source.data and not source.planes) or (shadow.data and not shadow.planes):
         lost = source if source.data and not source.planes else shadow
         return lost._replace(ancestors=ancestors, data=data).without_tokens(op.name)
+    if source.data and shadow.data and _unlike(source, shadow):
+        return source._replace(role=Role.TOKENS, ancestors=ancestors).without_tokens(op.name)
 
     def write(before: Tensor, new: Tensor) -> Tensor:
         given = [new if a is sources[-1] else on_cpu(a) for a in op.args[1:]]
@@ -167,6 +174,12 @@ def written(transfer: Transfer, op: Operation) -> Shadow:
     ))  # fmt: skip
 
 
+def _unlike(one: Shadow, other: Shadow) -> bool:
+    """Whether the planes of two shadows say different things: pairs, statistics."""
+    statistic = Role.STATISTIC in (one.role, other.role)
+    return one.pairs != other.pairs or (statistic and one.role is not other.role)
+
+
 def seen_from_base(
     transfer: Transfer, whole: Shadow, base: Tensor, part: Shadow, result: Tensor, name: str
 ) -> Shadow:
@@ -177,6 +190,8 @@ def seen_from_base(
     pairs = part.role >= Role.LOGITS
     if not part.planes:
         return merged.without_tokens(part.lost or name) if part.data else merged
+    if whole.data and part.data and _unlike(whole, part):
+        return merged._replace(role=Role.TOKENS).without_tokens(name)
     if not base.is_contiguous() or (whole.planes and pairs != (whole.role >= Role.LOGITS)):
         return merged.without_tokens(f"{name} through a view")
     blank = torch.full(base.shape, PADDING, dtype=torch.int32)

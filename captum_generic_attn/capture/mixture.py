@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_generic_attn.capture import births
+from captum_generic_attn.capture import births, probe
 from captum_generic_attn.capture.planes import first_along, same_plane, varies
 from captum_generic_attn.capture.shadow import NO_SHADOW, Role, Shadow
 from captum_generic_attn.tokens.ids import compact_together
@@ -60,7 +60,7 @@ def mixture(
     feeding = [o for o in operands if o.shadow.data] or operands
     main = max(feeding, key=lambda o: _precedence(o, shape))
     if not main.shadow.planes and not main.shadow.mixed:  # lost, but perhaps only a statistic
-        main = next((o for o in feeding if _is_statistic(transfer.spaces, main, o, shape)), main)
+        main = next((o for o in feeding if _is_statistic(transfer, main, o, shape)), main)
     together = main.shadow._replace(
         ancestors=frozenset[int]().union(*(o.shadow.ancestors for o in operands)),
         data=any(o.shadow.data for o in operands),
@@ -88,7 +88,7 @@ def mixture(
                 factors = main.shadow.ancestors, other.shadow.ancestors
                 together = together._replace(role=Role.LOGITS, factors=factors)
             planes = joined
-        if any(_guides(transfer.spaces, o, main, shape) for o in feeding if o is not main):
+        if any(_guides(transfer, o, main, shape) for o in feeding if o is not main):
             together = together._replace(guided=True)
         for gate in feeding if not main.shadow.pairs else ():
             softmax = gate.shadow.softmax
@@ -118,7 +118,7 @@ def _join(
     if shadow.normalises:
         scales = name in _SCALES and same_plane(planes[0], other.plane.expand(shape))
         return planes if scales and transfer.part_of_attention(shadow, main.shadow) else lost
-    if _is_statistic(transfer.spaces, other, main, shape):
+    if _is_statistic(transfer, other, main, shape):
         transfer.hand_back(other.shadow, main.shadow, planes[0])
         return planes
     if not shadow.planes or shadow.pairs:
@@ -156,14 +156,18 @@ def _with_learned(
 def added(spaces: TokenSpaces, kept: Tensor, absorbed: Tensor) -> Tensor | None:
     """The plane of two planes of tokens whose features are added or joined.
 
-    A constant (padding) takes the other's token. `None` if no token can be made of the two.
+    A constant (padding) takes the other's token, and a token the loss of the other. `None` if no
+    token can be made of the two.
     """
     if same_plane(kept, absorbed):
         return kept
     one, other = compact_together(kept, absorbed)
-    if bool(((one < 0) != (other < 0)).any()):
-        kept = torch.where(one < 0, other, one).expand(kept.shape)
-        absorbed = torch.where(other < 0, one, other).expand(kept.shape)
+    lost, gone = spaces.lost(one), spaces.lost(other)
+    stays = lost | ((other < 0) & ~gone)
+    yields = ~stays & (gone | (one < 0))
+    if bool(((stays | yields) & (one != other)).any()):
+        kept = torch.where(yields, other, one).expand(kept.shape)
+        absorbed = torch.where(stays, one, other).expand(kept.shape)
         return added(spaces, kept, absorbed)
     differ = one != other
     if spaces.nothing_new(other[differ], one[differ]) and spaces.same(kept, absorbed):
@@ -204,8 +208,12 @@ def _axes(spaces: TokenSpaces, operand: Operand, shape: torch.Size) -> frozenset
     return frozenset(axis + missing for axis in spaces.token_axes(operand.plane))
 
 
-def _is_statistic(spaces: TokenSpaces, term: Operand, main: Operand, shape: torch.Size) -> bool:
-    """Whether a term is constant along the tokens of the main operand, which stay what they are."""
+def _is_statistic(transfer: Transfer, term: Operand, main: Operand, shape: torch.Size) -> bool:
+    """Whether a term is constant along the tokens of the main operand, which stay what they are.
+
+    It is of each example by itself: a statistic of a batch would join its examples.
+    """
+    spaces = transfer.spaces
     if term is main or not main.shadow.planes or main.shadow.pairs:
         return False
     if term.shadow.role is Role.STATISTIC or len(term.shape) > len(shape):
@@ -215,32 +223,62 @@ def _is_statistic(spaces: TokenSpaces, term: Operand, main: Operand, shape: torc
     if not axes:  # one token to an example: no axis is theirs
         return False
     known = bool(term.shadow.planes) and not term.shadow.pairs
-    theirs = _axes(spaces, term, shape) if known else range(len(shape))
-    wider = [axis for axis in theirs if sizes[axis] > 1 and _sizes(main, shape)[axis] == 1]
-    if wider or (known and not axes.isdisjoint(theirs)):
+    if known and _axes(spaces, term, shape):
+        return False
+    if not known and any(n > 1 == m for n, m in zip(sizes, _sizes(main, shape), strict=True)):
         return False
     if any(sizes[axis] > 1 and not _constant(term, axis - len(shape)) for axis in axes):
         return False
     if not known:
-        return True
+        theirs = _sizes(main, shape)
+        if any(n > 1 and theirs[axis] == 1 for axis, n in enumerate(sizes)):
+            return False  # perhaps tokens along an axis that the main operand does not have
+        return _of_each_example(transfer, term, main, shape)
     one, other = compact_together(main.plane.expand(shape), term.plane.expand(shape))
     examples, others = spaces.locate(one)[1], spaces.locate(other)[1]
     return not bool(((examples >= 0) & (others >= 0) & (examples != others)).any())
 
 
-def _guides(spaces: TokenSpaces, term: Operand, main: Operand, shape: torch.Size) -> bool:
+def _guides(transfer: Transfer, term: Operand, main: Operand, shape: torch.Size) -> bool:
     """Whether a statistic is no statistic of the main operand's tokens, but a token of its own.
 
     Such as the only query, where logits are added or multiplied up by broadcasting.
     """
-    if main.shadow.role is not Role.TOKENS or not _is_statistic(spaces, term, main, shape):
+    if main.shadow.role is not Role.TOKENS or not _is_statistic(transfer, term, main, shape):
         return False
     if term.shadow.guided:
         return True
     if term.shadow.role is not Role.TOKENS or not term.shadow.planes:
         return term.shadow.role is Role.TOKENS
+    spaces = transfer.spaces
     merged_from = {i for k in spaces.indices(term.plane) for i in spaces.made_of(k)}
     return merged_from.isdisjoint(spaces.indices(main.plane))
+
+
+def _of_each_example(transfer: Transfer, term: Operand, main: Operand, shape: torch.Size) -> bool:
+    """Whether a term whose tokens were lost depends, in each example, on that example alone."""
+    spaces = transfer.spaces
+    missing = len(shape) - len(main.shape)
+    along = [axis + missing for axis in spaces.example_axes(main.plane)]
+    sizes = _sizes(term, shape)
+    if not along:
+        return True
+    if term.tensor is None or any(sizes[axis] == 1 for axis in along):
+        return False
+    owner = spaces.locate(main.plane)[1]
+    owner = owner.view([1] * missing + list(owner.shape))
+    for axis in range(len(shape)):
+        if axis not in along:
+            owner = owner.amax(axis, keepdim=True)
+    owner = owner.view(owner.shape[len(shape) - len(term.shape) :])
+    origins = transfer.shadows.origins(
+        term.tensor,
+        lambda s: (
+            not s.data or (bool(s.planes) and not any(spaces.lost(p).any() for p in s.planes))
+        ),
+    )
+    sources = [(o.edge, spaces.locate(o.shadow.planes[0])[1]) for o in origins if o.shadow.data]
+    return probe.keeps_examples(term.tensor, owner, sources, transfer.hooks)
 
 
 def _constant(operand: Operand, axis: int) -> bool:

@@ -43,6 +43,8 @@ def _in_training(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool
     return bool(asked) and (name == "batch_norm" or share > 0)
 
 
+_HANGS_ON = {"register_hook", "retain_grad", "grad_fn"}
+"""What lets users see the gradients of a tensor or of the node behind it."""
 _TIMES = {"mul", "multiply"}
 _SUMS = {"sum", "mean"}
 
@@ -155,6 +157,12 @@ class CaptureMode(FrozenMode):
         if name in _TRAINED and _in_training(name, args, kwargs):
             self._recorder.in_training[name] = None
         transfer = self._transfer
+        if name in _HANGS_ON:
+            if transfer.knows(args[0]):
+                transfer.of(args[0])  # probed before anybody looks on
+            out = func(*args, **kwargs)
+            transfer.hooks.note(args[0])
+            return out
         product = family is Family.PRODUCT or (
             family is Family.LINEAR and self._weight_is_data(args)
         )
@@ -166,7 +174,9 @@ class CaptureMode(FrozenMode):
             return self._attention.fused(func, args, kwargs)
         if family is Family.FOREIGN_ATTENTION:
             self._recorder.refuse_kernel(name)
-        if family is Family.UNKNOWN:
+        if family is Family.PRODUCT:
+            self._check_many_factors(args, kwargs, name)
+        if family in (Family.UNKNOWN, Family.PRODUCT):
             return self._run_unknown(identity, func, args, kwargs)
         if family is Family.SHAPE and transfer.looks_up(args, kwargs):
             family = Family.EMBEDDING
@@ -181,9 +191,6 @@ class CaptureMode(FrozenMode):
         if family is Family.SOFTMAX:
             self._attention.softmax(args, kwargs, out)
         else:
-            if family is Family.PRODUCT:
-                self._check_many_factors(args, kwargs, name)
-                family = Family.TOKENWISE
             transfer.apply(family, name, func, args, kwargs, out, in_place=in_place)
             if weighs is not None:
                 transfer.shadows[out] = transfer.of(out)._replace(weighing=weighs)

@@ -96,7 +96,7 @@ def found_behind(
             if varies(inside.planes[0], axis) and axis not in keys
         ]  # fmt: skip
         sources = [probe.Source(o.edge, o.shape) for o in origins if o.shape == tensor.shape]
-        if len(sources) == len(origins) and probe.keeps_places(tensor, sources, places, []):
+        if len(sources) == len(origins) and probe.keeps_places(tensor, sources, places, transfer.hooks):
             return inside
     return _probed(transfer, name, given, tensor)
 
@@ -122,8 +122,7 @@ def _probed(transfer: Transfer, name: str, given: Sequence[Given], result: Tenso
         axis for axis in range(result.ndim)
         if any(varies(plane, axis) for found in aligned for plane in found.planes)
     ]  # fmt: skip
-    alive = [g.operand.tensor for g in given if g.operand.tensor is not None]
-    if not probe.keeps_places(result, sources, places, alive):
+    if not probe.keeps_places(result, sources, places, transfer.hooks):
         return lost
     laid_out = []
     for found in aligned:

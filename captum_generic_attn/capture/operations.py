@@ -80,12 +80,12 @@ _LISTS: dict[Family, str] = {
         special_expit sigmoid logit special_logit logsigmoid relu relu6 gelu silu mish elu
         selu celu leaky_relu prelu rrelu softplus softsign hardtanh hardswish hardsigmoid
         tanhshrink softshrink hardshrink threshold clamp clamp_min clamp_max clip
-        maximum minimum fmax fmin where masked_fill lerp addcmul addcdiv nan_to_num floor ceil
-        round trunc fix frac deg2rad rad2deg hypot logaddexp logaddexp2 copysign heaviside ldexp
-        nextafter digamma lgamma polygamma i0 special_i0 special_i1 bitwise_and bitwise_or
-        bitwise_xor bitwise_not bitwise_left_shift bitwise_right_shift and or xor invert lshift
-        rshift logical_and logical_or logical_xor logical_not bool searchsorted bucketize polar
-        complex conj conj_physical angle imag fill zero uniform normal exponential
+        maximum minimum fmax fmin where masked_fill index_fill lerp addcmul addcdiv nan_to_num
+        floor ceil round trunc fix frac deg2rad rad2deg hypot logaddexp logaddexp2 copysign
+        heaviside ldexp nextafter digamma lgamma polygamma i0 special_i0 special_i1 bitwise_and
+        bitwise_or bitwise_xor bitwise_not bitwise_left_shift bitwise_right_shift and or xor invert
+        lshift rshift logical_and logical_or logical_xor logical_not bool searchsorted bucketize
+        polar complex conj conj_physical angle imag fill zero uniform normal exponential
         fake_quantize_per_tensor_affine tril triu _weight_norm""",
     Family.CHOICE: "topk sort kthvalue",
     Family.SCATTER: "index_add scatter_add scatter_reduce index_reduce",

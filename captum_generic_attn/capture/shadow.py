@@ -161,8 +161,10 @@ class Shadows:
     def __contains__(self, tensor: Tensor) -> bool:
         return self.get(tensor) is not None
 
-    def origins(self, tensor: Tensor) -> list[Origin]:
-        """The nearest tensors with shadows that the graph of a tensor leads to."""
+    def origins(
+        self, tensor: Tensor, fits: Callable[[Shadow], bool] = lambda _: True
+    ) -> list[Origin]:
+        """The nearest tensors with shadows that fit which the graph of a tensor leads to."""
         found: list[Origin] = []
         seen: set[object] = {tensor.grad_fn}
         waiting = [tensor.grad_fn]
@@ -173,7 +175,7 @@ class Shadows:
                     continue
                 seen.add((below, place))
                 known = self._recorded.get((below._sequence_nr(), place))  # noqa: SLF001
-                if known is not None:
+                if known is not None and fits(known[1]):
                     found.append(Origin(GradientEdge(below, place), *known))
                 elif below not in seen:
                     seen.add(below)

@@ -39,6 +39,8 @@ _METHODS = {family: f"_{family.name.lower()}" for family in Family}
 _OF_THE_FIRST = {Family.SAME, Family.SHAPE, Family.LINEAR}
 """Where the first argument has tokens, those of the others do not matter."""
 _MOVES = {Family.JOIN, Family.PAD, Family.WRITE, Family.SCATTER, Family.CHOICE}
+_FILLS = {"masked_fill", "fill", "index_fill"}
+"""What puts a number in the place of tokens, be it one that was computed."""
 _REORDERS = {
     "unfold", "im2col", "gather", "index_select", "take", "take_along_dim", "flip", "roll",
     "repeat", "tile", "repeat_interleave", "rot90",
@@ -55,6 +57,7 @@ class Transfer:
         self._parameters = parameters
         self._written: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.heads = Heads()
+        self.hooks = probe.Hooks()
         self.pools: dict[int, Pool] = {}
         self.queried: dict[int, Tensor] = {}
         self.read: dict[int, Tensor] = {}
@@ -263,6 +266,12 @@ class Transfer:
     def _tokenwise(self, op: Operation) -> None:
         if op.name == "where" and self._chosen(op):
             return
+        if op.name in _FILLS and any(self.of(t).data and is_value(t) for t in op.inputs[1:]):
+            for result in op.results:
+                self.shadows[result] = self.summed(op.name, op.inputs, result).without_tokens(
+                    f"{op.name} by a computed number"
+                )
+            return
         for result in op.results:
             self.shadows[result] = self.summed(op.name, op.inputs, result)
 
@@ -447,6 +456,9 @@ class Transfer:
         index = self._index_among(op.args, op.kwargs)
         index = integers[0] if index is None else index
         table = next((t for t in tensors_in((op.args, op.kwargs)) if is_value(t)), None)
+        if table is not None and self.knows(table) and self.of(table).data:
+            self.shadows[op.results[0]] = self._rows_of(table, index, op)
+            return
         label = self._parameters.get(id(table), op.name)
         shadow = self.of(index)
         result = op.results[0]
@@ -459,6 +471,15 @@ class Transfer:
         if self.notes_embeddings and rows.data and result.requires_grad:
             plane = births.laid_out(shadow.planes[0], places, result.shape)
             self.embedded.append((plane.amax(-1), get_gradient_edge(result)))
+
+    def _rows_of(self, table: Tensor, index: Tensor, op: Operation) -> Shadow:
+        """The shadow of rows that integers pick from tokens."""
+        shadow, rows = self.of(table), on_cpu(index).long()
+        if index.is_floating_point() or index.ndim + table.ndim - 1 != op.results[0].ndim:
+            return shadow.without_tokens(op.name)
+        return shadow.map(lambda plane: plane[rows])._replace(
+            calls=None if shadow.calls is None else shadow.calls[rows], weighing=None
+        )
 
     def _window(self, op: Operation) -> None:
         shadow = self.of(op.inputs[0])
@@ -550,6 +571,9 @@ class Transfer:
             self.shadows[op.results[0]] = self._summed_up(shadow, op, axes)
             return
         merges = axes is not None and shadow.data and len(shadow.planes) == 1
+        if merges and shadow.role is not Role.TOKENS:  # elements of one example
+            apart = self.spaces.example_axes(shadow.planes[0])
+            merges = apart.isdisjoint(axis % op.inputs[0].ndim for axis in axes or ())
         axes = range(op.inputs[0].ndim) if axes is None else axes
         calls = None if shadow.calls is None else self.heads.add_up(shadow.calls, axes)
         shadow = shadow._replace(calls=None, weighing=None)
@@ -694,7 +718,7 @@ def moved(plane: Tensor, op: Operation) -> list[Tensor]:
         axis = op.argument(1, "dim", -1)
         return [] if varies(plane, axis) else [plane.chunk(2, axis)[0]]
     if op.name == "view_as_complex":
-        return [plane[..., 0]]
+        return [] if varies(plane, -1) else [first_along(plane, -1).squeeze(-1)]
     if op.name == "view_as_real":
         return [plane.unsqueeze(-1).expand(*plane.shape, 2)]
     keywords = {key: on_cpu(value) for key, value in op.kwargs.items() if key != "input"}

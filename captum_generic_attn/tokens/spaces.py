@@ -165,6 +165,13 @@ class TokenSpaces:
         space = self._open(math.prod(shape), 0, reason, "unknown")
         return torch.arange(space.base, space.stop, dtype=torch.int32).view(shape)
 
+    def lost(self, ids: Tensor) -> Tensor:
+        """Whether the origin of each of these tokens was lost."""
+        unknown = [s.index for s in self._spaces if s.kind == "unknown"]
+        if not unknown:
+            return torch.zeros_like(ids, dtype=torch.bool)
+        return torch.isin(self.locate(ids)[0], torch.tensor(unknown))
+
     def born(
         self, parents: Tensor, centres: Tensor | None, *, again: bool = False
     ) -> Tensor | None:
@@ -543,12 +550,15 @@ class TokenSpaces:
         """Note that two planes of one shape were summed: `absorbed` lives on as `kept`.
 
         Returns:
-            `False`, with nothing noted, if that cannot be: a token would live on as several, or
-            tokens of one space were added to each other.
+            `False`, with nothing noted, if that cannot be: a token would live on as several,
+            tokens of one space or of different examples were added to each other, or it is the
+            other that lives on as this one.
         """
         kept, absorbed = compact_together(kept, absorbed)
-        to, _, to_local = self.locate(kept.reshape(-1))
+        to, owner, to_local = self.locate(kept.reshape(-1))
         of, example, of_local = self.locate(absorbed.reshape(-1))
+        if bool(((owner >= 0) & (example >= 0) & (owner != example)).any()):
+            return False
         shared = set(of.tolist()) & set(to.tolist()) - {-1}
         if any(bool(((of == i) & (to == i) & (of_local != to_local)).any()) for i in shared):
             return False
@@ -560,13 +570,9 @@ class TokenSpaces:
                     continue
                 pick = (of == a) & (to == k)
                 places = example[pick].clamp(min=0), of_local[pick]
+                if (k, a) in self._same:
+                    return False
                 known = self._same.get((a, k))
-                back = self._same.get((k, a))
-                if back is not None:  # it is the other that lives on as this one
-                    owners = example[pick].clamp(0, len(back) - 1)
-                    if bool((back[owners, to_local[pick]] != of_local[pick]).any()):
-                        return False
-                    continue
                 size = max(self[a].examples, 1), self[a].size
                 table = torch.full(size, -1) if known is None else known.clone()
                 before = table[places]
@@ -585,19 +591,23 @@ class TokenSpaces:
         """Note that two inputs were summed, element by element, before any token was born.
 
         Returns:
-            `False`, with nothing noted, if elements of different places met.
+            `False`, with nothing noted, if elements of different places or examples met.
         """
-        (to, _, place), (of, _, other) = self.locate(kept), self.locate(absorbed)
-        if not torch.equal(place, other) or len(_distinct(to)) > 1 or len(_distinct(of)) > 1:
+        (to, one, place), (of, two, other) = self.locate(kept), self.locate(absorbed)
+        if (
+            not (torch.equal(place, other) and torch.equal(one, two))
+            or len(_distinct(to)) > 1
+            or len(_distinct(of)) > 1
+        ):
             return False
-        one, two = self[int(to.max())].name, self[int(of.max())].name
-        if self.origin(one) != self.origin(two):
-            self._origins[self.origin(two)] = self.origin(one)
+        name, theirs = self[int(to.max())].name, self[int(of.max())].name
+        if self.origin(name) != self.origin(theirs):
+            self._origins[self.origin(theirs)] = self.origin(name)
         return True
 
     def same_places(self, one: Tensor, other: Tensor) -> bool:
         """Whether two planes hold elements of the same places, be it of different inputs."""
-        return torch.equal(self.locate(one)[2], self.locate(other)[2])
+        return all(map(torch.equal, self.locate(one)[1:], self.locate(other)[1:]))
 
     def token_axes(self, plane: Tensor) -> frozenset[int]:
         """The axes of a plane along which the tokens of one example differ."""
