@@ -225,8 +225,6 @@ def _is_statistic(transfer: Transfer, term: Operand, main: Operand, shape: torch
     known = bool(term.shadow.planes) and not term.shadow.pairs
     if known and _axes(spaces, term, shape):
         return False
-    if not known and any(n > 1 == m for n, m in zip(sizes, _sizes(main, shape), strict=True)):
-        return False
     if any(sizes[axis] > 1 and not _constant(term, axis - len(shape)) for axis in axes):
         return False
     if not known:
