@@ -54,7 +54,7 @@ class World:
             ]
             if constant == [True, False]:
                 return self.hold(one), other
-            if constant == [False, True]:
+            if constant[1]:
                 return one, self.hold(other)
         return one, other
 

@@ -225,7 +225,7 @@ def _is_statistic(transfer: Transfer, term: Operand, main: Operand, shape: torch
     known = bool(term.shadow.planes) and not term.shadow.pairs
     if known and _axes(spaces, term, shape):
         return False
-    if any(sizes[axis] > 1 and not _constant(term, axis - len(shape)) for axis in axes):
+    if any(sizes[axis] > 1 and not _constant(term, axis - len(shape), seen=known) for axis in axes):
         return False
     if not known:
         theirs = _sizes(main, shape)
@@ -279,12 +279,18 @@ def _of_each_example(transfer: Transfer, term: Operand, main: Operand, shape: to
     return probe.keeps_examples(term.tensor, owner, sources, transfer.hooks)
 
 
-def _constant(operand: Operand, axis: int) -> bool:
-    """Whether the numbers of an operand are the same along an axis."""
+def _constant(operand: Operand, axis: int, *, seen: bool) -> bool:
+    """Whether the numbers of an operand are the same along an axis.
+
+    They are if one number is repeated. With `seen`, equal numbers will do: those of one token,
+    which was written out. Those of tokens that were lost may be equal by chance.
+    """
     tensor = operand.tensor
     if tensor is None:
         return False
-    return tensor.stride(axis) == 0 or bool((tensor == tensor.narrow(axis, 0, 1)).all())
+    if tensor.stride(axis) == 0:
+        return True
+    return seen and bool((tensor == tensor.narrow(axis, 0, 1)).all())
 
 
 def _crosswise(spaces: TokenSpaces, main: Operand, other: Operand, shape: torch.Size) -> bool:
