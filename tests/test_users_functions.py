@@ -351,7 +351,7 @@ def test_hooks_of_modules_see_one_backward_pass(name: str) -> None:
     for i, block in enumerate(model.blocks):
         block.register_full_backward_hook(lambda m, inner, outer, i=i: seen.append(f"after {i}"))
         block.register_full_backward_pre_hook(lambda m, outer, i=i: seen.append(f"before {i}"))
-    GenericAttention(model).attribute(encoder.features(), target=1)
+    GenericAttention(model).attribute(encoder.features()[:1], target=1)
     assert sorted(seen) == sorted(set(seen))
     assert "before 1" in seen
 

@@ -86,7 +86,7 @@ class Reached:
             ways = [ends[e] if e in ends else leading.get(e[0], 0) for e in below]
             leading[node] = found = functools.reduce(operator.or_, ways, 0)
             if found == _LAST | _EARLIER and _EARLIER in ways and len(ways) > 1 and not (
-                node.name() == "AddBackward0"
+                type(node).__name__ == "AddBackward0"
                 and (elements := _elements(GradientEdge(node, 0))) >= size
                 and elements % rows == 0
             ):  # fmt: skip

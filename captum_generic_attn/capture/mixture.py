@@ -126,6 +126,8 @@ def _join(
     if main.shadow.role is not Role.TOKENS or shadow.role is Role.STATISTIC:
         return planes if _in_place(transfer.spaces, main, other, planes[0], shape) else lost
     if shadow.role is Role.RAW:
+        if name in _SCALES and not transfer.spaces.token_axes(main.plane):
+            return planes  # a gate of the only token
         plane = _tokens_at(transfer, name, other, planes[0], shape)
     elif _crosswise(transfer.spaces, main, other, shape):
         return planes[0], other.plane.expand(shape)

@@ -85,9 +85,8 @@ def found_behind(
         inside: what the operations inside the function said; where they made weights of queries
             over keys, it is asked whether queries stay apart.
     """
-    node = tensor.grad_fn
-    name = "" if node is None else node.name().rstrip("0").removesuffix("Backward")
-    name = f"{name or 'a function'}, a function whose inside torch does not show"
+    name = type(tensor.grad_fn).__name__.rstrip("0").removesuffix("Backward")  # .name is the user's
+    name = f"{name}, a function whose inside torch does not show"
     given = [Given(Operand(None, o.shape, o.shadow), o.edge) for o in origins]
     if inside.pairs and len(inside.planes) == 2:
         keys = [axis for axis in range(tensor.ndim) if varies(inside.planes[1], axis)]
@@ -96,7 +95,8 @@ def found_behind(
             if varies(inside.planes[0], axis) and axis not in keys
         ]  # fmt: skip
         sources = [probe.Source(o.edge, o.shape) for o in origins if o.shape == tensor.shape]
-        if len(sources) == len(origins) and probe.keeps_places(tensor, sources, places, transfer.hooks):
+        whole = len(sources) == len(origins)
+        if whole and probe.keeps_places(tensor, sources, places, transfer.hooks):
             return inside
     return _probed(transfer, name, given, tensor)
 
