@@ -107,6 +107,7 @@ FOLLOWED = [
     *(f"rows: {name}" for name in ROWS if name not in (
         "of users, flipping", "in numpy, rolling", "of users, of two", "of users, other example",
         "of users, in place", "scripted, flipping", "cosine", "einsum of both",
+        "distance of rows",
     )),
     *(f"statistics: {name}" for name in STATISTICS if name not in (
         "mean of other example", "scaled by all",

@@ -76,7 +76,8 @@ def results_of(
 def found_behind(transfer: Transfer, tensor: Tensor, origins: Sequence[Origin]) -> Shadow:
     """The shadow of what a function made that no mode sees, such as an `autograd.Function`."""
     node = tensor.grad_fn
-    name = "" if node is None else node.name().rstrip("0").removesuffix("Backward")
+    # its class, since a user's function may keep a `name` of its own on the node
+    name = "" if node is None else type(node).__name__.rstrip("0").removesuffix("Backward")
     name = f"{name or 'a function'}, a function whose inside torch does not show"
     given = [Given(Operand(None, o.shape, o.shadow), o.edge) for o in origins]
     return _probed(transfer, name, given, tensor)
