@@ -11,13 +11,21 @@ where only rows are asked for, `pullback` takes its place.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from captum_generic_attn.calls import Collected, Layout, MappedCall, Source, Switches
+from captum_generic_attn.calls import (
+    Collected,
+    Layout,
+    MappedCall,
+    Reading,
+    Source,
+    Switches,
+    total_weights,
+)
 from captum_generic_attn.rules import (
     cross_attention_update,
     normalize_relevance,
@@ -86,9 +94,8 @@ class Additions:
         own = self._records(source.stream, call.key_ancestors)
         found = {to for i in own for to in self._added[i]}
         switches = self._switches
-        if call.crosses and not switches.aggregate:
-            mutual = switches.mutual(call.stream, source.stream)
-            found = {to for to in found if mutual} | ({call.stream} if mutual else set())
+        if call.crosses and not switches.aggregate and switches.mutual(call.stream, source.stream):
+            found.add(call.stream)  # also if they know nothing of it yet: eq. 11 leaves zeros
         return [to for to in self._streams if to in found or to == source.stream]
 
     def _carried(self, call: MappedCall, attention_map: Tensor, source: Source, to: str) -> Tensor:
@@ -303,11 +310,11 @@ class WholeSum(Collected):
             if call.index in self._maps:
                 self._additions.add(call, self._maps.pop(call.index).dense())
         values: dict[str, Tensor] = {}
-        for name, (weights, ancestors) in self._rows.items():
+        for name, readings in self._readings.items():
             for to, stream in self._layout.streams.items():
-                gain = self._additions.gain(name, ancestors, to)
-                if gain is not None or to == name:
-                    part = read_out(gain, weights, stream.roots, own=to == name)
+                gain = functools.partial(self._additions.gain, name, to=to)
+                part = read_out(gain, readings, stream.roots, own=to == name)
+                if part is not None:
                     values[to] = values[to] + part if to in values else part
         return values
 
@@ -321,22 +328,31 @@ class WholeSum(Collected):
         return found
 
 
-def read_out(relevance: Tensor | None, rows: Tensor, columns: int, *, own: bool) -> Tensor:
+def read_out(
+    relevance: Callable[[frozenset[int]], Tensor | None], readings: Sequence[Reading],
+    columns: int, *, own: bool,
+) -> Tensor | None:  # fmt: skip
     """Values of a stream's tokens: the explained rows of relevance, weighted.
 
     Args:
-        relevance: `[B, N, columns]`, `None` for zero.
-        rows: `[B, N]` weights of the explained rows.
+        relevance: `[B, N, columns]` in the state after some calls, `None` for zero. What it
+            returns is used before it is asked again.
+        readings: the weights of the explained rows, and the states that they are read in.
         columns: number of tokens that get values.
         own: whether rows and columns are of one stream.
 
     Returns:
-        `[B, columns]`. In its own stream, the token of an example's only explained row gets 0.
+        `[B, columns]`; `None` for zero between two streams. In its own stream, the token of an
+        example's only explained row gets 0.
     """
-    if relevance is None:
-        return rows.new_zeros(len(rows), columns)
-    values = (rows.unsqueeze(1) @ relevance).squeeze(1)
-    return without_own(values, rows) if own else values
+    rows = total_weights(readings)
+    values = rows.new_zeros(len(rows), columns) if own else None
+    for weights, ancestors in readings:
+        state = relevance(ancestors)
+        if state is not None:
+            part = (weights.unsqueeze(1) @ state).squeeze(1)
+            values = part if values is None else values + part
+    return without_own(values, rows) if own and values is not None else values
 
 
 def without_own(values: Tensor, rows: Tensor) -> Tensor:

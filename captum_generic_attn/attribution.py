@@ -7,6 +7,7 @@ what does not depend on attention.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from captum_generic_attn.capture import (
     capture_forward,
     no_attention_message,
 )
-from captum_generic_attn.explanation import Explanation, explain
+from captum_generic_attn.explanation import Explanation, Silent, explain
 from captum_generic_attn.input_maps import maps_of_inputs
 from captum_generic_attn.lrp import RuleSet, attention_rules
 from captum_generic_attn.lrp.propagation import Propagated, Propagation
@@ -150,11 +151,18 @@ class AttentionAttribution(ModelAttribution):
             # Under the user's autocast, relevance would lose the digits that it is made for.
             with torch.autocast(capture.output.device.type, enabled=False):
                 propagated = self._propagated(propagation, request, target, retain_graph=not last)
-                score = self._score(capture.output, request, target)
-                explanation = explain(
-                    capture, score, options, retain_graph=not last, matrices=matrices,
+                explained = functools.partial(
+                    explain, options=options, retain_graph=not last, matrices=matrices,
                     keep_calls=keep_calls, propagated=propagated.calls,
                 )  # fmt: skip
+                try:
+                    score = self._score(capture.output, request, target)
+                    explanation = explained(capture, score)
+                except Silent:
+                    if last:  # the graph is spent
+                        capture = capture_forward(*model, copies=copies)
+                    score = self._score(capture.output, request, target)
+                    explanation = explained(capture, score, earlier=True)
             yield capture, explanation
 
     def _propagated(

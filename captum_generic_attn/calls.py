@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,12 +78,24 @@ class Switches:
         return frozenset(known)
 
 
+class Reading(NamedTuple):
+    """`weights` `[B, size]` of rows of a stream, which are read in the state after `ancestors`."""
+
+    weights: Tensor
+    ancestors: frozenset[int]
+
+
+def total_weights(readings: Sequence[Reading]) -> Tensor:
+    """`[B, size]` weights of the rows of a stream, in whatever state they are read."""
+    return functools.reduce(torch.add, (reading.weights for reading in readings))
+
+
 class Sum(ABC):
     """What takes the maps of calls as the backward pass brings them, and makes values of them."""
 
     @abstractmethod
-    def read(self, stream: str, weights: Tensor, ancestors: frozenset[int]) -> None:
-        """Ask for `weights` `[B, size]` of the rows of a stream, in the state after `ancestors`."""
+    def read(self, stream: str, readings: Sequence[Reading]) -> None:
+        """Ask for all the rows of a stream that are explained, each in its state."""
 
     @abstractmethod
     def arrive(self, index: int, attention_map: AttentionMap) -> None:
@@ -97,10 +111,10 @@ class Collected(Sum):
 
     def __init__(self) -> None:
         self._maps: dict[int, AttentionMap] = {}
-        self._rows: dict[str, tuple[Tensor, frozenset[int]]] = {}
+        self._readings: dict[str, Sequence[Reading]] = {}
 
-    def read(self, stream: str, weights: Tensor, ancestors: frozenset[int]) -> None:  # noqa: D102 - as in the base class
-        self._rows[stream] = weights, ancestors
+    def read(self, stream: str, readings: Sequence[Reading]) -> None:  # noqa: D102 - as in the base class
+        self._readings[stream] = readings
 
     def arrive(self, index: int, attention_map: AttentionMap) -> None:  # noqa: D102
         self._maps[index] = attention_map.kept()

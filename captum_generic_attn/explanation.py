@@ -8,6 +8,7 @@ in `rules`, their order in `additions`.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,7 +16,14 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from captum_generic_attn.calls import Collected, Layout, MappedCall, Source
+from captum_generic_attn.calls import (
+    Collected,
+    Layout,
+    MappedCall,
+    Reading,
+    Source,
+    total_weights,
+)
 from captum_generic_attn.capture import (
     AttentionRecord,
     Capture,
@@ -25,6 +33,7 @@ from captum_generic_attn.capture import (
 )
 from captum_generic_attn.capture.blocks import computing_dtype
 from captum_generic_attn.method import SeenCall
+from captum_generic_attn.reading import Asked, readers
 from captum_generic_attn.relevance import Call, Relevance, Stream
 from captum_generic_attn.rows import (
     all_rows,
@@ -36,7 +45,7 @@ from captum_generic_attn.rows import (
 from captum_generic_attn.selection import (
     Options,
     check_heads,
-    final_calls,
+    counting,
     unused_calls,
 )
 from captum_generic_attn.tokens import Meeting, TokenStream
@@ -57,6 +66,7 @@ class Explanation:
 def explain(
     capture: Capture, score: Tensor, options: Options, *, retain_graph: bool, matrices: bool,
     keep_calls: bool, propagated: Mapping[int, Tensor] = MappingProxyType({}),
+    earlier: bool = False,
 ) -> Explanation:  # fmt: skip
     """Explain one score of each example.
 
@@ -68,13 +78,26 @@ def explain(
         matrices: whether to return a `Relevance` too.
         keep_calls: whether that keeps the maps of each call.
         propagated: relevance of the probabilities of each call by LRP, if the method needs it.
+        earlier: whether rows are looked for at calls before the last ones in any case.
 
     Raises:
-        ValueError: if an option does not fit the model, or relevance is not finite.
+        ValueError: if an option does not fit the model, relevance is not finite, or the score of
+            an example reads another example.
+        Silent: if the last calls have no gradient, so that `earlier` ones are to be looked at.
     """
     return _Explaining(
-        capture, score, options, propagated, matrices=matrices, keep_calls=keep_calls
+        capture,
+        score,
+        options,
+        propagated,
+        matrices=matrices,
+        keep_calls=keep_calls,
+        earlier=earlier,
     ).run(retain_graph=retain_graph)
+
+
+class Silent(Exception):  # noqa: N818 - it asks for another try, and never reaches the user
+    """An example has no gradient at the last calls of a stream, which earlier ones might have."""
 
 
 class _Explaining:
@@ -82,7 +105,7 @@ class _Explaining:
 
     def __init__(
         self, capture: Capture, score: Tensor, options: Options, propagated: Mapping[int, Tensor],
-        *, matrices: bool, keep_calls: bool,
+        *, matrices: bool, keep_calls: bool, earlier: bool,
     ) -> None:  # fmt: skip
         self._capture = capture
         self._score = score
@@ -91,46 +114,52 @@ class _Explaining:
         self._keep_calls = keep_calls
         self._matrices = matrices
         reached = reached_by(score, capture.records)
-        self._unused = unused_calls(capture, reached, options)
-        final = final_calls(capture, reached)
-        self._read = [
-            r for r in capture.records if r.index in final and r.index in capture.ancestors
-        ]
-        readers = list(dict.fromkeys(r.query_stream for r in self._read))
+        self._readers = readers(capture, reached)
+        names = list(self._readers)
         like = torch.empty(0, dtype=computing_dtype(score), device=score.device)
         self._layout = Layout(capture.streams, len(score), like)
+        self._automatic = options.rows is None
+        given = given_rows(capture, names, options.rows, len(score), like)
+        known = Asked(capture, score, like, self._readers).readings(
+            [] if self._method.reads == "all" else [n for n in names if n not in given],
+            earlier=earlier,
+        )
+        states = {n: [state for _, state in found] for n, found in known.items()}
+        self._unused = unused_calls(capture, reached, options, states)
         if self._method.reads == "all":
             asking = {r.query_stream for r in capture.records if r.index not in self._unused}
-            self._given = all_rows(capture, asking, len(score), like)
-        else:
-            self._given = given_rows(capture, readers, options.rows, len(score), like)
-        self._automatic = options.rows is None
+            given = all_rows(capture, asking, len(score), like)
+        used = [r for r in capture.records if r.index not in self._unused]
+        everything = frozenset(r.index for r in capture.records)
         self._finals = {
-            stream.name: capture.ancestors if stream.name in readers
-            else frozenset(r.index for r in capture.records)
+            stream.name: counting(
+                used, self._method, capture.ancestors if stream.name in names else everything
+            )
             for stream in capture.streams
         }  # fmt: skip
-        self._to_come = dict.fromkeys(readers, 0)
-        for record in self._read:
-            self._to_come[record.query_stream] += 1
+        known |= {n: [Reading(weights, self._finals[n])] for n, weights in given.items()}
+        awaited = [r for n, reader in self._readers.items() if n not in known for r in reader.last]
+        self._read = {r.index for r in awaited}
+        self._to_come = Counter(r.query_stream for r in awaited)
         self._found: dict[str, Tensor] = {}
         self._rows: dict[str, Tensor] = {}
         self._seen: dict[int, SeenCall] = {}
         self._arrived: set[int] = set()
-        used = [r for r in capture.records if r.index not in self._unused]
         check_heads(used, self._method)
         self._calls = [_mapped(r, capture) for r in used]
         self._reached = reached
         self._sum = self._method.sum_of(
-            self._calls, list(dict.fromkeys([*readers, *self._given])), self._layout,
+            self._calls, list(dict.fromkeys([*names, *known])), self._layout,
             _crossings(capture), matrices=matrices,
         )  # fmt: skip
-        for name, weights in self._given.items():
-            self._read_rows(name, weights)
+        for name, found in known.items():
+            self._read_rows(
+                name, [Reading(w, counting(used, self._method, state)) for w, state in found]
+            )
 
     def run(self, *, retain_graph: bool) -> Explanation:
         """Run the backward pass."""
-        listening = {r.index for r in self._read} | {c.index for c in self._calls}
+        listening = self._read | {c.index for c in self._calls}
         records = [r for r in self._capture.records if r.index in listening]
         padded: list[tuple[AttentionRecord, Tensor]] = []
         try:
@@ -143,14 +172,16 @@ class _Explaining:
             for record in records:
                 record.tap.listener = None
         _check_padding(padded)
-        for name, explained in self._found.items():
+        for name in self._found:
             if name not in self._rows:  # an operation of the model kept the gradient of some call
-                self._read_rows(name, equal_weights(explained, self._score))
+                self._read_explained(name)
+        self._check_silent()
         examples = len(self._score)
         dark = without_gradient(self._rows, examples) if self._automatic else []
         if not self._rows:
             for stream in self._capture.streams:
-                self._read_rows(stream.name, self._layout.like.new_zeros(examples, stream.size))
+                zeros = self._layout.like.new_zeros(examples, stream.size)
+                self._read_rows(stream.name, [Reading(zeros, self._finals[stream.name])])
         values = self._sum.finish()
         if self._method.reads == "all":  # all rows are explained, whether they have a gradient
             dark = [
@@ -167,11 +198,11 @@ class _Explaining:
         """Take the gradient of a call, as the backward pass comes to it."""
         self._arrived.add(record.index)
         blocks = record.blocks(operands, gradient)
-        if record in self._read or record.padded:
+        if record.index in self._read or record.padded:
             live = blocks.live_rows().view(*record.pick.shape, -1).any(1)
             if record.padded:
                 padded.append((record, live))
-            if record in self._read:
+            if record.index in self._read:
                 self._explain_rows(record, live)
         if record.index in self._unused:
             return
@@ -196,12 +227,23 @@ class _Explaining:
         explained = explained_rows(record, live, self._capture, len(self._score))
         self._found[name] = self._found[name] | explained if name in self._found else explained
         self._to_come[name] -= 1
-        if self._to_come[name] == 0 and name not in self._given:
-            self._read_rows(name, equal_weights(self._found[name], self._score))
+        if self._to_come[name] == 0:
+            self._read_explained(name)
 
-    def _read_rows(self, name: str, weights: Tensor) -> None:
-        self._rows[name] = weights
-        self._sum.read(name, weights, self._finals[name])
+    def _read_explained(self, name: str) -> None:
+        weights = equal_weights(self._found[name], self._score)
+        self._read_rows(name, [Reading(weights, self._finals[name])])
+
+    def _read_rows(self, name: str, readings: Sequence[Reading]) -> None:
+        self._rows[name] = total_weights(readings)
+        self._sum.read(name, readings)
+
+    def _check_silent(self) -> None:
+        """See that the last calls of each stream told which rows are explained, if others could."""
+        for name, explained in self._found.items():
+            reader = self._readers[name]
+            if len(reader.calls) > len(reader.last) and not bool(explained.any(-1).all()):
+                raise Silent
 
     def _call(self, record: AttentionRecord) -> Call:
         missed = "" if record.index in self._arrived else "does not reach the score"

@@ -19,7 +19,15 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.additions import Additions, without_own
-from captum_generic_attn.calls import Layout, MappedCall, Source, Sum, Switches
+from captum_generic_attn.calls import (
+    Layout,
+    MappedCall,
+    Reading,
+    Source,
+    Sum,
+    Switches,
+    total_weights,
+)
 from captum_generic_attn.maps import AttentionMap
 from captum_generic_attn.rules import divisor
 
@@ -28,20 +36,15 @@ def pulls_back(calls: Iterable[MappedCall], switches: Switches) -> bool:
     """Whether rows can be pulled back through these calls.
 
     Not where streams attend to each other in turns: there eq. 10 needs whole matrices of both. Nor
-    where a stream grew after others attended to it.
+    where a stream grew after others attended to it. It may have grown after it asked others.
     """
-    crossing = [call for call in calls if call.crosses]
+    crossing = [(call, source) for call in calls if call.crosses for source in call.sources]
     if not crossing:
         return True
-    if not switches.aggregate:
+    if not switches.aggregate or any(source.columns is not None for _, source in crossing):
         return False
-    if not switches.self_in_cross:
-        return all(source.columns is None for call in crossing for source in call.sources)
-    return not any(
-        call.columns is not None
-        or any(source.columns is not None for source in call.sources)
-        or any(call.stream in switches.known_to(source.stream) for source in call.sources)
-        for call in crossing
+    return not switches.self_in_cross or not any(
+        call.stream in switches.known_to(source.stream) for call, source in crossing
     )
 
 
@@ -100,12 +103,13 @@ class Pullback(Sum):
             i for i in ancestors if i in self._calls and self._calls[i].stream == stream
         )
 
-    def read(self, stream: str, weights: Tensor, ancestors: frozenset[int]) -> None:  # noqa: D102
-        self._rows[stream] = weights
-        # Without aggregation a state is what its last call left, and nothing is subtracted.
-        start = not self._switches.aggregate and bool(self._own(stream, ancestors))
-        for column in self._switches.known_to(stream):
-            self._want(stream, ancestors, Row(stream, column), weights, start=start)
+    def read(self, stream: str, readings: Sequence[Reading]) -> None:  # noqa: D102
+        self._rows[stream] = total_weights(readings)
+        for weights, ancestors in readings:
+            # Without aggregation a state is what its last call left, and nothing is subtracted.
+            start = not self._switches.aggregate and bool(self._own(stream, ancestors))
+            for column in self._switches.known_to(stream):
+                self._want(stream, ancestors, Row(stream, column), weights, start=start)
         self._unread.discard(stream)
         self._advance()
 
@@ -143,9 +147,8 @@ class Pullback(Sum):
                 wanted.add(own, weights)
         else:  # the row of a token is what the last call that wrote to it left
             for index in sorted(own, reverse=True):
-                touched = self._layout.touched(self._calls[index])
-                wanted.add(frozenset([index]), weights * touched)
-                weights = weights * ~touched
+                wanted.add(frozenset([index]), weights)  # of the other rows it adds nothing
+                weights = weights * ~self._layout.touched(self._calls[index])
         if start and row.column == stream:
             self._give(stream, row, weights)
 

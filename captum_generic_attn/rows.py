@@ -35,17 +35,23 @@ def explained_rows(
     Raises:
         ValueError: if one of them is padding.
     """
-    stream = capture.streams.of(record.query_tokens)
-    places = capture.streams.positions(record.query_tokens).to(live.device)
-    rows = live.new_zeros(examples, stream.size + 1, dtype=torch.int32)  # the last: padding
-    owners = record.examples.to(live.device)[:, None].expand_as(places)
-    rows.index_put_((owners, places), live.to(rows.dtype), accumulate=True)
-    if bool((rows[:, -1] > 0).any()):
+    rows = placed(record, live, capture, examples)
+    if bool(rows[:, -1].any()):
         raise ValueError(
             f"the score is read at a position of {record.module or 'the forward function'} that "
             "holds padding, no token of an input or a parameter"
         )
-    return rows[:, :-1] > 0
+    return rows[:, :-1]
+
+
+def placed(record: AttentionRecord, live: Tensor, capture: Capture, examples: int) -> Tensor:
+    """`[B, N + 1]` True at the places of some queries `[G, Nq]` in their stream, padding last."""
+    stream = capture.streams.of(record.query_tokens)
+    places = capture.streams.positions(record.query_tokens).to(live.device)
+    rows = live.new_zeros(examples, stream.size + 1, dtype=torch.int32)
+    owners = record.examples.to(live.device)[:, None].expand_as(places)
+    rows.index_put_((owners, places), live.to(rows.dtype), accumulate=True)
+    return rows > 0
 
 
 def equal_weights(explained: Tensor, score: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Called by `explanation` for each score; `attribution` asks what `layers=` select
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -68,8 +68,15 @@ def selected(capture: Capture, layers: Layers) -> set[str]:
     return chosen
 
 
-def unused_calls(capture: Capture, reached: Reached, options: Options) -> dict[int, str]:
-    """Why calls do not count: not selected, not reached, before `start_layer`."""
+def unused_calls(
+    capture: Capture, reached: Reached, options: Options,
+    states: Mapping[str, Sequence[frozenset[int]]],
+) -> dict[int, str]:  # fmt: skip
+    """Why calls do not count: not selected, not reached, before `start_layer`.
+
+    Where a method takes the last call of a pair of streams alone, it is the last of each of the
+    `states` in which rows of a stream are read; by default there is one state, after all calls.
+    """
     modules = selected(capture, options.layers)
     unused: dict[int, str] = {}
     pairs: dict[tuple[str, str], list[int]] = {}
@@ -81,7 +88,7 @@ def unused_calls(capture: Capture, reached: Reached, options: Options) -> dict[i
         elif record.index not in reached:
             unused[record.index] = "does not reach the score"
         else:
-            pair = record.query_stream, record.key_stream
+            pair = _pair(record)
             if record.meeting.crosses:
                 across.add(pair)
             if record.layer not in layers:
@@ -96,27 +103,53 @@ def unused_calls(capture: Capture, reached: Reached, options: Options) -> dict[i
         for layer in indices[: start % len(indices)]:
             unused.update(dict.fromkeys(layers[layer], "before start_layer"))
         if last == "every" or (last == "crossing" and pair in across):
-            for layer in indices[:-1]:
-                for call in layers[layer]:
+            kept = {
+                max((i for i in indices if not state.isdisjoint(layers[i])), default=-1)
+                for state in states.get(pair[0], [frozenset(reached)])
+            }
+            for layer in indices:
+                for call in layers[layer] if layer not in kept else ():
                     unused.setdefault(call, "not the last of its pair of streams")
     return unused
 
 
-def final_calls(capture: Capture, reached: Reached) -> set[int]:
-    """The last calls of each stream: those that no later call of the stream depends on.
+def counting(
+    used: Sequence[AttentionRecord], method: Method, state: frozenset[int]
+) -> frozenset[int]:
+    """The calls of a state that a method reads, which may be the last of each pair alone."""
+    if method.last == "no":
+        return state
+    across = {_pair(r) for r in used if r.meeting.crosses}
+    last: dict[tuple[str, str], int] = {}
+    own = [
+        r for r in used
+        if r.index in state and (method.last == "every" or _pair(r) in across)
+    ]  # fmt: skip
+    for record in own:
+        last[_pair(record)] = max(last.get(_pair(record), -1), record.layer)
+    return state - {r.index for r in own if r.layer != last[_pair(r)]}
 
-    Usually one; several where a layer works in parallel branches or in chunks of queries.
-    """
-    streams = {r.index: r.query_stream for r in capture.records if r.index in reached}
-    last = capture.ancestors
+
+def _pair(record: AttentionRecord) -> tuple[str, str]:
+    return record.query_stream, record.key_stream
+
+
+def upstream(records: Sequence[AttentionRecord]) -> dict[int, frozenset[int]]:
+    """The calls that each call depends on, directly or through others."""
     behind: dict[int, frozenset[int]] = {}
-    passed: set[int] = set()
-    for record in capture.records:
+    for record in records:
         direct = record.query_ancestors | record.key_ancestors
         behind[record.index] = direct.union(*(behind.get(i, frozenset()) for i in direct))
-        if record.index in reached:
-            stream = streams[record.index]
-            passed |= {i for i in behind[record.index] if streams.get(i) == stream}
+    return behind
+
+
+def read_calls(capture: Capture, reached: Reached) -> list[AttentionRecord]:
+    """The calls whose results the score may read without another call in between.
+
+    Raises:
+        UnsupportedAttentionError: if it depends on calls in a way that could not be followed.
+    """
+    last, behind = capture.ancestors, upstream(capture.records)
     followed = last.union(*(behind.get(i, frozenset()) for i in last))
     if lost := [
         r.module for r in capture.records if r.index in reached and r.index not in followed
@@ -126,7 +159,7 @@ def final_calls(capture: Capture, reached: Reached) -> set[int]:
             "not be followed (a scripted function, a custom autograd.Function, or a view that was "
             "written to); write them with plain torch operations"
         )
-    return set(streams) - passed
+    return [r for r in capture.records if r.index in reached and r.index in last]
 
 
 def check_heads(records: Sequence[AttentionRecord], method: Method) -> None:

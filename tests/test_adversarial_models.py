@@ -169,8 +169,23 @@ def test_running_sum_after_attention_reads_all_rows_up_to_there(form):
     assert_same(explain(model, features()), row(maps(model, [features()]), everywhere()))
 
 
+@torch.jit.script
+def scripted_and_mixed(x: Tensor) -> Tensor:
+    return x * 0.5 + torch.flip(x, [1])
+
+
 @both_forms
-@pytest.mark.parametrize("step", [scripted, lambda x: x.cumsum(dim=1)], ids=["script", "cumsum"])
+def test_a_script_is_followed_by_its_gradient(form):
+    model = Walker(between(scripted), form)
+    plain = Walker(between(lambda x: x * 0.5 + torch.tanh(x)), form)
+    plain.load_state_dict(model.state_dict())
+    assert_same(explain(model, features()), explain(plain, features()))
+
+
+@both_forms
+@pytest.mark.parametrize(
+    "step", [scripted_and_mixed, lambda x: x.cumsum(dim=1)], ids=["script", "cumsum"]
+)
 def test_tokens_lost_between_attention_calls_are_refused(step, form):
     assert_refused(Walker(between(step), form), features(), "blocks.1.attention")
 
@@ -184,12 +199,17 @@ def permuted_by_a_product(x):
     return EYE.flip(0) @ x
 
 
+def scattered_by_feature(x):
+    index = torch.arange(2 * WIDTH).view(1, 2, WIDTH).expand(len(x), -1, -1) % (x.shape[1] - 2)
+    return x[:, 2:].clone().scatter_add(1, index, x[:, :2])
+
+
 def added_to_by_index(x):
     return x[:, 2:].clone().index_add_(1, torch.tensor([0, 0]), x[:, :2])
 
 
 @both_forms
-@pytest.mark.parametrize("step", [scattered_mean, permuted_by_a_product, added_to_by_index])
+@pytest.mark.parametrize("step", [permuted_by_a_product, scattered_by_feature])
 def test_tokens_mixed_by_what_cannot_be_followed_are_refused(step, form):
     assert_refused(Walker(between(step), form), features(), "blocks.1.attention", "followed")
 
@@ -425,9 +445,20 @@ def test_raw_prompts_joined_to_embedded_tokens(shape, form):
 
 
 def test_weighted_pooling_after_the_last_call():
-    def walk(model, x):
+    """It is a call of its own, with one query, however it is written."""
+
+    def summed(model, x):
         x = model.encode(model.start(x))
         return model.head((model.gate(x).softmax(dim=1) * x).sum(dim=1))
 
-    model = Walker(walk, gate=nn.Linear(WIDTH, 1))
-    assert_same(explain(model, features()), row(maps(model, [features()]), everywhere()))
+    def multiplied(model, x):
+        x = model.encode(model.start(x))
+        return model.head((model.gate(x).softmax(dim=1).mT @ x).squeeze(1))
+
+    model, twin = (Walker(walk, gate=nn.Linear(WIDTH, 1)) for walk in (summed, multiplied))
+    twin.load_state_dict(model.state_dict())
+    relevance = GenericAttention(model).relevance(features(), 1)
+    assert [len(call.query_tokens[0]) for call in relevance.calls][-1] == 1
+    assert_same(explain(model, features()), explain(twin, features()))
+    plain = row(maps(model, [features()]), everywhere())
+    assert not torch.allclose(explain(model, features()), plain, rtol=0.1)

@@ -370,6 +370,15 @@ def test_some_queries_of_a_causal_call(kept: bool) -> None:
         check(call.blocks().select(rows), twin, skipping=False)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_some_of_some_queries(kept: bool) -> None:
+    call = call_of(1, 2, queries=40, keys=40, causal=True)
+    call = call.with_sums() if kept else call
+    first, then = torch.tensor([[39, 3, 7], [0, 20, 31]]), torch.tensor([[1, 0], [2, 1]])
+    twin = call.twin().at(first.gather(1, then))
+    check(call.blocks().select(first).select(then), twin, skipping=False)
+
+
 def test_a_selected_query_keeps_its_row_of_the_mask() -> None:
     mask = torch.eye(8, dtype=torch.bool)  # each query sees the key of its own place
     call = call_of(1, 2, queries=8, keys=8, mask=mask)
@@ -485,6 +494,20 @@ def test_blocks_of_an_accelerator(causal: bool) -> None:
         few = call.blocks().select(torch.zeros(3, 16, dtype=torch.long))
         assert places(few) == [((0, 2), (0, 16), (0, 40)), ((2, 3), (0, 16), (0, 40))]
         assert few.like.device == meta
+
+
+@pytest.mark.parametrize("mask", ["none", "boolean", "added"])
+def test_an_accelerator_trusts_a_logarithm_that_nothing_was_added_to(mask: str) -> None:
+    """How large the numbers are that a mask adds is not asked there: that would wait for it."""
+    masks = {"none": None, "boolean": torch.ones(20, 700).bool(), "added": torch.zeros(20, 700)}
+    call = call_of(2, queries=20, keys=700, mask=masks[mask]).with_sums()
+    assert call.sums is not None
+    tensors = {
+        name: tensor.to("meta")
+        for name in ("query", "key", "value", "gradient", "mask", "sums")
+        if (tensor := getattr(call, name)) is not None
+    }
+    assert replace(call, **tensors).blocks()._lse_is_fine() == (mask != "added")
 
 
 # --- real size, real kernel

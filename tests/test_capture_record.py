@@ -464,7 +464,7 @@ def record_of(maps: Tensor, pick: list[list[int]], *, plain: bool = False) -> At
     tensor = maps.requires_grad_()
     source = explicit(tensor, *range(maps.ndim))
     return AttentionRecord(
-        3, "blocks.0.attn", "Attention", source, get_gradient_edge(tensor),
+        3, "blocks.0.attn", "Attention", source, *[get_gradient_edge(tensor)] * 2,
         Tap(tensor, source.operands), torch.zeros(groups, NQ).long(),
         torch.zeros(groups, NK).long(), torch.arange(groups), torch.tensor(pick), plain, False,
         frozenset(), frozenset([2]),

@@ -191,25 +191,46 @@ def test_roots_give_their_names_as_prefixes() -> None:
     assert scope.name_of(Layer()) == ("", "Layer")
 
 
+class Softmax(nn.Softmax):
+    """A model's own, as for a softmax in float32: it gets hooks, which PyTorch's own does not."""
+
+
+class Dropout(nn.Dropout):
+    """A model's own."""
+
+
+class Identity(nn.Identity):
+    """A model's own."""
+
+
 class Attention(nn.Module):
     """Its softmax and dropout are modules."""
 
-    def __init__(self) -> None:
+    def __init__(self, *inside: type[nn.Module]) -> None:
         super().__init__()
-        self.softmax, self.dropout = nn.Softmax(-1), nn.Dropout(0.1)
+        softmax, dropout, identity = inside
+        self.softmax, self.dropout, self.tap = softmax(-1), dropout(0.1), identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.softmax(x))
+        return self.tap(self.dropout(self.softmax(x)))
 
 
-def test_a_softmax_module_counts_as_its_owner() -> None:
-    model = nn.Sequential(Attention())
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    "inside", [(nn.Softmax, nn.Dropout, nn.Identity), (Softmax, Dropout, Identity)],
+    ids=["PyTorch's", "the model's own"],
+)  # fmt: skip
+def test_a_softmax_module_counts_as_its_owner(inside: tuple, known: bool) -> None:
+    """Also where all modules are listened to, since none could be found beforehand."""
+    model = nn.Sequential(Attention(*inside))
     seen = []
-    with Scope({"": model}) as scope:
-        for module in (model[0].softmax, model[0].dropout):
+    with Scope({"": model} if known else {}) as scope:
+        for module in model[0].children():
+            module.register_forward_pre_hook(lambda *_: seen.append(scope.current()))
             module.register_forward_hook(lambda *_: seen.append(scope.current()))
         model(torch.ones(2))
-    assert seen == [("0", "Attention")] * 2
+    assert len(seen) == 6
+    assert {*seen} == {("0", "Attention")}
 
 
 def test_without_roots_the_outermost_module_gives_the_names() -> None:

@@ -340,21 +340,31 @@ def test_inputs_that_are_summed_are_one_token(following: Following) -> None:
     assert absorbed[1].unique(dim=0).tolist() == [[0, 1, 2, 3]]
 
 
-@pytest.mark.parametrize("role", [Role.RAW, Role.TOKENS])
-def test_a_shape_that_does_not_fit_loses_tokens(following: Following, role: Role) -> None:
+def test_one_hot_rows_are_of_their_integers(following: Following) -> None:
     x = following.tokens(B, N)
     with following:
         out = F.one_hot(x.long(), 30).double()
-    assert following.transfer.of(out).planes == ()
+    plane = plane_of(following, out)
+    assert torch.equal(plane, plane_of(following, x).unsqueeze(-1).expand(out.shape))
+
+
+def test_a_shape_that_does_not_fit_loses_tokens(following: Following) -> None:
+    x = following.tokens(B, N)
+    with following:
+        out = x.view(torch.float32)
+    following.is_lost(out, "view")
 
 
 # --- what mixes tokens
 
+SIGNS = torch.tensor([1.0, -1.0]).repeat(D // 2).double()
 MIXING: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "sum of all": ("sum", lambda x: x.sum()),
-    "norm over tokens": ("norm", lambda x: x.norm(dim=1)),
-    "sort": ("sort", lambda x: x.sort(1)[0]),
-    "top": ("topk", lambda x: x.topk(2, 1).values),
+    "sort, feature by feature": ("sort", lambda x: (x * SIGNS).sort(1)[0]),
+    "top, feature by feature": ("topk", lambda x: (x * SIGNS).topk(2, 1).values),
+    "known and lost": ("cumsum", lambda x: x + x.cumsum(1)),
+    "lost and known": ("cumsum", lambda x: x.cumsum(1) - x),
+    "lost in a product": ("cumsum", lambda x: x * x.cumsum(1)),
     "running sum": ("cumsum", lambda x: x.cumsum(1)),
     "running product": ("cumprod", lambda x: x.cumprod(1)),
     "Fourier": ("fft_fft", lambda x: torch.fft.fft(x, dim=1).real),
@@ -365,7 +375,8 @@ MIXING: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
 @pytest.mark.parametrize(
     "pool",
     [lambda x: x.mean(1), lambda x: x.sum(1), lambda x: x.amax(1, keepdim=True),
-     lambda x: x.max(1).values, lambda x: x.mT.mean(-1), lambda x: x.mT.amax(-1, keepdim=True)],
+     lambda x: x.max(1).values, lambda x: x.mT.mean(-1), lambda x: x.mT.amax(-1, keepdim=True),
+     lambda x: x.norm(dim=1), lambda x: x.std(1), lambda x: x.logsumexp(1), lambda x: x.var((1,))],
 )  # fmt: skip
 def test_tokens_pooled_into_one_are_its_parents(following: Following, pool) -> None:
     x = following.born(B, N)
@@ -392,10 +403,19 @@ def test_mixed_tokens_are_lost_by_name_but_not_their_calls(following: Following,
     shadow = following.transfer.of(out)
     assert 7 in shadow.ancestors
     at = shadow.lost if shadow.lost.startswith("fft") else at
-    if name == "linear over tokens" and shadow.planes:
-        assert not torch.equal(shadow.planes[0], plane_of(following, x)), "tokens of their own"
-    else:
-        following.is_lost(out, at)
+    following.is_lost(out, at)
+
+
+@pytest.mark.parametrize(
+    "choose", [lambda x: x.sort(1)[0], lambda x: x.topk(2, 1).values,
+               lambda x: x.kthvalue(2, 1, keepdim=True).values],
+)  # fmt: skip
+def test_values_that_are_chosen_take_their_tokens_along(following: Following, choose) -> None:
+    """Where all features choose alike; the values of these tensors are their tokens."""
+    x = following.tokens(B, N)
+    with following:
+        out = choose(x)
+    following.check(out)
 
 
 @pytest.mark.parametrize(

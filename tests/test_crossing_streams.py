@@ -148,3 +148,162 @@ def test_three_streams(normalize: bool, self_in_cross: bool, alone: bool, fused:
     maps = method.attribute(given, 1, return_input_shape=False)
     for name, ours in zip("ab", maps, strict=True):
         assert_same(ours, paper.R["z", name][:, 1])
+
+
+class Chain(nn.Module):
+    """Latents ask the first input, and the second input asks the latents; none is asked back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.ModuleDict({name: nn.Linear(5, WIDTH) for name in "ab"})
+        self.latents = nn.Parameter(torch.zeros(1, SIZES["z"], WIDTH))
+        self.calls = nn.ModuleList(Attend() for _ in range(6))
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        a, b = self.embed["a"](a), self.embed["b"](b)
+        z = self.latents.expand(len(a), -1, -1)
+        for call in self.calls[:2]:
+            a = call(a, a)
+        z = self.calls[3](self.calls[2](z, z), a)
+        b = self.calls[5](self.calls[4](b, b), z)
+        return self.head(b[:, 1])
+
+
+@pytest.mark.parametrize(("normalize", "self_in_cross"), list(product([True, False], repeat=2)))
+def test_a_chain_of_streams(normalize: bool, self_in_cross: bool) -> None:
+    model = randomise(Chain().double().eval())
+    assert isinstance(model, Chain)
+    given = inputs()
+    score = model(*given)[:, 1].sum()
+    kept = [call.kept for call in model.calls]
+    paper = Paper(normalize, self_in_cross)
+    order = ("aa", "aa", "zz", "za", "bb", "bz")
+    gradients = torch.autograd.grad(score, kept)
+    for (s, keys), attention, gradient in zip(order, kept, gradients, strict=True):
+        paper.attend(s, keys, (attention * gradient).clamp(min=0).mean(1).detach())
+    method = GenericAttention(model, normalize=normalize, self_in_cross=self_in_cross)
+    first, second = method.attribute(given, 1, return_input_shape=False)
+    assert_same(first, paper.R["b", "a"][:, 1])
+    own = paper.R["b", "b"][:, 1].clone()
+    own[:, 1] = 0
+    assert_same(second, own)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["eager", "fused"])
+def test_without_aggregation_a_chain_of_streams_hands_on_what_it_knows(fused: bool) -> None:
+    """Each `+=` an `=`: eq. 7 carries what the latents know of the first input to the second."""
+    model = randomise(Chain().double().eval())
+    assert isinstance(model, Chain)
+    given = inputs()
+    score = model(*given)[:, 1].sum()
+    kept = [call.kept for call in model.calls]
+    gradients = torch.autograd.grad(score, kept)
+    aa, again, zz, za, bb, bz = (
+        (attention * gradient).clamp(min=0).mean(1).detach()
+        for attention, gradient in zip(kept, gradients, strict=True)
+    )
+    for call in model.calls:
+        call.fused = fused
+    aa = again @ aa  # eq. 6
+    za = zz.mT @ za @ aa  # eq. 10
+    expected = {
+        ("a", "a"): aa,
+        (LATENTS, LATENTS): zz,
+        (LATENTS, "a"): za,
+        ("b", "b"): bb,
+        ("b", LATENTS): bb.mT @ bz @ zz,
+        ("b", "a"): bz @ za,
+    }
+    method = GenericAttention(model, aggregate=False)
+    relevance = method.relevance(given, 1)
+    for pair, matrix in expected.items():
+        assert_same(relevance.matrix(*pair), matrix)
+    first, second = method.attribute(given, 1, return_input_shape=False)
+    assert_same(first, (bz @ za)[:, 1])
+    bb[:, 1, 1] = 0  # a token does not explain itself
+    assert_same(second, bb[:, 1])
+
+
+class Growing(nn.Module):
+    """The first input is joined to latents after it has asked the second, or was asked by it.
+
+    With `linked`, it has asked the latents as well, while they were a stream of their own.
+    """
+
+    def __init__(self, linked: bool, asks: bool) -> None:
+        super().__init__()
+        self.linked, self.asks = linked, asks
+        self.embed = nn.ModuleDict({name: nn.Linear(5, WIDTH) for name in "ab"})
+        self.latents = nn.Parameter(torch.zeros(1, SIZES["z"], WIDTH))
+        self.calls = nn.ModuleList(Attend() for _ in range(7))
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        a, b = self.embed["a"](a), self.embed["b"](b)
+        z = self.latents.expand(len(a), -1, -1)
+        a, z, b = (self.calls[i](x, x) for i, x in enumerate((a, z, b)))
+        if self.linked:
+            a = self.calls[3](a, z)
+        asking = self.calls[4](a, b) if self.asks else self.calls[4](b, a)
+        s = torch.cat([z, asking if self.asks else a], 1)
+        s = self.calls[5](s, s)
+        if self.asks:
+            return self.head(s[:, SIZES["z"] + 1])
+        return self.head(self.calls[6](asking, s)[:, 1])
+
+
+@pytest.mark.parametrize("asks", [True, False], ids=["asks", "is asked"])
+@pytest.mark.parametrize("linked", [True, False], ids=["linked", "apart"])
+@pytest.mark.parametrize(("normalize", "self_in_cross"), list(product([True, False], repeat=2)))
+def test_a_stream_that_grows(
+    normalize: bool, self_in_cross: bool, linked: bool, asks: bool
+) -> None:
+    """Eq. 8 to 10 are over the tokens that made a stream up when the call ran."""
+    model = randomise(Growing(linked, asks).double().eval())
+    assert isinstance(model, Growing)
+    given = inputs()
+    score = model(*given)[:, 1].sum()
+    calls = [i for i, call in enumerate(model.calls) if call.kept is not None]
+    kept = [model.calls[i].kept for i in calls]
+    maps = {
+        i: (attention * gradient).clamp(min=0).mean(1).detach()
+        for i, attention, gradient in zip(
+            calls, kept, torch.autograd.grad(score, kept), strict=True
+        )
+    }
+    paper = Paper(normalize, self_in_cross)
+    for i, s, keys in ((0, "a", "a"), (1, "z", "z"), (2, "b", "b"), (3, "a", "z")):
+        if i in maps:
+            paper.attend(s, keys, maps[i])
+    paper.attend(*(("a", "b") if asks else ("b", "a")), maps[4])
+    R = paper.R
+    joined = torch.cat([torch.cat([R[s, c] for c in "za"], -1) for s in "za"], 1)
+    joined = joined + maps[5] @ joined
+    across = torch.cat([R["z", "b"], R["a", "b"]], 1)
+    across = across + maps[5] @ across
+    expected = {("s", "s"): joined, ("s", "b"): across, ("b", "b"): R["b", "b"]}
+    expected["b", "s"] = torch.cat([R["b", "z"], R["b", "a"]], -1)
+    if not asks:
+        more = maps[6]
+        if self_in_cross:
+            learnt = joined - torch.eye(joined.shape[-1])
+            if normalize:
+                learnt = learnt / learnt.sum(-1, keepdim=True)
+            more = paper.bar("b").mT @ (more + more @ learnt)
+        expected["b", "s"] = expected["b", "s"] + more
+    method = GenericAttention(model, normalize=normalize, self_in_cross=self_in_cross)
+    relevance = method.relevance(given, 1)
+    assert [stream.tokens for stream in relevance.streams.values()] == [6, 3]
+    names = dict(zip("sb", relevance.streams, strict=True))
+    for (s, c), matrix in expected.items():
+        if matrix.any():
+            assert_same(relevance.matrix(names[s], names[c]), matrix)
+        else:
+            assert not relevance.matrix(names[s], names[c]).any()
+    first, second = method.attribute(given, 1, return_input_shape=False)
+    s, row = ("s", SIZES["z"] + 1) if asks else ("b", 1)
+    of_s, of_b = expected[s, "s"][:, row].clone(), expected[s, "b"][:, row].clone()
+    (of_s if asks else of_b)[:, row] = 0
+    assert_same(first, of_s[:, SIZES["z"] :])
+    assert_same(second, of_b)

@@ -17,8 +17,9 @@ from captum_generic_attn.additions import Additions
 from captum_generic_attn.calls import Layout, Switches
 from captum_generic_attn.capture.record import Explicit, Operands
 from captum_generic_attn.explanation import _check_padding, _mapped
+from captum_generic_attn.reading import readers
 from captum_generic_attn.rows import explained_rows
-from captum_generic_attn.selection import final_calls, selected
+from captum_generic_attn.selection import selected
 from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
 from captum_generic_attn.tokens.streams import TokenStreams
 
@@ -27,15 +28,28 @@ def call(index: int, *behind: int, stream: str = "x", keys: tuple[int, ...] | No
     """A call whose queries (and keys, if no others are given) depend on calls `behind` it."""
     return SimpleNamespace(
         index=index, module=f"blocks.{index}", query_stream=stream, key_stream=stream,
-        query_ancestors=frozenset(behind),
+        query_ancestors=frozenset(behind), query_tokens=None,
         key_ancestors=frozenset(behind if keys is None else keys),
     )  # fmt: skip
 
 
 def final(*records, output: set[int], reached: set[int] | None = None) -> set[int]:
-    capture = SimpleNamespace(records=records, ancestors=frozenset(output), refusals=())
     every = {record.index for record in records}
-    return final_calls(capture, every if reached is None else reached)
+    for record in records:
+        record.meeting = SimpleNamespace(queries=frozenset([record.query_stream]))
+    capture = SimpleNamespace(
+        records=records, ancestors=frozenset(output), refusals=(),
+        streams=SimpleNamespace(having=lambda name: None),
+    )  # fmt: skip
+    graph = Everything(every if reached is None else reached)
+    return {r.index for reader in readers(capture, graph).values() for r in reader.last}
+
+
+class Everything(set[int]):
+    """Calls that a score reaches, all by one way."""
+
+    def parts_early(self, *_: object) -> bool:
+        return False
 
 
 def test_the_last_of_a_chain() -> None:
@@ -63,7 +77,8 @@ def test_calls_that_the_score_does_not_reach_do_not_hide_others() -> None:
 def test_a_refused_call_in_between_is_looked_through() -> None:
     """Another stream's call stands between two of this one."""
     records = (call(0), call(1, 0, stream="y"), call(2, 1))
-    assert final(*records, output={2}) == {1, 2}
+    assert final(*records, output={2}) == {2}
+    assert final(*records, output={1, 2}) == {1, 2}
 
 
 # --- layers

@@ -60,8 +60,15 @@ ALL = {f"{i}.norm2": 1 for i in range(DEPTH)} | {f"{i}.norm1": 1 for i in range(
 def test_the_backward_pass_stops_at_the_first_call_that_counts(options, expected) -> None:
     counts: dict[str, int] = {}
     model = counted(tiny_vit(depth=DEPTH), counts)
-    GenericAttention(model, **options).attribute(pictures(), target=1)
+    GenericAttention(model, **options).attribute(pictures(1), target=1)
     assert counts == expected
+
+
+def test_of_a_batch_the_head_alone_is_asked_twice_more() -> None:
+    """Whether the score of each example is its own: down to the last call, half by half."""
+    counts: dict[str, int] = {}
+    GenericAttention(counted(tiny_vit(depth=DEPTH), counts)).attribute(pictures(), target=1)
+    assert counts == ALL | {"3.norm2": 3}
 
 
 def test_several_targets_take_one_forward_pass() -> None:
@@ -69,7 +76,7 @@ def test_several_targets_take_one_forward_pass() -> None:
     forwards = []
     model = counted(tiny_vit(depth=DEPTH), counts)
     model.register_forward_hook(lambda *_: forwards.append(1))
-    GenericAttention(model).attribute_targets(pictures(), targets=[0, 3, 4])
+    GenericAttention(model).attribute_targets(pictures(1), targets=[0, 3, 4])
     assert len(forwards) == 1
     assert counts == dict.fromkeys(ALL, 3)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from adversarial import FORMS, Walker, maps
 from torch import Tensor, nn
-from zoo.encoder import BATCH, TOKENS, WIDTH, features
+from zoo.encoder import BATCH, TOKENS, WIDTH, SelfAttention, features
 from zoo.laws import assert_same
 
 from captum_generic_attn import GenericAttention
@@ -45,6 +45,10 @@ def max_pooled(x: Tensor) -> Tensor:
     return F.max_pool1d(x.mT, 2).mT
 
 
+def max_pooled_apart(x: Tensor) -> Tensor:
+    return F.max_pool1d(x.mT, 2, stride=2, dilation=2).mT
+
+
 def overlapping(x: Tensor) -> Tensor:
     return F.avg_pool1d(x.mT, 3, stride=2, padding=1).mT
 
@@ -67,6 +71,7 @@ STEPS: dict[str, tuple[Callable[[Tensor], Tensor], list[list[int]]]] = {
     "the mean replaces the first": (mean_first, [_ALL, *([i] for i in range(1, TOKENS))]),
     "the mean stands in front": (mean_in_front, [_ALL, *([i] for i in range(TOKENS))]),
     "max pooling": (max_pooled, [[i, i + 1] for i in _EVEN]),
+    "max pooling of every second": (max_pooled_apart, [[0, 2], [2, 4]]),
     "overlapping windows": (
         overlapping, [[j for j in (i - 1, i, i + 1) if 0 <= j < TOKENS] for i in _EVEN]
     ),
@@ -186,6 +191,59 @@ def test_all_tokens_attend_to_pooled_ones() -> None:
     (stream,) = relevance.streams.values()
     assert stream.tokens == TOKENS + TOKENS // 2, "both layers pool the same tokens"
     assert [call.query_stream == call.key_stream for call in relevance.calls] == [True, True]
+
+
+class Across(SelfAttention):
+    """Queries of one sequence, keys and values of another."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        q, k, v = (
+            projection(tokens).unflatten(-1, (-1, WIDTH // 2)).transpose(1, 2)
+            for projection, tokens in ((self.query, x), (self.key, y), (self.value, y))
+        )
+        return x + self.out(self.form(q, k, v).transpose(1, 2).flatten(2))
+
+
+@both_forms
+@pytest.mark.parametrize("self_in_cross", [True, False])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("asked", ["all", "pairs"])
+def test_pooled_tokens_ask_another_stream(
+    asked: str, normalize: bool, self_in_cross: bool, form
+) -> None:
+    """Eq. 10 over the tokens that ask: what one of them learnt of a token before the pooling goes
+    to those that were pooled from that token, in proportion to their shares of it. The keys, which
+    may be pooled as well, have learnt the mean of what theirs had.
+    """
+
+    def walk(model: Walker, one: Tensor, other: Tensor) -> Tensor:
+        first, second, aside = model.blocks
+        pooled = second(overlapping(first(model.start(one))))
+        keys = aside(model.start(other.flip(-1)))
+        return model.finish(model.across(pooled, pairs(keys) if asked == "pairs" else keys))
+
+    model = Walker(walk, form, depth=3, across=Across(form))
+    inputs = features(3), features(4)
+    first, second, aside, across = maps(model, inputs)
+    P = shares(STEPS["overlapping windows"][1])
+    assert P.sum(0).unique().numel() > 1, "no token in two windows: columns are shared alike"
+    learnt = P @ first + second @ (P + P @ first)
+    own = learnt @ (P / P.sum(0)).mT
+    assert_same(own.sum(-1), learnt.sum(-1))
+    Q = shares([[i, i + 1] for i in _EVEN] if asked == "pairs" else [[i] for i in range(TOKENS)])
+    keys = Q @ aside
+    if normalize:  # eq. 8 and 9
+        own, keys = own / own.sum(-1, keepdim=True), keys / keys.sum(-1, keepdim=True)
+    R = across @ Q
+    if self_in_cross:
+        R = (torch.eye(len(P)) + own).mT @ across @ (Q + keys)
+    method = GenericAttention(model, normalize=normalize, self_in_cross=self_in_cross)
+    relevance = method.relevance(inputs, 1)
+    assert_same(relevance.matrix("input0", "input1")[:, TOKENS:, :TOKENS], R)
+    assert_same(relevance.matrix("input0", "input0")[:, TOKENS:, :TOKENS], P + learnt)
+    one, other = method.attribute(inputs, 1, return_input_shape=False)
+    assert_same(one, learnt[:, 0])
+    assert_same(other, R[:, 0])
 
 
 def test_equal_shares_conserve_what_a_merged_token_got() -> None:

@@ -88,9 +88,9 @@ def without_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return q @ (k.softmax(dim=2).mT @ v)
 
 
-def additive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Bahdanau's additive attention: a sum where the product of q and k should be."""
-    return (q[..., :, None, :] + k[..., None, :, :]).tanh().sum(-1).softmax(-1) @ v
+def by_feature(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Weights of their own for each feature of a token, and no query."""
+    return ((q + k).softmax(-2) * v).sum(-2, keepdim=True).expand(v.shape)
 
 
 def over_channels(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ REFUSED = {
     "probabilities in two products": (two_products, r"more than one|two|several|twice"),
     "product of probabilities": (product_of_probabilities, r"probabilit"),
     "softmax of keys alone": (without_queries, r"quer|product|q·k"),
-    "additive": (additive, r"quer|product|q·k"),
+    "softmax for each feature": (by_feature, r"quer|product|q·k"),
     "channels": (over_channels, r"channel|token"),
     "linear": (linear, r"softmax|attention|normali"),
     "sigmoid": (sigmoid, r"softmax|attention|normali"),
@@ -167,7 +167,7 @@ def test_refused_with_the_name_of_the_module(name: str, vocabulary: int | None) 
 
 
 @pytest.mark.filterwarnings("ignore:.*requires_grad=True")
-@pytest.mark.parametrize("name", ["probabilities in two products", "channels", "additive"])
+@pytest.mark.parametrize("name", ["probabilities in two products", "channels", "linear"])
 def test_one_bad_layer_refuses_the_whole_and_strict_false_keeps_the_rest(name: str) -> None:
     form, _ = REFUSED[name]
     model = Encoder(fused, blocks=[Block(fused), Block(form)], read="mean")
@@ -389,7 +389,7 @@ def test_tokens_that_are_added_into_a_constant_are_lost_by_name() -> None:
 @pytest.mark.parametrize(
     ("fixed", "advice"),
     [
-        ([[1, 2, 1]], "one token stands in several places .* pass them as an input or among"),
+        ([[1, 2, 1]], "one token stands in several places .* pass their ids as an input or among"),
         ([[1, 2], [1, 3]], "one token asks in several sequences .* leave them out with layers="),
     ],
 )

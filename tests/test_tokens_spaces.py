@@ -341,11 +341,27 @@ def test_rows_at_an_edge_have_the_centre_of_their_like() -> None:
     assert centres_of(spaces, plane[0]) == [[0.0], [1.0], [2.0], [3.0]]
 
 
-def test_rows_of_several_inputs_make_no_tokens() -> None:
+def test_rows_of_several_inputs_are_tokens_of_both() -> None:
     spaces = TokenSpaces()
     a = spaces.of_input("a", torch.Size([2, 2, 1]))
     b = spaces.of_input("b", torch.Size([2, 2, 1]))
-    assert spaces.born_of_rows(torch.cat([a, b], -1)) is None
+    plane = spaces.born_of_rows(torch.cat([a, b], -1))
+    assert plane is not None
+    (first,) = spaces.indices(plane)
+    assert spaces[first].name == "a"
+    ((other, table),) = spaces.absorbed_into(spaces[first])
+    assert other.name == "b"
+    assert table.tolist() == [[0, 1], [0, 1]]
+
+
+def test_sequences_of_several_inputs_are_tokens_of_each() -> None:
+    spaces = TokenSpaces()
+    a = spaces.of_input("a", torch.Size([2, 2, 1]))
+    b = spaces.of_input("b", torch.Size([2, 3, 1]))
+    plane = spaces.born_of_rows(torch.cat([a, b], 1))
+    assert plane is not None
+    assert [spaces[i].name for i in spaces.indices(plane)] == ["a", "b"]
+    assert [spaces[i].size for i in spaces.indices(plane)] == [2, 3]
 
 
 def test_rows_that_mix_examples_make_no_tokens() -> None:
@@ -439,10 +455,18 @@ def test_parameters_are_absorbed_too() -> None:
     assert absorbed(spaces, 0) == {"extra": [0, 1, 2]}
 
 
-def test_tokens_that_are_added_to_each_other_are_no_longer_tokens() -> None:
+def test_tokens_that_are_added_to_each_other_do_not_live_on_as_each_other() -> None:
     spaces, (a, _, _) = three_inputs()
-    with pytest.raises(ValueError, match="tokens are added to each other"):
-        spaces.same(a, a.flip(1))
+    assert not spaces.same(a, a.flip(1))
+    assert not spaces._same
+
+
+def test_a_token_does_not_live_on_as_two_others() -> None:
+    spaces, (a, b, _) = three_inputs()
+    assert not spaces.same(a, b[:, :1].expand(a.shape))
+    assert not spaces._same
+    assert spaces.same(a, b)
+    assert not spaces.same(a, b.flip(1))
 
 
 def origins(spaces: TokenSpaces) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -28,6 +29,12 @@ class Sketch:
         ids = torch.cat(tokens, 1)
         self.streams.meet(ids, ids)
         self._read.append((module, ids))
+        return ids
+
+    def born(self, parents: Tensor) -> Tensor:
+        """Tokens `[B, N]` of parents `[B, N, m]`."""
+        ids = self.spaces.born_of_rows(parents)
+        assert ids is not None
         return ids
 
     def close(self) -> dict[str, TokenStream]:
@@ -172,3 +179,96 @@ def test_tokens_that_nothing_read_make_no_stream() -> None:
     x = sketch.words("x", 2)
     sketch.attend(x)
     assert list(sketch.close()) == ["x"]
+
+
+def test_columns_are_the_roots_that_a_stream_had() -> None:
+    """`None` for all of them, whatever was merged from them."""
+    sketch = Sketch()
+    latents, cls = sketch.parameter("latents", 2), sketch.parameter("cls", 1)
+    x = sketch.born(sketch.words("x", 4).unsqueeze(-1))
+    pairs = sketch.born(x.unflatten(1, (2, 2)))
+    sketch.streams.trace([latents, x, cls, pairs])
+    early = sketch.streams.meet(latents, x)
+    late = sketch.streams.meet(latents, sketch.attend(cls, x))
+    sketch.attend(latents)
+    sketch.attend(pairs)
+    streams = sketch.close()
+    assert streams["x"].parts == {
+        "cls": slice(0, 1), "x": slice(1, 5), "x@attention": slice(5, 7)
+    }  # fmt: skip
+    (merge,) = streams["x"].merges
+    assert merge.tokens.tolist() == [5, 6]
+    assert merge.parents.sort().values.tolist() == [[[1, 2], [3, 4]]]
+    assert sketch.streams.columns(early.queries) is None
+    assert sketch.streams.columns(late.keys[0]) is None
+    before = sketch.streams.columns(early.keys[0])
+    assert before is not None
+    assert before.tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("reads", ["all", "first and last", "last"])
+def test_tokens_that_are_merged_twice(reads: str) -> None:
+    """What lies between two that attention reads is in the stream as well; what lies before all
+    that it reads is not.
+    """
+    sketch = Sketch()
+    x = sketch.born(sketch.words("x", 8).unsqueeze(-1))
+    pairs = sketch.born(x.unflatten(1, (4, 2)))
+    fours = sketch.born(pairs.unflatten(1, (2, 2)))
+    read = {"all": [x, pairs, fours], "first and last": [x, fours], "last": [fours]}[reads]
+    sketch.streams.trace(read)
+    for ids in read:
+        sketch.attend(ids)
+    (stream,) = sketch.close().values()
+    like = torch.empty(0, dtype=torch.float64)
+    if reads == "last":
+        assert (stream.size, stream.roots, stream.merges) == (2, 2, ())
+        return
+    assert (stream.size, stream.roots) == (8 + 4 + 2, 8)
+    eye = torch.eye(8, dtype=torch.float64)
+    halves = eye.unflatten(0, (4, 2)).mean(1)
+    quarters = eye.unflatten(0, (2, 4)).mean(1)
+    assert torch.equal(stream.start(like)[0], torch.cat([eye, halves, quarters]))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_keys_that_hold_some_of_the_queries_stream_join_it(first: bool) -> None:
+    """Wherever these stand among them: a resampler's latents attend to a picture and themselves."""
+    sketch = Sketch()
+    latents, x = sketch.parameter("latents", 2), sketch.words("x", 3)
+    keys = torch.cat([latents, x] if first else [x, latents], 1)
+    meeting = sketch.streams.meet(latents, keys)
+    assert not meeting.crosses
+    assert meeting.queries == {0, 1}
+    sketch.attend(keys)
+    assert [stream.size for stream in sketch.close().values()] == [5]
+
+
+def test_examples_that_merge_other_tokens() -> None:
+    sketch = Sketch()
+    x = sketch.born(sketch.words("x", 4).unsqueeze(-1))
+    pairs = sketch.born(torch.stack([x[0, [0, 1, 2, 3]], x[1, [2, 0, 3, 1]]]).unflatten(1, (2, 2)))
+    sketch.streams.trace([x, pairs])
+    sketch.attend(x)
+    sketch.attend(pairs)
+    (stream,) = sketch.close().values()
+    (merge,) = stream.merges
+    assert merge.parents.sort().values.tolist() == [[[0, 1], [2, 3]], [[0, 2], [1, 3]]]
+    start = stream.start(torch.empty(0))[:, 4:]
+    assert start.tolist() == [
+        [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]], [[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5]]
+    ]  # fmt: skip
+
+
+def test_merged_tokens_do_not_change_the_order_of_the_others() -> None:
+    sketch = Sketch()
+    x = sketch.born(sketch.words("x", 4).unsqueeze(-1))
+    order = x[:, [2, 0, 3, 1]]
+    mean = sketch.born(x.unsqueeze(1))
+    sketch.streams.trace([x, mean])
+    sketch.attend(order)
+    sketch.attend(mean, order)
+    (stream,) = sketch.close().values()
+    assert (stream.size, stream.roots) == (5, 4)
+    assert sketch.streams.positions(order).tolist() == [[0, 1, 2, 3]] * 2
+    assert sketch.streams.positions(mean).tolist() == [[4]] * 2

@@ -7,15 +7,25 @@ maps over, as it does to the sums of `additions`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from captum_generic_attn.additions import Additions, own_entries, read_out
-from captum_generic_attn.calls import Collected, Layout, MappedCall, Switches
+from captum_generic_attn.calls import (
+    Collected,
+    Layout,
+    MappedCall,
+    Reading,
+    Switches,
+    total_weights,
+)
 
+_NOTHING = frozenset[int]()
 OwnEntry = Literal["zero", "row_min"]
 
 
@@ -43,7 +53,7 @@ class Composition(Collected):
         self._own_entry = own_entry
         self._scaled = row_normalize
         self._additions = Additions(layout, switches)
-        self._crossing: dict[tuple[str, str], Tensor] = {}
+        self._crossing: dict[tuple[str, str], dict[int, Tensor]] = {}
 
     def finish(self) -> dict[str, Tensor]:  # noqa: D102
         for call in self._calls:
@@ -51,43 +61,50 @@ class Composition(Collected):
                 continue
             matrix = self._maps.pop(call.index).dense()
             if not call.crosses:
+                if not self._identity:  # it stands for itself, whatever it was computed from
+                    call = replace(call, query_ancestors=_NOTHING, key_ancestors=_NOTHING)
                 self._additions.add(call, matrix)
                 continue
             for source in call.sources:
-                pair = call.stream, source.stream
                 found = self._additions.crossing(call, matrix, source)
-                # Heads that a model calls one by one are one layer, and so one call.
-                known = self._crossing.get(pair)
-                self._crossing[pair] = found if known is None else known + found
+                self._crossing.setdefault((call.stream, source.stream), {})[call.index] = found
         values: dict[str, Tensor] = {}
-        for name, (weights, ancestors) in self._rows.items():
+        # Scaled rows keep less than all of the identity: there is nothing to take off.
+        own = self._additions.relevance if self._scaled else self._additions.gain
+        for name, readings in self._readings.items():
             for to, stream in self._layout.streams.items():
-                if to == name:
-                    # Scaled rows keep less than all of the identity: there is nothing to take off.
-                    of = self._additions.relevance if self._scaled else self._additions.gain
-                    gain = of(name, ancestors, name)
-                    part = read_out(gain, weights, stream.roots, own=True)
-                    if self._own_entry == "row_min":
-                        part = self._with_least(part, weights, name, ancestors)
-                elif (name, to) in self._crossing:
-                    part = read_out(self._crossing[name, to], weights, stream.roots, own=False)
-                else:
+                of = functools.partial(own if to == name else self._between, name, to=to)
+                part = read_out(of, readings, stream.roots, own=to == name)
+                if part is None:
                     continue
+                if to == name and self._own_entry == "row_min":
+                    part = self._with_least(part, readings, name)
                 values[to] = values[to] + part if to in values else part
         return values
 
-    def _with_least(
-        self, values: Tensor, weights: Tensor, name: str, ancestors: frozenset[int]
-    ) -> Tensor:
+    def _between(self, stream: str, ancestors: frozenset[int], to: str) -> Tensor | None:
+        """What crosses between two streams, in a state; `None` for nothing."""
+        # Heads that a model calls one by one are one layer, and so one call.
+        calls = self._crossing.get((stream, to), {})
+        found = [matrix for index, matrix in calls.items() if index in ancestors]
+        return functools.reduce(torch.add, found) if found else None
+
+    def _with_least(self, values: Tensor, readings: Sequence[Reading], name: str) -> Tensor:
         """The least of its row for the token of an example's only explained row."""
-        relevance = self._additions.relevance(name, ancestors, name)
-        assert relevance is not None  # noqa: S101
-        least = (weights.unsqueeze(1) @ relevance).amin(-1)
-        return torch.where(own_entries(weights)[:, : values.shape[1]], least, values)
+        rows = total_weights(readings)
+        of = functools.partial(self._additions.relevance, name, to=name)
+        whole = read_out(of, readings, values.shape[1], own=False)
+        assert whole is not None  # noqa: S101 - R holds the identity
+        least = whole.amin(-1, keepdim=True)
+        return torch.where(own_entries(rows)[:, : values.shape[1]], least, values)
 
     def matrices(self, states: Mapping[str, frozenset[int]]) -> dict[tuple[str, str], Tensor]:  # noqa: D102
         examples = self._layout.examples
-        found = dict(self._crossing)
+        found = {
+            (query, key): between
+            for query, key in self._crossing
+            if (between := self._between(query, states[query], key)) is not None
+        }
         for name, stream in self._layout.streams.items():
             of = self._additions.relevance if self._identity else self._additions.gain
             matrix = of(name, states[name], name)
@@ -109,10 +126,10 @@ class Total(Collected):
         found = self._placed(each_query=False)
         values: dict[str, Tensor] = {}
         for (query, to), rows in found.items():
-            if query in self._rows:
+            if query in self._readings:
                 part = rows.squeeze(1)
                 values[to] = values[to] + part if to in values else part
-        for name in self._rows:
+        for name in self._readings:
             stream = self._layout.streams[name]
             zeros = self._layout.like.new_zeros(self._layout.examples, stream.roots)
             values.setdefault(name, zeros)

@@ -22,6 +22,7 @@ from captum_generic_attn.capture.recorder import CHANNELS, Recorder
 from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.transfer import WITHOUT_SOFTMAX, Pool, Transfer
+from captum_generic_attn.tokens.ids import compact
 
 Args = Sequence[Any]
 Kwargs = Mapping[str, Any]
@@ -32,6 +33,13 @@ OTHER_VALUES = (
     "make both of the same tokens, since relevance belongs to one, or leave it out with layers=",
 )
 """What was seen and what to do where a value is of another token than its key."""
+
+
+def weights_lost(shadow: Shadow) -> tuple[str, str]:
+    """What was seen and what to do where a softmax of what was lost weighs tokens."""
+    advice = "write that step with operations that keep tokens apart, or leave it out with layers="
+    reason = shadow.lost or "an operation that is not known"
+    return f"the tokens of its weights could not be followed through {reason}", advice
 
 
 def values_lost(shadow: Shadow) -> tuple[str, str]:
@@ -45,6 +53,12 @@ def leave_graph(tensor: Tensor) -> None:
     """Let the graph begin at a tensor if nothing before it needs a gradient."""
     if torch.is_grad_enabled() and not tensor.requires_grad:
         tensor.requires_grad_(True)
+
+
+def _normalised(weights: Tensor, axis: int) -> bool:
+    """Whether numbers are weights: none negative, and their sum along an axis is 1."""
+    sums = weights.sum(axis)
+    return bool((weights >= 0).all()) and bool(((sums - 1).abs() < _ROW_SUM_TOLERANCE).all())
 
 
 class Weighing(NamedTuple):
@@ -130,14 +144,17 @@ class Attention:
         for side in (0, 1):
             if sides[side].role is Role.PROBABILITIES or sides[side].softmax is not None:
                 return self._probabilities_times(name, func, args, kwargs, terms, side)
-        logits = [side for side in (0, 1) if sides[side].role is Role.LOGITS and sides[side].data]
-        if logits and sides[1 - logits[0]].data:
-            return self._logits_times(name, func, args, kwargs, terms, logits[0])
+        for side in (0, 1):
+            if sides[side].role is Role.LOGITS and self._may_be_weights(terms, side):
+                return self._logits_times(name, func, args, kwargs, terms, side)
         result: Tensor = self._run(func, args, kwargs)
         if torch.is_grad_enabled() and not result.requires_grad and first.data != second.data:
             result = result.requires_grad_().clone()  # one-hot rows times a table: no leaf
         computed = [s.data or s.role >= Role.TOKENS for s in sides]
         if all(computed):
+            for side in (0, 1):
+                if self._weighs_by_hand(terms, side):
+                    return self._probabilities_times(name, func, args, kwargs, terms, side)
             shadow = self._logits(terms, result, name)
         else:
             side = 0 if first.data or not second.data else 1
@@ -200,13 +217,7 @@ class Attention:
         operand = (terms.left, terms.right)[side]
         shadow = self._transfer.of(operand)
         axes = [i for i, label in enumerate(terms.labels(side)) if label in terms.summed]
-        normalised = (
-            len(axes) == 1
-            and not shadow.mixed
-            and bool((operand >= 0).all())
-            and bool(((operand.sum(axes[0]) - 1).abs() < _ROW_SUM_TOLERANCE).all())
-        )
-        if normalised:
+        if len(axes) == 1 and not shadow.mixed and _normalised(operand, axes[0]):
             softmax = Softmax(*self._scope.current(), has_logits=True, over_tokens=True)
             along = [varies(plane, axes[0]) for plane in shadow.planes]
             planes = shadow.planes[::-1] if along == [True, False] else shadow.planes
@@ -222,6 +233,31 @@ class Attention:
             "the method needs attention probabilities",
         )
         return self._passed_over(terms, result, name)
+
+    def _may_be_weights(self, terms: Contraction, side: int) -> bool:
+        """Whether logits that meet others without a softmax are data, or weights of parameters."""
+        shadow, other = (self._transfer.of(t) for t in (terms.left, terms.right)[:: 1 - 2 * side])
+        if shadow.data:
+            return other.data
+        axes = [i for i, label in enumerate(terms.labels(side)) if label in terms.summed]
+        operand = (terms.left, terms.right)[side]
+        alone = len(axes) == 1 and len(shadow.planes) == 2 and other.role >= Role.TOKENS
+        return alone and _normalised(operand, axes[0])
+
+    def _weighs_by_hand(self, terms: Contraction, side: int) -> bool:
+        """Whether a factor holds weights over tokens that were normalised by hand; notes it."""
+        operand = (terms.left, terms.right)[side]
+        shadow = self._transfer.of(operand)
+        if shadow.role is not Role.TOKENS or not shadow.data or len(shadow.planes) != 1:
+            return False
+        axes = [i for i, label in enumerate(terms.labels(side)) if label in terms.summed]
+        if len(axes) != 1 or not varies(shadow.planes[0], axes[0]):
+            return False
+        if not _normalised(operand, axes[0]):
+            return False
+        softmax = Softmax(*self._scope.current(), has_logits=False, over_tokens=True)
+        self._transfer.shadows[operand] = shadow._replace(softmax=softmax)
+        return True
 
     def _passed_over(self, terms: Contraction, result: Tensor, name: str) -> Tensor:
         """The shadow behind a call that is no record: its queries' tokens go on, at their places.
@@ -268,13 +304,18 @@ class Attention:
             return result
         if not shadow.data and other.planes and len(summed) == 1:  # learned weights over positions
             weighs = varies(other.planes[0], terms.labels(1 - side).index(labels[summed[0]]))
+        lost = shadow.data and not shadow.planes and not shadow.mixed and other.data
+        if lost and shadow.role is not Role.PROBABILITIES:
+            softmax.products += 1
+            self._recorder.refuse(*weights_lost(shadow))
+            return self._passed_over(terms, self._run(func, args, kwargs), name)
         if not weighs:
             result = self._run(func, args, kwargs)
             if softmax.over_tokens or softmax.in_attention_module:
                 softmax.products += 1
                 self._recorder.refuse(
-                    "a softmax over no tokens that attend meets values",
-                    "the method needs probabilities over tokens",
+                    "a softmax that no product of queries and keys feeds meets values",
+                    "the method needs probabilities of queries over keys",
                 )
             return self._passed_over(terms, result, name)
         softmax.products += 1
@@ -303,6 +344,7 @@ class Attention:
         rows = call.rows
         if shadow.role is Role.PROBABILITIES:
             asking, asked = shadow.planes
+            asked = self._keys_or_values(call, asked, other)
             rows = [i for i in rows if varies(asking, i)] or rows[-1:]
             factors = shadow.factors[0], shadow.factors[1] | other.ancestors
         else:
@@ -311,14 +353,15 @@ class Attention:
             factors = frozenset(), shadow.ancestors | other.ancestors
         lead = [i for i in range(weights.ndim) if i not in (key, *rows[-1:])]
         order = (*lead, *rows[-1:], key)
-        source = Explicit(self._recorder.operands(weights), order, not rows)
+        of_result = tuple(labels.index(x) if x in labels else None for x in call.out_labels)
+        source = Explicit(self._recorder.operands(weights), order, not rows, of_result)
         queries, keys = (p.permute(order) for p in (asking, asked))
         if not rows:
             queries, keys = queries.unsqueeze(-2), keys.unsqueeze(-2)
         plane = relabel(asking, labels, call.out_labels, result.shape)
         index = self._recorder.record(
             source, weights, result, plane,
-            queries.amax(-1) if varies(queries, -1) else queries[..., 0],
+            queries.amax(-1) if queries.stride(-1) else queries[..., 0],
             keys.amax(-2) if keys.stride(-2) else keys[..., 0, :],
             factors, softmax,
         )  # fmt: skip
@@ -326,6 +369,13 @@ class Attention:
             spaces = self._transfer.spaces
             pooled, pooled_from = (frozenset(spaces.indices(p)) for p in (asking, asked))
             self._transfer.pools[index] = Pool(pooled, pooled_from)
+
+    def _keys_or_values(self, call: Weighing, asked: Tensor, other: Shadow) -> Tensor:
+        """The tokens of keys; keys that are constants (no key was there) have their values'."""
+        if not other.planes or bool((compact(asked) >= 0).all()):
+            return asked
+        values = relabel(other.planes[0], call.value_labels, call.labels, asked.shape)
+        return asked if values is None else torch.where(asked < 0, values, asked)
 
     def _tokens_of_values(self, call: Weighing, other: Shadow) -> Tensor:
         """The tokens that learned weights run over, in the shape of the weights."""
@@ -359,12 +409,10 @@ class Attention:
             shadow = self._transfer.shadows.get(weights)
             if shadow is None or weights.ndim == 0 or values.ndim == 0:
                 continue
-            alone = shadow.softmax is not None and shadow.softmax.over_tokens and shadow.data
-            learned = shadow.softmax is not None and not shadow.data
-            if not (alone or learned or (shadow.pairs and shadow.data and shadow.planes)):
+            other = self._transfer.of(values)
+            if other.pairs or other.softmax is not None:
                 continue
-            other = self._transfer.of(values) if self._transfer.knows(values) else None
-            if other is None or not other.data or other.pairs or other.softmax is not None:
+            if not self._may_weigh(shadow) or not (other.data or shadow.pairs):
                 continue
             terms = elementwise(*args)
             labels = terms.labels(side)
@@ -373,10 +421,20 @@ class Attention:
                 for n, label in zip(values.shape, terms.labels(1 - side), strict=True)
             ):
                 if shadow.softmax is not None:
-                    shadow.softmax.gates |= alone or shadow.pairs
+                    shadow.softmax.gates |= shadow.data and bool(shadow.planes)
+                if shadow.softmax is not None or shadow.pairs:
                     leave_graph(weights)
                 return terms
         return None
+
+    def _may_weigh(self, shadow: Shadow) -> bool:
+        """Whether a factor may hold weights over tokens: by a softmax, learned, or made by hand."""
+        if shadow.pairs:
+            return bool(shadow.planes)
+        if shadow.softmax is not None:
+            return not shadow.data or shadow.softmax.over_tokens or not shadow.planes
+        one = shadow.role is Role.TOKENS and shadow.data and len(shadow.planes) == 1
+        return one and bool(self._transfer.spaces.token_axes(shadow.planes[0]))
 
     def summed(
         self, name: str, func: Callable[..., Any], args: Args, kwargs: Kwargs, terms: Contraction
@@ -397,15 +455,18 @@ class Attention:
         terms = replace(terms, out_labels=tuple(out))
         for side in (0, 1):
             shadow = self._transfer.of((terms.left, terms.right)[side])
-            axes_of_keys = [
-                i for i, label in enumerate(terms.labels(side))
-                if label in terms.summed and (not shadow.data or varies(shadow.planes[-1], i))
-            ] if shadow.planes and (shadow.pairs or shadow.softmax) else []  # fmt: skip
-            if not axes_of_keys:
+            over_tokens = any(
+                label in terms.summed and (not shadow.data or varies(plane, i))
+                for plane in shadow.planes[0 if shadow.softmax is None else -1 :]
+                for i, label in enumerate(terms.labels(side))
+            )
+            lost = shadow.data and not shadow.planes and shadow.softmax is not None
+            if not over_tokens and not (lost and terms.summed):
                 continue
-            if shadow.softmax is None:
+            if shadow.softmax is not None or self._weighs_by_hand(terms, side):
+                return self._probabilities_times(name, func, args, kwargs, terms, side)
+            if shadow.pairs and self._may_be_weights(terms, side):
                 return self._logits_times(name, func, args, kwargs, terms, side)
-            return self._probabilities_times(name, func, args, kwargs, terms, side)
         return None
 
     # -- what cannot be explained --------------------------------------------------------------
@@ -483,6 +544,11 @@ class Attention:
         ]  # fmt: skip
         if heads and not own:
             return CHANNELS
+        if shadow.guided:
+            return (
+                "the query of its weights could not be told: a token was broadcast over the keys",
+                "rewrite the logits as a product of queries and keys",
+            )
         if not shadow.data and any(call.weights.shape[i] > 1 for i in call.rows):
             return (
                 "learned weights over positions: its queries have no tokens",
@@ -523,6 +589,9 @@ class Attention:
             return result
         assert tokens is not None  # noqa: S101 - else it is attention between channels
         queries, keys, plane = tokens
+        if weighed.planes and not call.grouped and bool((keys < 0).any()):  # constants
+            values = weighed.planes[0][..., 0]
+            keys = torch.where(keys < 0, values.expand(keys.shape), keys)
         kept = self._recorder.saved(*call.tensors)
         source = Fused(kept, call.causal, call.scale, call.grouped, sums_kept_by(result))
         factors = asking.ancestors, asked.ancestors | self._transfer.of(value).ancestors

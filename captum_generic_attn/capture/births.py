@@ -7,6 +7,7 @@ opens a space of `tokens.spaces` and says where its tokens lie in the input that
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,8 +34,17 @@ def of_rows(spaces: TokenSpaces, shadow: Shadow, shape: torch.Size, name: str) -
         parents = distinct_along(parents, -1)
     plane = spaces.born_of_rows(parents)
     if plane is None:
-        return shadow.irregular(name)
+        return unborn(spaces, shadow, parents, name)
     return shadow._replace(role=Role.TOKENS, planes=(plane.unsqueeze(-1).expand(shape),))
+
+
+def unborn(spaces: TokenSpaces, shadow: Shadow, parents: Tensor, name: str) -> Shadow:
+    """What is left where no tokens can be made of parents; some of them were lost before, or none.
+
+    Where known and lost features were joined, the operation is named that lost some.
+    """
+    lost = [spaces[i].name for i in spaces.indices(parents) if spaces[i].kind == "unknown"]
+    return shadow.without_tokens(lost[0]) if lost else shadow.irregular(name)
 
 
 def of_integers(
@@ -155,14 +165,45 @@ def of_windows(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     ):  # fmt: skip
         return lost  # tokens are mixed, feature by feature
     if raw:
-        return _of_picture(spaces, shadow, op)
+        return lost if "transpose" in op.name else _of_picture(spaces, shadow, op)
     lines = distinct_along(shadow.planes[0], 1)
+    if "transpose" in op.name:
+        return _upsampled(spaces, shadow, op, lines)
     windows = _windows(op)
     parents = windows_of(lines, windows, result.shape[2:])
     centres = None
     if windows.regular:
         steps = windows.starts, windows.steps
         centres = _centres(spaces, lines[:, 0], *steps, result.shape[2:])
+    return _born_on_map(spaces, shadow, op, parents, centres)
+
+
+def _upsampled(spaces: TokenSpaces, shadow: Shadow, op: Operation, lines: Tensor) -> Shadow:
+    """Each place of a transposed convolution becomes a token of those whose kernels reach it."""
+    spatial, out = op.inputs[0].shape[2:], op.results[0].shape[2:]
+    strides, margins, dilations = (
+        _each(op.argument(place, name, default), len(out))
+        for place, name, default in ((3, "stride", 1), (4, "padding", 0), (7, "dilation", 1))
+    )
+    along, starts, steps = [], [], []
+    for axis, (n, m) in enumerate(zip(spatial, out, strict=True)):
+        stride, margin = strides[axis], margins[axis]
+        span = dilations[axis] * (op.inputs[1].shape[axis + 2] - 1)
+        along.append(
+            [
+                range(
+                    max(0, -(-(o + margin - span) // stride)),
+                    min(n - 1, (o + margin) // stride) + 1,
+                )
+                for o in range(m)
+            ]
+        )
+        starts.append((margin - span / 2) / stride)
+        steps.append(1 / stride)
+    if not all(len(r) for line in along for r in line):
+        return shadow.without_tokens(op.name)  # places that no kernel reaches
+    parents = windows_of(lines, Windows(along), out)
+    centres = _centres(spaces, lines[:, 0], starts, steps, out)
     return _born_on_map(spaces, shadow, op, parents, centres)
 
 
@@ -173,20 +214,13 @@ def _of_picture(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     they are one token.
     """
     plane = shadow.planes[0]
-    out = op.results[0].shape
     windows = _windows(op)
     channels = _channels_by_input(spaces, plane)
     if channels is None:
         return shadow.irregular(f"{op.name} of channels whose elements lie at different places")
     together: Shadow | None = None
     for lines in channels:
-        # any element will do to tell the picture
-        one = lines.reshape(len(lines), -1).amax(1).view(-1, *[1] * (lines.ndim - 1), 1)
-        parents = one.expand(len(lines), *out[2:], 1)
-        centres = None
-        if windows.regular:
-            centres = _centres(spaces, lines, windows.starts, windows.steps, out[2:])
-        born = _born_on_map(spaces, shadow, op, parents, centres)
+        born = _of_channel(spaces, shadow, op, lines, windows)
         if together is None or not born.planes:
             together = born
         elif not spaces.same(together.planes[0], born.planes[0]):
@@ -195,6 +229,38 @@ def _of_picture(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
             break
     assert together is not None  # noqa: S101 - a picture has a channel
     return together
+
+
+def _of_channel(
+    spaces: TokenSpaces, shadow: Shadow, op: Operation, lines: Tensor, windows: Windows
+) -> Shadow:
+    """Tokens of the windows over one channel `[B, *spatial]`, whose rows may be of several inputs.
+
+    Two pictures that are joined along the batch go through one convolution.
+    """
+    out = op.results[0].shape
+    one = lines.reshape(len(lines), -1).amax(1)  # any element will do to tell the picture
+    owner = spaces.locate(one)[0]
+    together: Shadow | None = None
+    for i in torch.unique(owner).tolist():
+        mine = torch.where(owner == i, one, PADDING).view(-1, *[1] * (lines.ndim - 1), 1)
+        centres = None
+        if windows.regular:
+            steps = windows.starts, windows.steps
+            centres = _centres(spaces, lines[owner == i], *steps, out[2:])
+        born = _born_on_map(spaces, shadow, op, mine.expand(len(lines), *out[2:], 1), centres)
+        if not born.planes:
+            return born
+        if together is not None:
+            born = born.map(partial(_filled, together.planes[0]))
+        together = born
+    assert together is not None  # noqa: S101 - a channel has rows
+    return together
+
+
+def _filled(plane: Tensor, other: Tensor) -> Tensor:
+    """A plane whose padding is filled from another."""
+    return torch.where(plane >= 0, plane, other)
 
 
 def _channels_by_input(spaces: TokenSpaces, plane: Tensor) -> list[Tensor] | None:
@@ -253,7 +319,7 @@ def _born_on_map(
         centres = centres.flatten(0, -2).repeat(len(parents), 1)
     plane = spaces.born(parents, centres)
     if plane is None:
-        return shadow.irregular(op.name)
+        return unborn(spaces, shadow, parents, op.name)
     planes = (plane.unsqueeze(1).expand(op.results[0].shape),)
     return shadow._replace(role=Role.TOKENS, planes=planes)
 
@@ -268,7 +334,7 @@ def of_groups(spaces: TokenSpaces, shadow: Shadow, op: Operation, axes: Sequence
     rows = rows.reshape(*[small[axis] for axis in kept], -1)
     parents = spaces.born_of_rows(distinct_along(rows, -1))
     if parents is None:
-        return shadow.irregular(op.name)
+        return unborn(spaces, shadow, rows, op.name)
     if op.results[0].ndim == plane.ndim:  # keepdim
         for axis in sorted(axes):
             parents = parents.unsqueeze(axis)
@@ -327,10 +393,6 @@ def _windows(op: Operation) -> Windows:
     """The windows that a convolution or pooling reads, along each spatial axis."""
     spatial, out = op.inputs[0].shape[2:], op.results[0].shape[2:]
 
-    def each(value: Any) -> list[int]:
-        value = list(value) if isinstance(value, (list, tuple)) else [value]
-        return [int(v) for v in value * (len(out) if len(value) == 1 else 1)]
-
     if op.name.startswith("adaptive"):
         first = [[i * n // m for i in range(m)] for n, m in zip(spatial, out, strict=True)]
         last = [[-(-(i + 1) * n // m) for i in range(m)] for n, m in zip(spatial, out, strict=True)]
@@ -340,22 +402,28 @@ def _windows(op: Operation) -> Windows:
         )  # fmt: skip
     if op.name.startswith("conv"):
         kernel = list(op.inputs[1].shape[2:])
-        stride = each(op.argument(3, "stride", 1))
+        stride = _each(op.argument(3, "stride", 1), len(out))
         padding = op.argument(4, "padding", 0)
-        dilation = each(op.argument(5, "dilation", 1))
+        dilation = _each(op.argument(5, "dilation", 1), len(out))
     else:
-        kernel = each(op.argument(1, "kernel_size"))
-        stride = each(op.argument(2, "stride") or kernel)
+        kernel = _each(op.argument(1, "kernel_size"), len(out))
+        stride = _each(op.argument(2, "stride") or kernel, len(out))
         padding = op.argument(3, "padding", 0)
-        dilation = each(op.argument(4, "dilation", 1) if "max" in op.name else 1)
+        dilation = _each(op.argument(4, "dilation", 1) if "max" in op.name else 1, len(out))
     spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     if isinstance(padding, str):
         margins = [span // 2 if padding == "same" else 0 for span in spans]
     else:
-        margins = each(padding)
+        margins = _each(padding, len(out))
     return Windows(
         [
             [range(i * s - m, i * s - m + span + 1, d) for i in range(n)]
             for n, s, m, span, d in zip(out, stride, margins, spans, dilation, strict=True)
         ]
     )
+
+
+def _each(value: Any, axes: int) -> list[int]:
+    """One number for each of the axes, of one for all or of one for each."""
+    numbers = list(value) if isinstance(value, (list, tuple)) else [value]
+    return [int(v) for v in numbers * (axes if len(numbers) == 1 else 1)]

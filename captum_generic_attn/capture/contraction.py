@@ -6,12 +6,16 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 Label = str
+
+_COLUMNS = ("sum", "column")  # the last axes of the right factor of a product of matrices
+_ROWS = ("column", "sum")  # and of what is compared row by row
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +82,10 @@ def read(name: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Con
         return None
     if name in ("linear", "inner"):
         return _along_the_last(left, right, bias)
-    if name == "cdist":
-        right = right.mT
+    if name == "linalg_vecdot":
+        terms = elementwise(left, right)
+        gone = terms.out_labels[operator.index(kwargs.get("dim", -1))]  # type: ignore[arg-type]
+        return replace(terms, out_labels=tuple(n for n in terms.out_labels if n != gone))
     depth = max(left.ndim, right.ndim, 2) - 2
     lead = [f"lead{i}" for i in range(depth)]
     rows = [*lead[depth - max(left.ndim - 2, 0) :], "row"] if left.ndim > 1 else []
@@ -89,7 +95,7 @@ def read(name: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Con
         left,
         right,
         (*rows, "sum"),
-        (*columns, "sum", "column") if right.ndim > 1 else ("sum",),
+        (*columns, *(_ROWS if name == "cdist" else _COLUMNS)) if right.ndim > 1 else ("sum",),
         tuple(out),
         bias,
     )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from captum_generic_attn.capture.blocking import ending_at
 from captum_generic_attn.capture.mode import CaptureMode, FrozenMode
 from captum_generic_attn.capture.operations import Family, family_of
 from captum_generic_attn.capture.record import AttentionRecord
@@ -90,6 +91,28 @@ class Capture:
                 score, edges, retain_graph=retain_graph, allow_unused=True
             )
         return found
+
+    def blocked(self, score: Tensor, records: Sequence[AttentionRecord]) -> dict[int, Tensor]:
+        """Which rows of calls a number reads without any attention call in between.
+
+        The graph is kept.
+
+        Args:
+            score: a number.
+            records: the calls.
+
+        Returns:
+            `[G, Nq]` by call, True where the gradient of the result is not zero in some head, with
+            the results of all calls that stand between held constant.
+        """
+        with ending_at(record.result for record in self.records):
+            found = self.backward(score, [r.result for r in records], retain_graph=True)
+        with torch.no_grad():
+            return {
+                record.index: torch.zeros(record.query_tokens.shape, dtype=torch.bool)
+                if gradient is None else record.live_rows(gradient)
+                for record, gradient in zip(records, found, strict=True)
+            }  # fmt: skip
 
 
 def name_of_input(capture: Capture, inputs: Sequence[Tensor], place: int) -> str:

@@ -6,12 +6,20 @@ pass longer.
 
 from __future__ import annotations
 
+import functools
+import math
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from captum_generic_attn.capture.record import AttentionRecord
+
+_LAST, _EARLIER = 1, 2
+_WIDEST = 4
+"""How many times as wide as the residual stream all heads of a call may be."""
 
 
 class Reached:
@@ -56,6 +64,48 @@ class Reached:
                     leading.add(node)
                     break
         return [r for r in records if r.edge.node not in leading]
+
+    def parts_early(
+        self, last: Sequence[AttentionRecord], earlier: Sequence[AttentionRecord],
+        records: Sequence[AttentionRecord],
+    ) -> bool:  # fmt: skip
+        """Whether the score may read tokens after `earlier` calls that it does not after the last.
+
+        Ways down the graph to both part at each layer, where attention is added to the residual
+        stream: an addition hands the gradient of a token on to both sides alike. Where they part at
+        anything else (exits that are stacked, hidden states that are joined) it may be another
+        token that is read there. Ways end at the results of all `records`.
+        """
+        ends = {_edge(r.result): 0 for r in records}
+        ends.update((_edge(r.result), _EARLIER) for r in earlier)
+        ends.update((_edge(r.result), _LAST) for r in last)
+        size = sum(_elements(r.result) for r in last) / _WIDEST  # of all heads, one by one or not
+        rows = max(r.query_tokens.numel() for r in last)
+        leading: dict[Any, int] = {}
+        for node, below in self._below.items():
+            ways = [ends[e] if e in ends else leading.get(e[0], 0) for e in below]
+            leading[node] = found = functools.reduce(operator.or_, ways, 0)
+            if found == _LAST | _EARLIER and _EARLIER in ways and len(ways) > 1 and not (
+                node.name() == "AddBackward0"
+                and (elements := _elements(GradientEdge(node, 0))) >= size
+                and elements % rows == 0
+            ):  # fmt: skip
+                return True
+        return False
+
+
+def _edge(edge: GradientEdge) -> tuple[Any, int]:
+    return edge.node, edge.output_nr
+
+
+def _elements(edge: GradientEdge) -> float:
+    """How many elements the tensor at an edge has.
+
+    The attribute is no public one, so nothing depends on it: without, additions are not told apart,
+    and one more pass over the graph is made.
+    """
+    known = getattr(edge.node, "_input_metadata", None)
+    return math.nan if known is None else math.prod(known[edge.output_nr].shape)
 
 
 def _edges(node: Any) -> list[tuple[Any, int]]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.capture.planes import varies
+from captum_generic_attn.capture.shadow import Shadow
 from captum_generic_attn.tokens.ids import compact, compact_together
 
 NO_CALL = -1
@@ -50,6 +51,12 @@ class Heads:
                 self._beside.update(combinations(found, 2))
                 return
 
+    def noted(self, shadow: Shadow) -> Shadow:
+        """The shadow itself; calls that lie side by side in its tensor are noted."""
+        if shadow.calls is not None:
+            self.lie(shadow.calls, shadow.planes[0] if len(shadow.planes) == 1 else None)
+        return shadow
+
     def meet(self, one: Tensor | None, other: Tensor | None, shape: torch.Size) -> Tensor | None:
         """The plane of a sum; what meets on one element is noted.
 
@@ -78,12 +85,32 @@ class Heads:
         joined = torch.where(little == SEVERAL, SEVERAL, joined)
         return joined.masked_fill(clash, SEVERAL).expand(shape)
 
-    def add_up(self, calls: Tensor, axes: Iterable[int]) -> None:
-        """Note the calls that meet where axes are summed away: stacked results, one of each."""
+    def add_up(self, calls: Tensor, axes: Iterable[int]) -> Tensor | None:
+        """The plane after axes were summed away, each of size 1; calls that meet there are noted.
+
+        Calls with one element each in a line meet: their results were stacked. Where one call has
+        several elements beside another's, features are mixed, and the plane is gone.
+        """
         for axis in axes:
-            found = _calls_in(calls)
-            if len(found) == calls.shape[axis] > 1 and varies(calls, axis):
-                self._met.update(combinations(found, 2))
+            small = compact(calls)
+            if small.shape[axis] == 1:
+                calls = calls.narrow(axis, 0, 1)
+                continue
+            lines = small.movedim(axis, -1)
+            most = lines.amax(-1, keepdim=True)
+            different = ((lines >= 0) & (lines != most)).any(-1, keepdim=True)
+            met = [
+                sorted(call for call in line if call >= 0)
+                for line in torch.unique(lines[different.squeeze(-1)], dim=0).tolist()
+            ]
+            if any(len(set(line)) < len(line) for line in met):
+                return None
+            self._met.update(pair for line in met for pair in combinations(line, 2))
+            several_in = different | (lines == SEVERAL).any(-1, keepdim=True)
+            calls = most.masked_fill(several_in, SEVERAL).movedim(-1, axis)
+            shape = [n if i != axis % calls.ndim else 1 for i, n in enumerate(calls.shape)]
+            calls = calls.expand(shape)
+        return calls
 
     def layers(self, alike: Sequence[Sequence[int]]) -> dict[int, tuple[int, ...]]:
         """The calls of each call's layer.
@@ -108,10 +135,11 @@ class Heads:
 
 
 def only_call(calls: Tensor) -> int | None:
-    """The call of all elements alike, if they are known to be of one."""
-    if any(calls.stride(axis) and n > 1 for axis, n in enumerate(calls.shape)):
+    """The call of all elements alike, if they are of one."""
+    small = compact(calls).reshape(-1)
+    if len(small) == 0 or (len(small) > 1 and bool((small != small[0]).any())):
         return None
-    return int(calls[(0,) * calls.ndim]) if calls.numel() else None
+    return int(small[0])
 
 
 def through_weight(calls: Tensor | None, shape: torch.Size) -> Tensor | None:

@@ -54,7 +54,7 @@ def joined(transfer: Transfer, op: Operation) -> Shadow:
     )
     plane = _features_side_by_side(transfer, op, parts, shadows, main)
     if plane is not None:
-        return _noted(transfer, together._replace(planes=(plane,)))
+        return transfer.heads.noted(together._replace(planes=(plane,)))
     planes = []
     pairs = main.role >= Role.LOGITS  # logits have two planes, all else one
     for number in range(max((len(s.planes) for s in shadows), default=0)):
@@ -68,14 +68,12 @@ def joined(transfer: Transfer, op: Operation) -> Shadow:
             joined = joined[..., :1].expand(joined.shape)  # halves of a feature axis
         planes.append(joined)
     role = Role.TOKENS if main.role is Role.PARAMETER and len(parts) > 1 else main.role
-    return _noted(transfer, together._replace(role=role, planes=tuple(planes)))
-
-
-def _noted(transfer: Transfer, shadow: Shadow) -> Shadow:
-    """The shadow itself; heads that lie side by side in its tensor are noted."""
-    if shadow.calls is not None:
-        transfer.heads.lie(shadow.calls, shadow.planes[0] if len(shadow.planes) == 1 else None)
-    return shadow
+    whole = together._replace(role=role, planes=tuple(planes))
+    if transfer.replaced(shadows):
+        axis = op.argument(1, "dim", op.kwargs.get("axis", 0)) % planes[0].ndim
+        if axis in transfer.spaces.token_axes(planes[0]):
+            return whole.without_tokens(f"{op.name} of tokens that attention replaced and others")
+    return transfer.heads.noted(whole)
 
 
 def _features_side_by_side(
@@ -171,7 +169,7 @@ def written(transfer: Transfer, op: Operation) -> Shadow:
         )
         calls = write(before.clone(), new)
     role = max(source.role, shadow.role if shadow.data else Role.NOTHING)
-    return _noted(transfer, source._replace(
+    return transfer.heads.noted(source._replace(
         role=role, planes=tuple(planes), ancestors=ancestors, data=data, calls=calls, weighing=None
     ))  # fmt: skip
 
@@ -210,7 +208,7 @@ def seen_from_base(
         before = no_call(base.shape) if whole.calls is None else whole.calls
         calls = write(before, no_call(result.shape) if part.calls is None else part.calls)
     role = max(whole.role, part.role)
-    return _noted(transfer, merged._replace(role=role, planes=planes, calls=calls))
+    return transfer.heads.noted(merged._replace(role=role, planes=planes, calls=calls))
 
 
 def seen_through_view(whole: Shadow, base: Tensor, part: Shadow, view: Tensor) -> Shadow:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from captum_generic_attn.capture.transfer import Transfer
 
 
+_SCALES = {"mul", "multiply", "div", "divide", "true_divide"}
+
+
 class Operand(NamedTuple):
     """What is known of a tensor that enters a mixture; `tensor` is gone where the graph told."""
 
@@ -70,7 +73,11 @@ def mixture(
         planes = tuple(p.expand(shape) for p in main.shadow.planes)
     except RuntimeError:  # an outer product, or another spelling of what cannot be broadcast
         return together.without_tokens(name)
-    if main.shadow.data:
+    planes = _with_learned(transfer.spaces, main, planes, operands, shape)
+    if len(planes) > len(main.shadow.planes):
+        factors = frozenset[int](), main.shadow.ancestors
+        together = together._replace(role=Role.LOGITS, factors=factors)
+    elif main.shadow.data:
         for other in feeding:
             if other.shadow is main.shadow:
                 continue
@@ -81,12 +88,18 @@ def mixture(
                 factors = main.shadow.ancestors, other.shadow.ancestors
                 together = together._replace(role=Role.LOGITS, factors=factors)
             planes = joined
-        if main.shadow.softmax and not main.shadow.pairs and _gated(feeding, main):
-            main.shadow.softmax.gates = True
-            together = together._replace(softmax=None)
+        if any(_guides(transfer, o, main, shape) for o in feeding if o is not main):
+            together = together._replace(guided=True)
+        for gate in feeding if not main.shadow.pairs else ():
+            softmax = gate.shadow.softmax
+            if softmax is not None and softmax.over_tokens and _gated(feeding, gate):
+                softmax.gates = True
+                together = together._replace(softmax=None)
     # A parameter that is computed with is no longer a weight, but perhaps a token.
     role = Role.TOKENS if together.role is Role.PARAMETER else together.role
-    return together._replace(role=role, planes=planes)
+    together = together._replace(role=role, planes=planes)
+    several = sum(o.shadow.calls is not None for o in operands) > 1
+    return transfer.heads.noted(together) if several else together
 
 
 def _join(
@@ -96,10 +109,15 @@ def _join(
     """The planes of the main operand after another joined it; the operation if tokens are lost."""
     shadow = other.shadow
     lost = shadow.lost or name
+    if len(planes) == 2 and not main.shadow.pairs:
+        return lost  # a third operand of what is crosswise
     if main.shadow.pairs:  # masks and biases move attention, not what it reads
         return planes if not shadow.pairs or shadow.planes or shadow.mixed else lost
     if not other.differentiable and main.differentiable:
         return planes
+    if shadow.normalises:
+        scales = name in _SCALES and same_plane(planes[0], other.plane.expand(shape))
+        return planes if scales and transfer.part_of_attention(shadow, main.shadow) else lost
     if _is_statistic(transfer, other, main, shape):
         transfer.hand_back(other.shadow, main.shadow, planes[0])
         return planes
@@ -115,6 +133,24 @@ def _join(
         plane = other.plane.expand(shape)
     together = None if plane is None else added(transfer.spaces, planes[0], plane)
     return lost if together is None else (together,)
+
+
+def _with_learned(
+    spaces: TokenSpaces, main: Operand, planes: tuple[Tensor, ...], operands: Sequence[Operand],
+    shape: torch.Size,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The planes of a mixture with computed parameters: pairs where each has rows of its own.
+
+    The parameters come first, as queries do.
+    """
+    if len(planes) != 1 or main.shadow.role is not Role.TOKENS:
+        return planes
+    for other in operands:
+        learned = other.shadow.role is Role.TOKENS and not other.shadow.data
+        alone = learned and len(other.shadow.planes) == 1 and other is not main
+        if alone and _crosswise(spaces, main, other, shape):
+            return other.plane.expand(shape), planes[0]
+    return planes
 
 
 def added(spaces: TokenSpaces, kept: Tensor, absorbed: Tensor) -> Tensor | None:
@@ -153,6 +189,7 @@ def _precedence(operand: Operand, shape: torch.Size) -> tuple[int, bool, bool]:
 
 
 def _calls(transfer: Transfer, operands: Sequence[Operand], shape: torch.Size) -> Tensor | None:
+    """The plane of calls of a mixture; an operand whose elements all are of one broadcasts."""
     calls: Tensor | None = None
     for operand in operands:
         if operand.shadow.calls is not None:
@@ -165,10 +202,10 @@ def _sizes(operand: Operand, shape: torch.Size) -> list[int]:
     return [1] * (len(shape) - len(operand.shape)) + list(operand.shape)
 
 
-def _axes(spaces: TokenSpaces, operand: Operand, shape: torch.Size) -> list[int]:
+def _axes(spaces: TokenSpaces, operand: Operand, shape: torch.Size) -> frozenset[int]:
     """The axes of `shape` along which the operand's tokens differ within an example."""
     missing = len(shape) - len(operand.shape)
-    return [axis + missing for axis in spaces.token_axes(operand.plane)]
+    return frozenset(axis + missing for axis in spaces.token_axes(operand.plane))
 
 
 def _is_statistic(transfer: Transfer, term: Operand, main: Operand, shape: torch.Size) -> bool:
@@ -198,6 +235,22 @@ def _is_statistic(transfer: Transfer, term: Operand, main: Operand, shape: torch
     one, other = compact_together(main.plane.expand(shape), term.plane.expand(shape))
     examples, others = spaces.locate(one)[1], spaces.locate(other)[1]
     return not bool(((examples >= 0) & (others >= 0) & (examples != others)).any())
+
+
+def _guides(transfer: Transfer, term: Operand, main: Operand, shape: torch.Size) -> bool:
+    """Whether a statistic is no statistic of the main operand's tokens, but a token of its own.
+
+    Such as the only query, where logits are added or multiplied up by broadcasting.
+    """
+    if main.shadow.role is not Role.TOKENS or not _is_statistic(transfer, term, main, shape):
+        return False
+    if term.shadow.guided:
+        return True
+    if term.shadow.role is not Role.TOKENS or not term.shadow.planes:
+        return term.shadow.role is Role.TOKENS
+    spaces = transfer.spaces
+    merged_from = {i for k in spaces.indices(term.plane) for i in spaces.made_of(k)}
+    return merged_from.isdisjoint(spaces.indices(main.plane))
 
 
 def _of_each_example(transfer: Transfer, term: Operand, main: Operand, shape: torch.Size) -> bool:

@@ -201,18 +201,22 @@ class CaptureMode(FrozenMode):
     ) -> Any:
         """Run an operation in no list; what it wrote over is known as it was before."""
         given = opaque.given_to(self._transfer, args, kwargs)
+        if identity.in_place and args and isinstance(args[0], Tensor):
+            self._transfer.settle(args[0])
         out = self._compute(identity, func, args, kwargs)
         if given:
             self._transfer.unknown(identity.name, given, out, in_place=identity.in_place)
         return out
 
     def _weight_is_data(self, args: Sequence[Any]) -> bool:
-        """Whether the weight of a linear layer was computed from an input: a product of two."""
+        """Whether a linear layer is a product of two: of data, or of attention and parameters."""
         weight = args[1] if len(args) > 1 else None
         if not isinstance(weight, Tensor) or id(weight) in self._parameters:
             return False
         known = self._transfer.shadows.get(weight)
-        return known is not None and known.data
+        if known is None or not isinstance(args[0], Tensor):
+            return False
+        return known.data or (known.role is Role.TOKENS and self._transfer.shadows[args[0]].pairs)
 
     def _check_many_factors(self, args: Sequence[Any], kwargs: dict[str, Any], name: str) -> None:
         for tensor in tensors_in((args, kwargs)):

@@ -73,13 +73,32 @@ def results_of(
     return results
 
 
-def found_behind(transfer: Transfer, tensor: Tensor, origins: Sequence[Origin]) -> Shadow:
-    """The shadow of what a function made that no mode sees, such as an `autograd.Function`."""
+def found_behind(
+    transfer: Transfer, tensor: Tensor, origins: Sequence[Origin], inside: Shadow
+) -> Shadow:
+    """The shadow of what a function made that no mode sees, such as an `autograd.Function`.
+
+    Args:
+        transfer: what is known of the forward pass.
+        tensor: what came out.
+        origins: the nearest tensors of its graph that are known.
+        inside: what the operations inside the function said; where they made weights of queries
+            over keys, it is asked whether queries stay apart.
+    """
     node = tensor.grad_fn
     # its class, since a user's function may keep a `name` of its own on the node
     name = "" if node is None else type(node).__name__.rstrip("0").removesuffix("Backward")
     name = f"{name or 'a function'}, a function whose inside torch does not show"
     given = [Given(Operand(None, o.shape, o.shadow), o.edge) for o in origins]
+    if inside.pairs and len(inside.planes) == 2:
+        keys = [axis for axis in range(tensor.ndim) if varies(inside.planes[1], axis)]
+        places = [
+            axis for axis in range(tensor.ndim)
+            if varies(inside.planes[0], axis) and axis not in keys
+        ]  # fmt: skip
+        sources = [probe.Source(o.edge, o.shape) for o in origins if o.shape == tensor.shape]
+        if len(sources) == len(origins) and probe.keeps_places(tensor, sources, places, transfer.hooks):
+            return inside
     return _probed(transfer, name, given, tensor)
 
 
@@ -106,18 +125,12 @@ def _probed(transfer: Transfer, name: str, given: Sequence[Given], result: Tenso
     ]  # fmt: skip
     if not probe.keeps_places(result, sources, places, transfer.hooks):
         return lost
-    laid_out = [
-        Operand(
-            None,
-            result.shape,
-            found.operand.shadow._replace(
-                planes=found.planes,
-                softmax=None,
-                calls=through_weight(found.operand.shadow.calls, result.shape),
-            ),
-        )
-        for found in aligned
-    ]
+    laid_out = []
+    for found in aligned:
+        shadow = found.operand.shadow
+        calls = through_weight(shadow.calls, result.shape)
+        shadow = shadow._replace(planes=found.planes, softmax=None, calls=calls)
+        laid_out.append(Operand(None, result.shape, shadow))
     return mixture(transfer, name, laid_out, result.shape)
 
 

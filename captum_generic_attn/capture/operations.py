@@ -62,7 +62,7 @@ _LISTS: dict[Family, str] = {
     Family.SHAPE: """
         view reshape permute transpose swapaxes swapdims movedim moveaxis flatten unflatten squeeze
         unsqueeze expand expand_as repeat tile chunk split split_with_sizes unbind tensor_split
-        getitem narrow select roll flip fliplr flipud index_select gather take_along_dim
+        getitem index narrow select roll flip fliplr flipud index_select gather take_along_dim
         repeat_interleave broadcast_to view_as reshape_as rot90 t T mT H mH adjoint diagonal
         hsplit vsplit dsplit unfold im2col pixel_shuffle pixel_unshuffle slice ravel view_as_complex
         view_as_real channel_shuffle take glu""",
@@ -95,17 +95,18 @@ _LISTS: dict[Family, str] = {
         var_mean std_mean mode linalg_norm linalg_vector_norm""",
     Family.MIX: """
         cumsum cumprod cummax cummin logcumsumexp fft fft2 fftn ifft ifft2 ifftn rfft rfft2 rfftn
-        irfft irfft2 irfftn hfft ihfft as_strided grid_sample grid_sampler conv_transpose1d
-        conv_transpose2d conv_transpose3d fold col2im renorm""",
+        irfft irfft2 irfftn hfft ihfft as_strided grid_sample grid_sampler fold col2im renorm""",
     Family.RESIZE: "interpolate upsample upsample_nearest upsample_bilinear",
     Family.LINEAR: "linear",
     Family.WINDOW: """
-        conv1d conv2d conv3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d
+        conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d avg_pool1d
+        avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d
         adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
         adaptive_max_pool2d adaptive_max_pool3d""",
     Family.EMBEDDING: "embedding",
     Family.PRODUCT: """
-        matmul rmatmul bmm mm mv baddbmm addmm addbmm addmv einsum tensordot inner cdist""",
+        matmul rmatmul linalg_matmul bmm mm mv baddbmm addmm addbmm addmv einsum tensordot inner
+        linalg_vecdot cdist""",
     Family.SOFTMAX: "softmax _softmax special_softmax _safe_softmax softmin",
     Family.ATTENTION: "scaled_dot_product_attention",
 }

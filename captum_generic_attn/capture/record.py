@@ -106,11 +106,16 @@ def sums_kept_by(result: Tensor) -> Tensor | None:
 
 @dataclass(frozen=True, eq=False)
 class Explicit:
-    """Probabilities that the model computed itself; `order` brings their axes to [..., q, k]."""
+    """Probabilities that the model computed itself; `order` brings their axes to [..., q, k].
+
+    `of_result` says of each axis of what they make of the values which of their axes it is, `None`:
+    none of them.
+    """
 
     operands: Operands
     order: tuple[int, ...]
     single_query: bool
+    of_result: tuple[int | None, ...] = ()
 
     def blocks(self, operands: Sequence[Tensor], gradient: Tensor, pick: Tensor | None) -> Blocks:
         """The call in blocks.
@@ -130,6 +135,24 @@ class Explicit:
             Maps.of(gradient, lead, pick),
         )  # fmt: skip
 
+    def live_rows(self, gradient: Tensor) -> Tensor:
+        """`[*lead, Nq]` True where the gradient of the call's result is not zero."""
+        weights = self.operands.tensors[0]
+        live = gradient.abs() > 0  # NaN is no evidence
+        own = [i for i, axis in enumerate(self.of_result) if axis is not None]
+        live = live.permute(*own, *(i for i in range(live.ndim) if i not in own))
+        live = live.flatten(len(own)).any(-1) if live.ndim > len(own) else live
+        axes = [self.of_result[i] for i in own]
+        rows = self.order[:-1]
+        live = live.permute([axes.index(axis) for axis in rows if axis in axes])
+        for place, axis in enumerate(rows):
+            if axis not in axes:  # summed: what is read of the sum is read of each
+                live = live.unsqueeze(place)
+            elif weights.shape[axis] == 1:
+                live = live.any(place, keepdim=True)
+        live = live.expand([weights.shape[axis] for axis in rows])
+        return live.unsqueeze(-1) if self.single_query else live
+
     def _arrange(self, tensor: Tensor) -> Tensor:
         tensor = tensor.permute(self.order)
         return tensor.unsqueeze(-2) if self.single_query else tensor
@@ -144,6 +167,10 @@ class Fused:
     scale: float | None
     grouped: bool
     sums: Tensor | None = None
+
+    def live_rows(self, gradient: Tensor) -> Tensor:
+        """`[*lead, Nq]` True where the gradient of the call's result is not zero."""
+        return (gradient.abs() > 0).any(-1)  # NaN is no evidence
 
     def blocks(self, operands: Sequence[Tensor], gradient: Tensor, pick: Tensor | None) -> Blocks:
         """The call in blocks.
@@ -202,7 +229,9 @@ class AttentionRecord:
     `query_tokens` `[G, Nq]` and `key_tokens` `[G, Nk]` are token ids of `G` groups: the examples
     of the batch, or their windows; `examples` `[G]` says whose. `pick` `[G, H]` finds a group's
     heads among the flattened leading axes of the probabilities; they are `plain` if it takes all of
-    them in order. `padded` says whether some query is no token. `query_ancestors` and
+    them in order. `padded` says whether some query is no token. `result` is where the gradient of
+    what the call returns passes, `edge` where that comes which the tap hands out: they differ where
+    the model computes its probabilities itself. `query_ancestors` and
     `key_ancestors` are the calls that the queries and keys depend on; `meeting` says whose streams
     met. Where a model calls its heads one by one, the calls of one `layer` have a `share` each of
     the layer's map.
@@ -213,6 +242,7 @@ class AttentionRecord:
     module_type: str
     source: Explicit | Fused
     edge: GradientEdge
+    result: GradientEdge
     tap: Tap
     query_tokens: Tensor
     key_tokens: Tensor
@@ -236,3 +266,8 @@ class AttentionRecord:
     def blocks(self, operands: Sequence[Tensor], gradient: Tensor) -> Blocks:
         """Attention and its gradient, `[G * H, Nq, Nk]`, from what the tap hands out."""
         return self.source.blocks(operands, gradient, None if self.plain else self.pick.flatten())
+
+    def live_rows(self, gradient: Tensor) -> Tensor:
+        """`[G, Nq]` True where the gradient of the call's result is not zero in some head."""
+        live = self.source.live_rows(gradient)
+        return live.reshape(-1, live.shape[-1])[self.pick.to(live.device)].any(1)

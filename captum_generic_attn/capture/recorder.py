@@ -147,13 +147,18 @@ class Recorder:
             self.refuse(problem.seen, problem.advice)
             return None
         index = self._next_index()
+        with torch._C.DisableTorchFunction():  # noqa: SLF001 - no use of it that a mode may count
+            edge = get_gradient_edge(result)
         self.records.append(
             AttentionRecord(
                 index, *self._scope.current(), source, get_gradient_edge(at),
-                Tap(at, source.operands), groups.query_tokens, groups.key_tokens, groups.examples,
-                groups.pick, groups.plain, groups.padded, factors[0], factors[1],
+                edge, Tap(at, source.operands), groups.query_tokens,
+                groups.key_tokens, groups.examples, groups.pick, groups.plain, groups.padded,
+                factors[0], factors[1],
             )
         )  # fmt: skip
+        self._transfer.queried[index] = groups.query_tokens
+        self._transfer.read[index] = groups.key_tokens
         if softmax is not None:
             self._met[index] = softmax
         self._transfer.shadows[result] = passed._replace(

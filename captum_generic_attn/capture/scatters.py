@@ -6,11 +6,14 @@ token meet, they stay that token; where different tokens meet, they are merged.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from captum_generic_attn.capture.head_calls import no_call
 from captum_generic_attn.capture.mixture import added
 from captum_generic_attn.capture.operations import Operation, on_cpu
 from captum_generic_attn.capture.planes import first_along, varies
@@ -34,18 +37,46 @@ def added_to(transfer: Transfer, op: Operation) -> Shadow:
         weighing=None,
         softmax=None,
     )
-    for shadow in shadows:
+    for shadow, tensor in zip(shadows, (target, source), strict=True):
+        if tensor.ndim == 0:
+            return together.without_tokens(op.name)
         if shadow.data and (len(shadow.planes) != 1 or shadow.role is not Role.TOKENS):
             return together.without_tokens(op.name)
     onto, from_ = (_rows(s, t) for s, t in zip(shadows, (target, source), strict=True))
-    places = _places(op, target.shape, source.shape)
+    places = _places(op, target.shape)
     if onto is None or from_ is None or places is None:
         return together.without_tokens(op.name)
-    rows = _merged(transfer, onto.reshape(-1), from_.reshape(-1), places.reshape(-1))
+    from_ = from_.expand(places.shape)  # values that are put may broadcast
+    shape = op.results[0].shape
+    tokens = partial(added, transfer.spaces)
+    rows = _merged(tokens, onto.reshape(-1), from_.reshape(-1), places.reshape(-1))
     if rows is None:
         return together.irregular(op.name)
-    plane = rows.view(target.shape[:-1]).unsqueeze(-1).expand(op.results[0].shape)
-    return together._replace(planes=(plane,))
+    plane = rows.view(target.shape[:-1]).unsqueeze(-1).expand(shape)
+    calls = _merged_calls(transfer, shadows, (target, source), places)
+    if calls is not None:
+        calls = calls.view(target.shape[:-1]).unsqueeze(-1).expand(shape)
+    return transfer.heads.noted(together._replace(planes=(plane,), calls=calls))
+
+
+def _merged_calls(
+    transfer: Transfer, shadows: Sequence[Shadow], tensors: Sequence[Tensor], places: Tensor
+) -> Tensor | None:
+    """The call of each row of the target `[n]`; `None` if no call or several made a row."""
+    if all(shadow.calls is None for shadow in shadows):
+        return None
+    rows = []
+    for shadow, tensor in zip(shadows, tensors, strict=True):
+        calls = no_call(tensor.shape) if shadow.calls is None else shadow.calls
+        if bool((calls != calls[..., :1]).any()):
+            return None
+        rows.append(calls[..., 0])
+
+    def met(one: Tensor, other: Tensor) -> Tensor | None:
+        return transfer.heads.meet(one, other, one.shape)
+
+    onto, from_ = rows[0].reshape(-1), rows[1].expand(places.shape).reshape(-1)
+    return _merged(met, onto, from_, places.reshape(-1))
 
 
 def _source(op: Operation) -> Tensor:
@@ -67,13 +98,13 @@ def _rows(shadow: Shadow, tensor: Tensor) -> Tensor | None:
     return None if varies(plane, -1) else first_along(plane, -1).squeeze(-1)
 
 
-def _places(op: Operation, target: torch.Size, source: torch.Size) -> Tensor | None:
+def _places(op: Operation, target: torch.Size) -> Tensor | None:
     """The row of the target, numbered in order, to which each row of the source is added."""
     rows = torch.arange(target[:-1].numel()).view(target[:-1])
     if op.name == "index_put":
         lists = on_cpu(tuple(op.argument(1, "indices")))
         found: Tensor = rows[tuple(slice(None) if i is None else i for i in lists)]
-        return found.expand(source[:-1]) if len(lists) < len(target) else None
+        return found if len(lists) < len(target) else None
     axis = op.argument(1, "dim") % len(target)
     index: Tensor = on_cpu(op.argument(2, "index"))
     if axis == len(target) - 1:
@@ -87,8 +118,10 @@ def _places(op: Operation, target: torch.Size, source: torch.Size) -> Tensor | N
     return rows[others].gather(axis, small.squeeze(-1))
 
 
-def _merged(transfer: Transfer, onto: Tensor, from_: Tensor, places: Tensor) -> Tensor | None:
-    """The tokens of the target's rows `[n]` after those of the source `[m]` joined them."""
+def _merged(
+    join: Callable[[Tensor, Tensor], Tensor | None], onto: Tensor, from_: Tensor, places: Tensor
+) -> Tensor | None:
+    """What is known of the target's rows `[n]` after the source's `[m]` joined them."""
     if len(places) != len(from_):
         return None
     order = torch.argsort(places, stable=True)
@@ -100,7 +133,7 @@ def _merged(transfer: Transfer, onto: Tensor, from_: Tensor, places: Tensor) -> 
         mine = order[rank == layer]
         arriving = torch.full_like(rows, PADDING)
         arriving[places[mine]] = from_[mine]
-        met = added(transfer.spaces, rows, arriving)
+        met = join(rows, arriving)
         if met is None:
             return None
         rows = met

@@ -64,6 +64,9 @@ class Shadow(NamedTuple):
     that tokens were lost, at the operation `lost`; `moved_by` is the last operation that laid them
     out anew, which is named where tokens are lost for the layout that it left.
 
+    `normalises` is set where logits were summed up over keys, a number for each query: scaling the
+    result of attention to the same keys with it is part of that attention (sinks).
+
     `calls` says of each element which attention call it came from, until a weight mixes features.
     """
 
@@ -77,6 +80,8 @@ class Shadow(NamedTuple):
     lost: str = ""
     moved_by: str = ""
     calls: Tensor | None = None
+    normalises: frozenset[int] = frozenset()  # spaces of the keys whose logits it sums up
+    guided: bool = False  # whether a token of its own joined all of these, as a query would
     weighing: Contraction | None = None  # weights times tokens, of which a sum would be attention
 
     @property
@@ -135,6 +140,11 @@ class Shadows:
         if self._unrecorded and id(tensor) in self._unrecorded and tensor.grad_fn is not None:
             return None  # it left an `autograd.Function`, whose inside is not all that it did
         return known[1]
+
+    def inside(self, tensor: Tensor) -> Shadow:
+        """What was known of a tensor before it left an `autograd.Function`."""
+        known = self._shadows.get(id(tensor))
+        return NO_SHADOW if known is None or known[0]() is not tensor else known[1]
 
     def __getitem__(self, tensor: Tensor) -> Shadow:
         return self.get(tensor) or NO_SHADOW

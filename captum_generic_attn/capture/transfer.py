@@ -6,6 +6,7 @@ family of `operations`; none of them knows a model.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -19,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_generic_attn.capture import births, joins, opaque, probe, scatters
 from captum_generic_attn.capture.contraction import Contraction
-from captum_generic_attn.capture.head_calls import Heads, through_weight
+from captum_generic_attn.capture.head_calls import Heads, no_call, only_call, through_weight
 from captum_generic_attn.capture.mixture import Operand, is_value, mixture
 from captum_generic_attn.capture.operations import (
     NORMS,
@@ -31,7 +32,7 @@ from captum_generic_attn.capture.operations import (
 )
 from captum_generic_attn.capture.planes import first_along, relabel, varies
 from captum_generic_attn.capture.shadow import NO_SHADOW, Role, Shadow, Shadows
-from captum_generic_attn.tokens.ids import hashable
+from captum_generic_attn.tokens.ids import compact, hashable
 from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
 
 _METHODS = {family: f"_{family.name.lower()}" for family in Family}
@@ -58,6 +59,8 @@ class Transfer:
         self.heads = Heads()
         self.hooks = probe.Hooks()
         self.pools: dict[int, Pool] = {}
+        self.queried: dict[int, Tensor] = {}
+        self.read: dict[int, Tensor] = {}
         self.notes_embeddings = False
         self.embedded: list[tuple[Tensor, GradientEdge]] = []
 
@@ -76,7 +79,8 @@ class Transfer:
             return NO_SHADOW
         origins = [] if id(tensor) in self._parameters else self.shadows.origins(tensor)
         if origins:
-            self.shadows[tensor] = opaque.found_behind(self, tensor, origins)
+            inside = self.shadows.inside(tensor)
+            self.shadows[tensor] = opaque.found_behind(self, tensor, origins, inside)
             return self.shadows[tensor]
         name = self._parameters.get(id(tensor), "a parameter")
         planes = (self.spaces.of_parameter(name, tensor.shape),)
@@ -95,10 +99,12 @@ class Transfer:
 
     def settle(self, tensor: Tensor) -> None:
         """Note what a tensor is before it is written to: its graph tells another story after."""
-        if self.knows(tensor):
-            self.of(tensor)
-        else:
-            self.shadows[tensor] = NO_SHADOW
+        base = tensor._base  # noqa: SLF001
+        for one in (tensor,) if base is None else (tensor, base):
+            if self.knows(one):
+                self.of(one)
+            else:
+                self.shadows[one] = NO_SHADOW
 
     def weighing(self, tensor: Tensor) -> Contraction | None:
         """The product of weights and tokens that a tensor is, if a sum would make it attention."""
@@ -223,6 +229,10 @@ class Transfer:
 
     def _shape(self, op: Operation) -> None:
         shadow = self.of(op.inputs[0])
+        if not shadow.planes:  # what was lost stays lost, a softmax of it a softmax
+            for result in op.results:
+                self.shadows[result] = shadow._replace(calls=None, weighing=None)
+            return
         followed = shadow.planes if shadow.calls is None else (*shadow.planes, shadow.calls)
         try:
             moved = [self._moved(plane, op) for plane in followed]
@@ -236,7 +246,7 @@ class Transfer:
             complete = bool(planes) and all(
                 p is not None and p.shape == result.shape for p in planes
             )
-            if not complete or not shadow.planes:
+            if not complete:
                 self.shadows[result] = shadow.without_tokens(op.name)
                 continue
             calls = planes.pop() if shadow.calls is not None else None
@@ -273,12 +283,22 @@ class Transfer:
         shadows = [self.of(choice) for choice in choices]
         if {s.role for s in shadows} != {Role.TOKENS} or not all(s.planes for s in shadows):
             return False
+        shape = op.results[0].shape
         plane = torch.where(on_cpu(condition), shadows[0].planes[0], shadows[1].planes[0])
-        self.shadows[op.results[0]] = shadows[0]._replace(
-            planes=(plane.expand(op.results[0].shape),),
+        calls = None
+        if any(s.calls is not None for s in shadows):
+            layers = [
+                no_call(c.shape) if s.calls is None else s.calls
+                for c, s in zip(choices, shadows, strict=True)
+            ]
+            calls = torch.where(on_cpu(condition), layers[0], layers[1]).expand(shape)
+        self.shadows[op.results[0]] = self.heads.noted(shadows[0]._replace(
+            planes=(plane.expand(shape),),
             ancestors=shadows[0].ancestors | shadows[1].ancestors,
             data=shadows[0].data or shadows[1].data,
-        )
+            calls=calls,
+            weighing=None,
+        ))  # fmt: skip
         return True
 
     def summed(self, name: str, inputs: Sequence[Tensor], result: Tensor) -> Shadow:
@@ -289,6 +309,32 @@ class Transfer:
             and ((shadow := self.of(t)).role is Role.RAW or is_value(t) or not is_value(result))
         ]  # fmt: skip
         return mixture(self, name, found, result.shape)
+
+    def replaced(self, shadows: Sequence[Shadow]) -> bool:
+        """Whether calls that some of these depend on had tokens of others as queries.
+
+        Without a residual path the result of a call takes the place of what tokens were before; a
+        sequence of tokens of which some were replaced and others not has no one state.
+        """
+        together = frozenset[int]().union(*(s.ancestors for s in shadows))
+        for shadow in shadows:
+            missing = together - shadow.ancestors
+            if not missing or not shadow.data or len(shadow.planes) != 1:
+                continue
+            mine = self.spaces.memory.of(
+                (shadow.planes[0],), "tokens", functools.partial(_ids, shadow)
+            )
+            if any(
+                i in self.queried and bool(torch.isin(mine, self.queried[i]).any()) for i in missing
+            ):
+                return True
+        return False
+
+    def part_of_attention(self, factor: Shadow, main: Shadow) -> bool:
+        """Whether a number for each query scales the result of attention to the keys it sums up."""
+        call = None if main.calls is None else only_call(main.calls)
+        keys = self.read.get(-1 if call is None else call)
+        return keys is not None and factor.normalises == frozenset(self.spaces.indices(keys))
 
     def hand_back(self, term: Shadow, main: Shadow, plane: Tensor) -> None:
         """Note calls whose pooled token goes back to all tokens that it was pooled from."""
@@ -335,11 +381,12 @@ class Transfer:
             if plane is not None:
                 if shadow.calls is None and shadow.weighing is None:
                     return shadow._replace(planes=(plane,))
-                calls = through_weight(shadow.calls, shape)
+                calls = self._calls_through(shadow, [tensor.ndim - 1], shape)
                 return shadow._replace(planes=(plane,), calls=calls, weighing=None)
         if not shadow.planes or tensor.shape[:-1] != shape[:-1] or shadow.role is Role.STATISTIC:
             return shadow.without_tokens(name)
-        shadow = shadow._replace(calls=through_weight(shadow.calls, shape), weighing=None)
+        calls = self._calls_through(shadow, [tensor.ndim - 1], shape)
+        shadow = shadow._replace(calls=calls, weighing=None)
         if shadow.role <= Role.TOKENS:
             shadow = shadow._replace(role=Role.TOKENS, softmax=None)
         if any(varies(plane, -1) for plane in shadow.planes):
@@ -366,8 +413,27 @@ class Transfer:
         if shadow.role is Role.STATISTIC:
             return shadow.without_tokens(name)
         carried = tuple(p for p in planes if p is not None)
-        calls = through_weight(shadow.calls, result.shape)
+        axes = [i for i, label in enumerate(labels) if label not in out_labels]
+        calls = self._calls_through(shadow, axes, result.shape)
         return shadow._replace(planes=carried, calls=calls, weighing=None)
+
+    def _calls_through(
+        self, shadow: Shadow, axes: Sequence[int], shape: torch.Size
+    ) -> Tensor | None:
+        """The plane of calls after a weight summed axes of a tensor with this shadow.
+
+        Stacked results that are summed over the stack alone, each feature by itself, meet.
+        """
+        if shadow.calls is None:
+            return None
+        through = through_weight(shadow.calls, shape)
+        features = [
+            axis for axis, n in enumerate(shadow.calls.shape)
+            if n > 1 and axis not in axes and not any(varies(p, axis) for p in shadow.planes)
+        ]  # fmt: skip
+        if through is None and len(axes) == 1 and features:
+            self.heads.add_up(shadow.calls, axes)
+        return through
 
     def looks_up(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether integers of an input pick rows of a table that is no data: an embedding."""
@@ -441,7 +507,22 @@ class Transfer:
         if op.name == "index_put" and op.argument(3, "accumulate", default=False):
             self._scatter(op)
             return
+        if op.name == "scatter" and self._marks(op):
+            return
         self.shadows[op.results[0]] = joins.written(self, op)
+
+    def _marks(self, op: Operation) -> bool:
+        """Whether a number was written where integers of an input say: rows of zeros and a one."""
+        index = self._index_among(op.args[2:3], op.kwargs)
+        result = op.results[0]
+        if index is None or len(op.inputs) != 2 or self.of(op.args[0]).data:
+            return False
+        if index.ndim != result.ndim or index.shape[-1] != 1 or op.argument(1, "dim") not in (
+            -1, result.ndim - 1
+        ):  # fmt: skip
+            return False
+        self.shadows[result] = self.of(index).map(lambda plane: plane.expand(result.shape))
+        return True
 
     def _choice(self, op: Operation) -> None:
         """Values are moved as the result's indices say; who chose them has no derivative."""
@@ -456,7 +537,15 @@ class Transfer:
             found = torch.take_along_dim(plane, index, axis)
             return found if whole else found.squeeze(axis)
 
-        self.shadows[chosen] = shadow.map(choose)._replace(calls=None, weighing=None)
+        calls = None if shadow.calls is None else choose(shadow.calls)
+        moved = shadow.map(choose)._replace(calls=calls, weighing=None)
+        apart = any(
+            varies(plane, i) and not varies(before, i)
+            for plane, before in zip(moved.planes, shadow.planes, strict=True)
+            for i in range(plane.ndim)
+            if i != axis % op.inputs[0].ndim and whole and not shadow.pairs
+        )  # each feature chose for itself
+        self.shadows[chosen] = shadow.without_tokens(op.name) if apart else moved
 
     def _scatter(self, op: Operation) -> None:
         for result in op.results:
@@ -475,34 +564,62 @@ class Transfer:
             return
         shadow = self.of(op.inputs[0])
         axes = _reduced_axes(op)
-        if shadow.calls is not None:
-            self.heads.add_up(shadow.calls, axes or range(op.inputs[0].ndim))
-            shadow = shadow._replace(calls=None)
-        shadow = shadow._replace(weighing=None)
+        pairs = shadow.role is Role.LOGITS and len(shadow.planes) == 2
+        if pairs and axes and op.name in _SUMMARIES and any(
+            varies(plane, axis) for plane in shadow.planes for axis in axes
+        ):  # fmt: skip
+            self.shadows[op.results[0]] = self._summed_up(shadow, op, axes)
+            return
         merges = axes is not None and shadow.data and len(shadow.planes) == 1
         if merges and shadow.role is not Role.TOKENS:  # elements of one example
             apart = self.spaces.example_axes(shadow.planes[0])
             merges = apart.isdisjoint(axis % op.inputs[0].ndim for axis in axes or ())
         axes = range(op.inputs[0].ndim) if axes is None else axes
+        calls = None if shadow.calls is None else self.heads.add_up(shadow.calls, axes)
+        shadow = shadow._replace(calls=None, weighing=None)
         kept = not any(varies(plane, axis) for plane in shadow.planes for axis in axes)
         for result in op.results:
             if not result.is_floating_point():
                 continue
             if not kept and merges and shadow.role is Role.TOKENS:
-                self.shadows[result] = births.of_groups(self.spaces, shadow, op, axes)
+                found = births.of_groups(self.spaces, shadow, op, axes)
+            else:
+                found = self._kept(op.name, shadow, axes, result, kept=kept, merges=merges)
+            if calls is not None and found.planes:
+                small = calls if calls.ndim == result.ndim else calls.squeeze(tuple(axes))
+                found = self.heads.noted(found._replace(calls=small))
+            self.shadows[result] = found
+
+    def _kept(
+        self, name: str, shadow: Shadow, axes: Sequence[int], result: Tensor, *, kept: bool,
+        merges: bool,
+    ) -> Shadow:  # fmt: skip
+        """The shadow of a reduction that merges no tokens."""
+        planes = []
+        for plane in shadow.planes:
+            for axis in axes:
+                plane = first_along(plane, axis)
+            planes.append(plane)
+        complete = bool(planes) and all(p.numel() == result.numel() for p in planes)
+        if not complete or not (
+            kept or (merges and shadow.role in (Role.RAW, Role.STATISTIC))
+        ):  # fmt: skip
+            return shadow.without_tokens(name)
+        role = shadow.role if kept else Role.STATISTIC
+        return shadow._replace(planes=tuple(p.reshape(result.shape) for p in planes), role=role)
+
+    def _summed_up(self, shadow: Shadow, op: Operation, axes: Sequence[int]) -> Shadow:
+        """A number for each query of what logits come to over the keys."""
+        for query, key in (shadow.planes, shadow.planes[::-1]):
+            if any(varies(query, axis) for axis in axes) or not all(varies(key, a) for a in axes):
                 continue
-            planes = []
-            for plane in shadow.planes:
-                for axis in axes:
-                    plane = first_along(plane, axis)
-                planes.append(plane)
-            complete = bool(planes) and all(p.numel() == result.numel() for p in planes)
-            role = shadow.role if kept else Role.STATISTIC
-            self.shadows[result] = (
-                shadow._replace(planes=tuple(p.reshape(result.shape) for p in planes), role=role)
-                if complete and (kept or (merges and shadow.role in (Role.RAW, Role.STATISTIC)))
-                else shadow.without_tokens(op.name)
-            )
+            for axis in axes:
+                query = first_along(query, axis)
+            return shadow._replace(
+                role=Role.STATISTIC, planes=(query.reshape(op.results[0].shape),), factors=(),
+                normalises=frozenset(self.spaces.indices(key)),
+            )  # fmt: skip
+        return shadow.without_tokens(op.name)
 
     def _foreign_attention(self, op: Operation) -> None:
         """A kernel that is refused: where it is skipped, its queries' tokens go on."""
@@ -551,7 +668,7 @@ GLOBAL_CONTEXT = (
     "leave the module out with layers=, or pass strict=False to skip such calls",
 )
 WITHOUT_SOFTMAX = (
-    "what a softmax over tokens pooled meets tokens without a softmax (factorised attention)",
+    "what a softmax over tokens pooled meets queries without a softmax (factorised attention)",
     "the method needs attention probabilities",
 )
 """What was seen and what to do where a pooled token turns out to be no query."""
@@ -567,6 +684,8 @@ def _same_tokens(plane: Tensor, shape: torch.Size) -> Tensor | None:
     return first_along(plane, -1).expand(shape)
 
 
+_SUMMARIES = {"logsumexp", "sum", "amax"}
+"""Reductions of logits over keys that models scale the result of attention with."""
 _REDUCED_BY_ORDER = {"norm", "vector_norm", "linalg_norm", "linalg_vector_norm"}
 """Reductions whose second argument is the order of the norm, and the third the axes."""
 
@@ -580,6 +699,12 @@ def _reduced_axes(op: Operation) -> Sequence[int] | None:
     if isinstance(axes, int):
         return [axes]
     return list(axes) if isinstance(axes, (tuple, list)) and axes else None
+
+
+def _ids(shadow: Shadow) -> Tensor:
+    """The tokens of a shadow, each once."""
+    found: Tensor = torch.unique(compact(shadow.planes[0]))
+    return found[found >= 0]
 
 
 def moved(plane: Tensor, op: Operation) -> list[Tensor]:

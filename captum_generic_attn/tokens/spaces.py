@@ -497,16 +497,14 @@ class TokenSpaces:
     def belong(self, keys: Tensor, values: Tensor) -> bool:
         """Whether, place by place, a value was made of nothing but what its key was made of.
 
-        Values that are no tokens of an input (padding, constants, parameters) belong to any key.
+        Values that are no tokens of an input (padding, constants, parameters) belong to any key,
+        and where there is no key, any value may stand.
         """
         index = self.locate(values)[0]
         learned = [s.index for s in self._spaces if s.kind == "parameter"]
-        pick = (values >= 0) & (values != keys) & ~torch.isin(index, torch.tensor(learned))
-        if not bool(pick.any()):
-            return True
-        return not bool((keys[pick] < 0).any()) and self.contains(
-            keys[pick], values[pick], at_home=True
-        )
+        pick = (values >= 0) & (keys >= 0) & (values != keys)
+        pick &= ~torch.isin(index, torch.tensor(learned))
+        return not bool(pick.any()) or self.contains(keys[pick], values[pick], at_home=True)
 
     def _home_of(self, ids: Tensor) -> Tensor:
         """The tokens that these live on as: those that they were added to, or were born as before.
@@ -637,7 +635,12 @@ class TokenSpaces:
                     found.add(axis)
             return frozenset(found)
 
-        return apart(tokens), apart(example)
+        examples = apart(example)
+        each_once = {
+            axis for axis in examples
+            if bool((example.sort(axis).values.diff(dim=axis) != 0).all())
+        }  # fmt: skip
+        return apart(tokens) - each_once, examples
 
     def origin(self, name: str) -> str:
         """The input whose tokens an input feeds: itself, or the one that it was added to."""

@@ -97,7 +97,6 @@ REFUSED = {
     "rwkv": ("no attention was found", "recurrent, no attention"),
     "mra": ("no attention was found", "a kernel of its own"),
     "yoso": ("without a softmax", "sampled attention without a softmax"),
-    "jetmoe": ("stands in several places", ""),
 }
 """What refuses a type, and why that is right; without a reason it counts against us."""
 

@@ -137,8 +137,8 @@ HIERARCHICAL = [
     entry(
         "mobilevitv2", "MobileViTV2ForImageClassification", lambda: T.MobileViTV2Config(
             image_size=64, width_multiplier=0.5
-        ), seen(64), 1, "never meets values in a product",
-        "separable attention: its softmax weighs a sum, and is fed by no product",
+        ), seen(64), 1, "MobileViTV2LinearSelfAttention",
+        "separable attention: what its softmax pools gates all tokens",
     ),
 ]  # fmt: skip
 PICTURES = [

@@ -51,20 +51,23 @@ ENTRIES = [
     _entry("beit", "beit_base_patch16_224", 64, img_size=64, depth=2),
     _entry("byoanet", "halonet_h1", 256),
     _entry("byoanet", "botnet26t_256", 256),
-    _entry("byoanet", "lambda_resnet26t", 128, "no product of queries and keys", NO_PRODUCT),
+    _entry("byoanet", "lambda_resnet26t", 128, "without a softmax", NO_PRODUCT),
     _entry("byobnet", "resnet50_clip", 224),
-    _entry("byobnet", "gcresnext26ts", 128, "no product of queries and keys", NO_PRODUCT),
+    _entry(
+        "byobnet", "gcresnext26ts", 128, "(global context)",
+        "global context: tokens are pooled into one, which is added to all of them",
+    ),
     _entry(
         "byobnet", "bat_resnext26ts", 256, "without a softmax",
         "bilinear attention without a softmax",
     ),
     _entry("cait", "cait_xxs24_224", 64, img_size=64, depth=2),
-    _entry("coat", "coat_tiny", 64, "no product of queries and keys", NO_PRODUCT, img_size=64),
+    _entry("coat", "coat_tiny", 64, "without a softmax", NO_PRODUCT, img_size=64),
     _entry("convit", "convit_tiny", 64, blends=True, img_size=64),
     _entry("cpubone", "cpubone_nano", 128),
     _entry("crossvit", "crossvit_tiny_240", 240),
     _entry(
-        "csatv2", "csatv2", 256, "between channels",
+        "csatv2", "csatv2", 256, "could not be followed through add",
         "its spatial attention sums over places: scores depend on the other examples",
     ),
     _entry(
@@ -75,7 +78,7 @@ ENTRIES = [
     _entry("edgenext", "edgenext_xx_small", 128, "between channels", CHANNELS),
     _entry("efficientformer", "efficientformer_l1", 224),
     _entry("efficientformer_v2", "efficientformerv2_s0", 224),
-    _entry("efficientvim", "efficientvim_m1", 128, "no product of queries and keys", NO_PRODUCT),
+    _entry("efficientvim", "efficientvim_m1", 128, "without a softmax", NO_PRODUCT),
     _entry(
         "efficientvit_mit", "efficientvit_b0", 128, "without a softmax",
         "linear attention without a softmax",
@@ -97,8 +100,8 @@ ENTRIES = [
     _entry("mobilenetv5", "mobilenetv5_base", 256),
     _entry("mobilevit", "mobilevit_xxs", 128),
     _entry(
-        "mobilevit", "mobilevitv2_050", 128, "never meets values in a product",
-        "separable attention: its softmax weighs a sum, and is fed by no product",
+        "mobilevit", "mobilevitv2_050", 128, "LinearSelfAttention",
+        "separable attention: what its softmax pools gates all tokens",
     ),
     _entry("mvitv2", "mvitv2_tiny", 224),
     _entry("naflexvit", "naflexvit_base_patch16_gap", 96, depth=2),
