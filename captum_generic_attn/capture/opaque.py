@@ -97,7 +97,9 @@ def found_behind(
             if varies(inside.planes[0], axis) and axis not in keys
         ]  # fmt: skip
         sources = [probe.Source(o.edge, o.shape) for o in origins if o.shape == tensor.shape]
-        if len(sources) == len(origins) and probe.keeps_places(tensor, sources, places, transfer.hooks):
+        if len(sources) == len(origins) and probe.keeps_places(
+            tensor, sources, places, transfer.hooks
+        ):
             return inside
     return _probed(transfer, name, given, tensor)
 

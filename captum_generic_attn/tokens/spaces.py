@@ -219,7 +219,8 @@ class TokenSpaces:
         if bool((owners != expected[:, None]).any()):
             return None
         if centres is not None:
-            centres = centres.reshape(-1, centres.shape[-1])[alive][order].view(examples, size, -1)
+            axes = centres.shape[-1]  # none, of an input with one number for each example
+            centres = centres.flatten(0, -2)[alive][order].view(examples, size, axes)
             centres = centres[0] if bool((centres == centres[0]).all()) else None
         kind: Kind = "token" if source.examples else source.kind
         if raw:
