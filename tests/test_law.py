@@ -14,6 +14,8 @@ from law import CONTEXTS, B, D, N, Verdict, World, check, inputs, run_steps, tok
 from law_operations import CALLS, LEARNED, MIXES, MOVES, OPERATIONS, ROWS, STATISTICS, WRITES
 from torch import Tensor
 
+from captum_generic_attn.capture.probe import halves
+
 _STEP = st.tuples(
     st.sampled_from(sorted(CONTEXTS)),
     st.sampled_from([*OPERATIONS, *[f"calls: {name}" for name in CALLS for _ in range(3)]]),
@@ -34,6 +36,41 @@ def obeys(steps: list[tuple[str, str, int, int]], *, raw: bool = False) -> Verdi
 @settings(deadline=None, max_examples=60, derandomize=True)
 def test_programs_obey_the_law(steps: list[tuple[str, str, int, int]], raw: bool) -> None:
     obeys(steps, raw=raw)
+
+
+FOUND: dict[str, list[tuple[str, str, int, int]]] = {
+    "outer sum with a lost operand": [
+        ("alone", "writes: experts", 0, 3), ("alone", "mixes: outer read", 2, 1)],
+    "outer sum, one lost over examples": [
+        ("stacked", "writes: index add to examples", 0, 1),
+        ("alone", "mixes: outer diagonal", 2, 1)],
+    "a lost feature beside tokens, added": [
+        ("alone", "writes: out", 4, 3), ("alone", "writes: put", 2, 0),
+        ("added", "moves: features of both", 1, 3)],
+    "a lost statistic behind a stack": [
+        ("stacked", "writes: resize", 1, 4), ("projected", "writes: copy one", 4, 2)],
+    "tokens written into pairs": [
+        ("alone", "rows: einsum of both", 2, 4), ("joined", "writes: view", 2, 0)],
+    "the other lives on as this one": [
+        ("added", "statistics: two tokens added", 0, 1), ("added", "rows: gelu", 2, 0)],
+    "lost numbers, equal by chance": [
+        ("less", "rows: repeated", 0, 0), ("added", "mixes: distance", 2, 1)],
+}  # fmt: skip
+"""Programs that once broke the law."""
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["tokens", "raw"])
+@pytest.mark.parametrize("name", FOUND)
+def test_programs_that_once_broke_the_law(name: str, raw: bool) -> None:
+    obeys(FOUND[name], raw=raw)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 31, 64])
+def test_of_two_positions_each_is_probed_without_the_other(count: int) -> None:
+    sets = torch.stack(halves(count))
+    apart = (sets[:, :, None] & ~sets[:, None, :]).any(0)
+    assert torch.equal(apart, ~torch.eye(count, dtype=torch.bool))
+    assert bool(sets.any(0).all())
 
 
 @pytest.mark.slow
@@ -70,6 +107,7 @@ FOLLOWED = [
     *(f"rows: {name}" for name in ROWS if name not in (
         "of users, flipping", "in numpy, rolling", "of users, of two", "of users, other example",
         "of users, in place", "scripted, flipping", "cosine", "einsum of both",
+        "distance of rows",
     )),
     *(f"statistics: {name}" for name in STATISTICS if name not in (
         "mean of other example", "scaled by all",

@@ -17,27 +17,19 @@ from captum_generic_attn import GenericAttention
 from captum_generic_attn.capture import blocks
 
 
-class Counting(torch.autograd.Function):
-    """The identity, which counts the backward passes that come by."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, counts: dict[str, int], name: str) -> Tensor:
-        ctx.counts, ctx.name = counts, name
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        ctx.counts[ctx.name] = ctx.counts.get(ctx.name, 0) + 1
-        return gradient, None, None
+def counting(out: Tensor, counts: dict[str, int], name: str) -> Tensor:
+    """The tensor itself; backward passes that come by are counted."""
+    out.register_hook(lambda _: counts.update({name: counts.get(name, 0) + 1}))
+    return out
 
 
 def counted(model: nn.Module, counts: dict[str, int]) -> nn.Module:
     """The model with a counter behind its patches and behind the first norm of each block."""
-    model.patch_embed.register_forward_hook(lambda _m, _a, out: Counting.apply(out, counts, "in"))
+    model.patch_embed.register_forward_hook(lambda _m, _a, out: counting(out, counts, "in"))
     for i, block in enumerate(model.blocks):
         for name in ("norm1", "norm2"):
             getattr(block, name).register_forward_hook(
-                lambda _m, _a, out, key=f"{i}.{name}": Counting.apply(out, counts, key)
+                lambda _m, _a, out, key=f"{i}.{name}": counting(out, counts, key)
             )
     return model
 
