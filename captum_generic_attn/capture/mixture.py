@@ -115,9 +115,6 @@ def _join(
         return planes if not shadow.pairs or shadow.planes or shadow.mixed else lost
     if not other.differentiable and main.differentiable:
         return planes
-    if shadow.normalises:
-        scales = name in _SCALES and same_plane(planes[0], other.plane.expand(shape))
-        return planes if scales and transfer.part_of_attention(shadow, main.shadow) else lost
     if _is_statistic(transfer, other, main, shape):
         transfer.hand_back(other.shadow, main.shadow, planes[0])
         return planes

@@ -158,7 +158,6 @@ class Recorder:
             )
         )  # fmt: skip
         self._transfer.queried[index] = groups.query_tokens
-        self._transfer.read[index] = groups.key_tokens
         if softmax is not None:
             self._met[index] = softmax
         self._transfer.shadows[result] = passed._replace(

@@ -64,9 +64,6 @@ class Shadow(NamedTuple):
     that tokens were lost, at the operation `lost`; `moved_by` is the last operation that laid them
     out anew, which is named where tokens are lost for the layout that it left.
 
-    `normalises` is set where logits were summed up over keys, a number for each query: scaling the
-    result of attention to the same keys with it is part of that attention (sinks).
-
     `calls` says of each element which attention call it came from, until a weight mixes features.
     """
 
@@ -80,7 +77,6 @@ class Shadow(NamedTuple):
     lost: str = ""
     moved_by: str = ""
     calls: Tensor | None = None
-    normalises: frozenset[int] = frozenset()  # spaces of the keys whose logits it sums up
     guided: bool = False  # whether a token of its own joined all of these, as a query would
     weighing: Contraction | None = None  # weights times tokens, of which a sum would be attention
 

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_generic_attn.capture import births, joins, opaque, probe, scatters
 from captum_generic_attn.capture.contraction import Contraction
-from captum_generic_attn.capture.head_calls import Heads, no_call, only_call, through_weight
+from captum_generic_attn.capture.head_calls import Heads, no_call, through_weight
 from captum_generic_attn.capture.mixture import Operand, is_value, mixture
 from captum_generic_attn.capture.operations import (
     NORMS,
@@ -60,7 +60,6 @@ class Transfer:
         self.hooks = probe.Hooks()
         self.pools: dict[int, Pool] = {}
         self.queried: dict[int, Tensor] = {}
-        self.read: dict[int, Tensor] = {}
         self.notes_embeddings = False
         self.embedded: list[tuple[Tensor, GradientEdge]] = []
 
@@ -330,12 +329,6 @@ class Transfer:
                 return True
         return False
 
-    def part_of_attention(self, factor: Shadow, main: Shadow) -> bool:
-        """Whether a number for each query scales the result of attention to the keys it sums up."""
-        call = None if main.calls is None else only_call(main.calls)
-        keys = self.read.get(-1 if call is None else call)
-        return keys is not None and factor.normalises == frozenset(self.spaces.indices(keys))
-
     def hand_back(self, term: Shadow, main: Shadow, plane: Tensor) -> None:
         """Note calls whose pooled token goes back to all tokens that it was pooled from."""
         if not self.pools:
@@ -564,12 +557,6 @@ class Transfer:
             return
         shadow = self.of(op.inputs[0])
         axes = _reduced_axes(op)
-        pairs = shadow.role is Role.LOGITS and len(shadow.planes) == 2
-        if pairs and axes and op.name in _SUMMARIES and any(
-            varies(plane, axis) for plane in shadow.planes for axis in axes
-        ):  # fmt: skip
-            self.shadows[op.results[0]] = self._summed_up(shadow, op, axes)
-            return
         merges = axes is not None and shadow.data and len(shadow.planes) == 1
         if merges and shadow.role is not Role.TOKENS:  # elements of one example
             apart = self.spaces.example_axes(shadow.planes[0])
@@ -607,19 +594,6 @@ class Transfer:
             return shadow.without_tokens(name)
         role = shadow.role if kept else Role.STATISTIC
         return shadow._replace(planes=tuple(p.reshape(result.shape) for p in planes), role=role)
-
-    def _summed_up(self, shadow: Shadow, op: Operation, axes: Sequence[int]) -> Shadow:
-        """A number for each query of what logits come to over the keys."""
-        for query, key in (shadow.planes, shadow.planes[::-1]):
-            if any(varies(query, axis) for axis in axes) or not all(varies(key, a) for a in axes):
-                continue
-            for axis in axes:
-                query = first_along(query, axis)
-            return shadow._replace(
-                role=Role.STATISTIC, planes=(query.reshape(op.results[0].shape),), factors=(),
-                normalises=frozenset(self.spaces.indices(key)),
-            )  # fmt: skip
-        return shadow.without_tokens(op.name)
 
     def _foreign_attention(self, op: Operation) -> None:
         """A kernel that is refused: where it is skipped, its queries' tokens go on."""
@@ -684,8 +658,6 @@ def _same_tokens(plane: Tensor, shape: torch.Size) -> Tensor | None:
     return first_along(plane, -1).expand(shape)
 
 
-_SUMMARIES = {"logsumexp", "sum", "amax"}
-"""Reductions of logits over keys that models scale the result of attention with."""
 _REDUCED_BY_ORDER = {"norm", "vector_norm", "linalg_norm", "linalg_vector_norm"}
 """Reductions whose second argument is the order of the norm, and the third the axes."""
 

@@ -97,6 +97,8 @@ REFUSED = {
     "rwkv": ("no attention was found", "recurrent, no attention"),
     "mra": ("no attention was found", "a kernel of its own"),
     "yoso": ("without a softmax", "sampled attention without a softmax"),
+    "granite_swa": ("could not be followed through logsumexp", ""),
+    "granitemoe_swa": ("could not be followed through logsumexp", ""),
 }
 """What refuses a type, and why that is right; without a reason it counts against us."""
 
