@@ -462,3 +462,50 @@ def test_weighted_pooling_after_the_last_call():
     assert_same(explain(model, features()), explain(twin, features()))
     plain = row(maps(model, [features()]), everywhere())
     assert not torch.allclose(explain(model, features()), plain, rtol=0.1)
+
+
+def test_logits_of_an_einsum_that_are_added_to_in_place():
+    """What `einsum` returns is a view of a tensor that nobody else sees."""
+
+    def attend(query, key, value, *, in_place):
+        logits = torch.einsum("bhqd,bhkd->bhqk", query, key) / query.shape[-1] ** 0.5
+        bias = torch.linspace(0, 1, logits.shape[-1]).to(logits)
+        if in_place:
+            logits += bias
+        else:
+            logits = logits + bias
+        return torch.einsum("bhqk,bhkd->bhqd", logits.softmax(-1), value)
+
+    def walk(model, x):
+        return model.finish(model.encode(model.start(x)))
+
+    found = [
+        explain(Walker(walk, lambda *qkv, now=now: attend(*qkv, in_place=now)), features())
+        for now in (True, False)
+    ]
+    assert_same(*found)
+
+
+def test_differences_of_the_corners_of_a_box_are_of_the_box():
+    """As in LayoutLM: integers of one row make one token, which is the word's."""
+    torch.manual_seed(0)
+    words, heights = nn.Embedding(20, WIDTH).double(), nn.Embedding(20, WIDTH).double()
+
+    def walk(model, ids, boxes):
+        x = words(ids) + heights(boxes[..., 3] - boxes[..., 1])
+        return model.finish(model.encode(x))
+
+    model = Walker(walk)
+    boxes = torch.tensor([0, 1, 0, 5]) + torch.arange(TOKENS)[None, :, None] * torch.tensor(
+        [0, 0, 0, 1]
+    )
+    given = ids() % 20, boxes.expand(len(ids()), -1, -1).clone()
+    of_words, of_boxes = explain(model, given)
+    assert_same(of_boxes.reshape(len(of_boxes), TOKENS, -1)[..., 0], of_words)
+
+    def mixed(model, ids, boxes):
+        x = words(ids) + heights(boxes[..., 3] - boxes[..., 3].roll(1, 1) + 10)
+        return model.finish(model.encode(x))
+
+    with pytest.raises(UnsupportedAttentionError, match="followed through sub"):
+        explain(Walker(mixed), given)

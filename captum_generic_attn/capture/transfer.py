@@ -99,6 +99,12 @@ class Transfer:
     def settle(self, tensor: Tensor) -> None:
         """Note what a tensor is before it is written to: its graph tells another story after."""
         base = tensor._base  # noqa: SLF001
+        unseen = base is not None and base not in self.shadows and tensor in self.shadows
+        if unseen and base is not None and tensor.numel() == base.numel():
+            part = self.shadows[tensor]  # an operation returned a view of what nobody saw
+            self.shadows[base] = joins.seen_from_base(
+                self, NO_SHADOW, base, part, tensor, part.lost
+            )
         for one in (tensor,) if base is None else (tensor, base):
             if self.knows(one):
                 self.of(one)

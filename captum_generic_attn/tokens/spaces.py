@@ -606,6 +606,15 @@ class TokenSpaces:
             self._origins[self.origin(theirs)] = self.origin(name)
         return True
 
+    def same_rows(self, one: Tensor, other: Tensor) -> bool:
+        """Whether two planes hold elements of the same rows of one input, the last axis apart."""
+        centres = [self.coordinates(plane) for plane in (one, other)]
+        if centres[0] is None or centres[1] is None or centres[0].shape[-1] < 2:
+            return False
+        examples = [self.locate(plane)[1] for plane in (one, other)]
+        rows = torch.equal(centres[0][..., :-1], centres[1][..., :-1])
+        return rows and torch.equal(*examples)
+
     def same_places(self, one: Tensor, other: Tensor) -> bool:
         """Whether two planes hold elements of the same places, be it of different inputs."""
         return all(map(torch.equal, self.locate(one)[1:], self.locate(other)[1:]))
