@@ -147,6 +147,31 @@ class Refusing(Function):
         return gradient * 2
 
 
+class Steps(Function):
+    """Moves tokens, and has a gradient of zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.detach().flip(1).round()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return torch.zeros_like(gradient)
+
+
+class HalfSilent(Function):
+    """Adds one to the other, turned round, and has a gradient for the one alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, nothing: bool) -> Tensor:
+        ctx.nothing = nothing
+        return x + y.flip(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        return gradient, None if ctx.nothing else torch.zeros_like(gradient), None
+
+
 @torch.library.custom_op("captum_generic_attn_tests::swish", mutates_args=())
 def swish(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
@@ -256,6 +281,21 @@ def test_functions_that_move_or_mix_tokens_lose_them(name: str) -> None:
     verdict = check(lambda w, x, y: function(tokens_of(w, x), tokens_of(w, y)))
     assert not verdict.tracked
     assert verdict.lost
+
+
+SILENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "zeros": lambda x, y: Steps.apply(x),
+    "zeros for one": lambda x, y: HalfSilent.apply(x, y, False),
+    "none for one": lambda x, y: HalfSilent.apply(x, y, True),
+}
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_functions_that_say_nothing_of_an_operand_lose_tokens(name: str) -> None:
+    function = SILENT[name]
+    verdict = check(lambda w, x, y: function(tokens_of(w, x), tokens_of(w, y)))
+    assert not verdict.tracked
+    assert "whose inside" in verdict.lost
 
 
 ONCE = {"a list": OneUse, "deleted": Deleting, "refused": Refusing}
