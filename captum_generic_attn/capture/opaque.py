@@ -86,8 +86,10 @@ def found_behind(
             over keys, it is asked whether queries stay apart.
     """
     node = tensor.grad_fn
-    # its class, since a user's function may keep a `name` of its own on the node
-    name = "" if node is None else type(node).__name__.rstrip("0").removesuffix("Backward")
+    name = getattr(node, "name", "")
+    # A user's function may keep a `name` of its own on the node.
+    name = name() if callable(name) else type(node).__name__
+    name = name.rstrip("0").removesuffix("Backward")
     name = f"{name or 'a function'}, a function whose inside torch does not show"
     given = [Given(Operand(None, o.shape, o.shadow), o.edge) for o in origins]
     if inside.pairs and len(inside.planes) == 2:
