@@ -41,6 +41,15 @@ def test_programs_obey_the_law(steps: list[tuple[str, str, int, int]], raw: bool
 FOUND: dict[str, list[tuple[str, str, int, int]]] = {
     "outer sum with a lost operand": [
         ("alone", "writes: experts", 0, 3), ("alone", "mixes: outer read", 2, 1)],
+    "outer sum of tokens and a lost mixture": [
+        ("alone", "moves: complex", 0, 1), ("alone", "mixes: both ways", 0, 0),
+        ("alone", "mixes: outer", 0, 3)],
+    "outer sum of raw tokens and what was lost": [
+        ("alone", "writes: set broadcast", 1, 1), ("alone", "writes: experts", 0, 3),
+        ("joined", "rows: ndtr", 0, 4), ("alone", "mixes: outer read", 4, 3)],
+    "outer sum through a weight": [
+        ("alone", "rows: product of both", 1, 3), ("half", "writes: add to part", 4, 1),
+        ("alone", "mixes: outer through a weight", 2, 3)],
     "outer sum, one lost over examples": [
         ("stacked", "writes: index add to examples", 0, 1),
         ("alone", "mixes: outer diagonal", 2, 1)],

@@ -28,6 +28,7 @@ from torch.autograd import Function
 from zoo import encoder
 
 from captum_generic_attn import GenericAttention, UnsupportedAttentionError
+from captum_generic_attn.capture.forward import capture_forward
 
 
 class Rows(Function):
@@ -116,6 +117,20 @@ class OneUse(Function):
         return gradient * ctx.kept.pop()
 
 
+class Named(Function):
+    """Keeps a name of its own, and moves tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.name = "turned round"
+        return torch.from_numpy(x.detach().numpy()[:, ::-1].copy())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        assert ctx.name == "turned round"
+        return gradient.flip(1)
+
+
 class Deleting(Function):
     """Deletes in its backward pass what it kept."""
 
@@ -145,6 +160,44 @@ class Refusing(Function):
             raise RuntimeError("once is enough")
         ctx.used = True
         return gradient * 2
+
+
+class Steps(Function):
+    """Moves tokens, and has a gradient of zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.detach().flip(1).round()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return torch.zeros_like(gradient)
+
+
+class HalfSilent(Function):
+    """Adds one to the other, turned round, and has a gradient for the one alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, nothing: bool) -> Tensor:
+        ctx.nothing = nothing
+        return x + y.flip(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        return gradient, None if ctx.nothing else torch.zeros_like(gradient), None
+
+
+class Root(Function):
+    """Its derivative at zero is infinite: zero times it is not a number."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.detach().sqrt()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient / (2 * ctx.saved_tensors[0].sqrt())
 
 
 @torch.library.custom_op("captum_generic_attn_tests::swish", mutates_args=())
@@ -204,6 +257,7 @@ ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "autograd: gate": lambda x, y: Scaled.apply(x),
     "autograd: rows": lambda x, y: Rows.apply(x, torch.ones(x.shape[-1], dtype=x.dtype)),
     "autograd: twice": lambda x, y: Scaled.apply(Scaled.apply(x)),
+    "autograd: a root of zero": lambda x, y: Root.apply(x - x.detach()),
     "numpy: square": lambda x, y: InNumpy.apply(x),
     "numpy: of both": OfBoth.apply,
     "numpy: a weight": lambda x, y: Wider.apply(x, torch.ones(x.shape[-1], 7, dtype=x.dtype)),
@@ -232,6 +286,7 @@ def test_functions_of_each_element_or_row_are_followed(name: str) -> None:
 
 
 MOVING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "autograd: with a name": lambda x, y: Named.apply(x),
     "autograd: flip": lambda x, y: Flipped.apply(x),
     "autograd: flip and add": lambda x, y: x + Flipped.apply(x),
     "autograd: one reads one other": lambda x, y: SwapsTwo.apply(x),
@@ -256,6 +311,27 @@ def test_functions_that_move_or_mix_tokens_lose_them(name: str) -> None:
     verdict = check(lambda w, x, y: function(tokens_of(w, x), tokens_of(w, y)))
     assert not verdict.tracked
     assert verdict.lost
+
+
+SILENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "zeros": lambda x, y: Steps.apply(x),
+    "zeros for one": lambda x, y: HalfSilent.apply(x, y, False),
+    "none for one": lambda x, y: HalfSilent.apply(x, y, True),
+}
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_functions_that_say_nothing_of_an_operand_lose_tokens(name: str) -> None:
+    function = SILENT[name]
+    verdict = check(lambda w, x, y: function(tokens_of(w, x), tokens_of(w, y)))
+    assert not verdict.tracked
+    assert "whose inside" in verdict.lost
+
+
+@pytest.mark.parametrize("function", [Scaled.apply, InNumpy.apply, scripted, swish])
+def test_tokens_that_were_lost_before_are_lost_where_they_were(function) -> None:
+    verdict = check(lambda w, x, y: function(tokens_of(w, x).cumsum(1)))
+    assert verdict.lost == "cumsum"
 
 
 ONCE = {"a list": OneUse, "deleted": Deleting, "refused": Refusing}
@@ -297,6 +373,30 @@ def test_models_with_functions_of_users_are_explained(name: str) -> None:
     (ours,) = GenericAttention(model).attribute((x,), target=1, return_input_shape=False)
     expected = row(maps(model, (x,), target=1))
     torch.testing.assert_close(ours, expected.to(ours))
+
+
+HEADS: dict[str, Callable[[Tensor], Tensor]] = {
+    **ONE, "numpy, wider": lambda x: Wider.apply(x, torch.ones(4, 4, dtype=x.dtype)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(
+    ("together", "share"), [(lambda parts: torch.cat(parts, -1), 0.5), (sum, 1.0)]
+)
+def test_heads_pass_through_functions_of_users(name: str, together, share: float) -> None:
+    """Side by side they are heads of one layer; summed they are branches."""
+
+    def walk(m: Walker, x: Tensor) -> Tensor:
+        x = m.start(x)
+        parts = []
+        for part in x.chunk(2, -1):
+            head = part[:, None]
+            parts.append(HEADS[name](F.scaled_dot_product_attention(head, head, head)[:, 0]))
+        return m.head(F.pad(out := together(parts), (0, x.shape[-1] - out.shape[-1]))[:, 0])
+
+    capture = capture_forward(Walker(walk), (encoder.features(),), (), lambda out: out)
+    assert [record.share for record in capture.records] == [share] * 2
 
 
 @pytest.mark.parametrize("name", ONE)
