@@ -70,7 +70,8 @@ def mixture(
     if not main.shadow.planes and not main.shadow.mixed:
         return together.without_tokens(name)
     try:
-        planes = tuple(p.expand(shape) for p in main.shadow.planes)
+        # The very same plane again, so that what was asked of it is remembered.
+        planes = tuple(p if p.shape == shape else p.expand(shape) for p in main.shadow.planes)
     except RuntimeError:  # an outer product, or another spelling of what cannot be broadcast
         return together.without_tokens(name)
     planes = _with_learned(transfer.spaces, main, planes, operands, shape)
@@ -111,6 +112,9 @@ def _join(
     lost = shadow.lost or name
     if len(planes) == 2 and not main.shadow.pairs:
         return lost  # a third operand of what is crosswise
+    tokens = shadow.role is main.shadow.role is Role.TOKENS
+    if tokens and len(planes) == len(shadow.planes) == 1 and shadow.planes[0] is planes[0]:
+        return planes  # as along a residual stream
     if main.shadow.pairs:  # masks and biases move attention, not what it reads
         return planes if not shadow.pairs or shadow.planes or shadow.mixed else lost
     if not other.differentiable and main.differentiable:
