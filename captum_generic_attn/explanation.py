@@ -120,10 +120,12 @@ class _Explaining:
         self._layout = Layout(capture.streams, len(score), like)
         self._automatic = options.rows is None
         given = given_rows(capture, names, options.rows, len(score), like)
-        known = Asked(capture, score, like, self._readers).readings(
+        asked = Asked(capture, score, like, self._readers)
+        known = asked.readings(
             [] if self._method.reads == "all" else [n for n in names if n not in given],
             earlier=earlier,
         )
+        self._compared = asked.compared
         states = {n: [state for _, state in found] for n, found in known.items()}
         self._unused = unused_calls(capture, reached, options, states)
         if self._method.reads == "all":
@@ -165,12 +167,17 @@ class _Explaining:
         try:
             for record in records:
                 record.tap.listener = functools.partial(self._arrive, record, padded)
-            if records:
-                edges = [r.edge for r in self._reached.deepest(records)]
-                self._capture.backward(self._score.sum(), edges, retain_graph=retain_graph)
+            edges = [r.edge for r in self._reached.deepest(records)]
+            results = [] if self._compared is None else [r.result for r in self._compared.records]
+            if edges or results:
+                gradients = self._capture.backward(
+                    self._score.sum(), [*edges, *results], retain_graph=retain_graph
+                )
         finally:
             for record in records:
                 record.tap.listener = None
+        if self._compared is not None:
+            self._compared.check(gradients[len(edges) :])
         _check_padding(padded)
         for name in self._found:
             if name not in self._rows:  # an operation of the model kept the gradient of some call

@@ -14,6 +14,8 @@ from torch import Tensor
 from captum_generic_attn.capture import AttentionRecord, Capture
 
 _SEED = 0
+_ROUNDING = 32
+"""By how many units in the last place of its row two gradients of one number may differ."""
 
 
 def checkable(capture: Capture, examples: int) -> bool:
@@ -42,19 +44,78 @@ def live_rows(
     Raises:
         ValueError: if a score reads tokens of another example.
     """
-    half = torch.zeros(len(score), dtype=torch.bool)
-    half[halves(len(score))] = True
+    half = _half(len(score))
     found: dict[int, Tensor] = {}
     for own in (half, ~half):
-        live = capture.blocked(score[own.to(score.device)].sum(), records)
-        for record in records:
-            rows = live[record.index]
-            foreign = rows.any(-1).cpu() & ~own[record.examples]
-            if bool(foreign.any()):
-                raise ValueError(_message(own, record.examples[foreign], record))
+        gradients = capture.blocked(score[own.to(score.device)].sum(), records)
+        for record, gradient in zip(records, gradients, strict=True):
+            rows = record.read_rows(gradient)
+            _check(own, rows, record)
             known = found.get(record.index)
             found[record.index] = rows if known is None else rows | known.to(rows.device)
     return found
+
+
+class Compared:
+    """The scores of half of a batch, asked by themselves, to be compared with the sum of all.
+
+    Where the backward pass of the sum comes by the results of calls anyway, it says of the other
+    half what a pass of its own would: scores of which a gradient is the same with and without them
+    do not read what it belongs to.
+
+    Args:
+        capture: the forward pass; its graph is kept.
+        score: `[B]`.
+        records: calls, none of which the score reads through another call.
+
+    Raises:
+        ValueError: if a score of the first half reads tokens of the other.
+    """
+
+    def __init__(
+        self, capture: Capture, score: Tensor, records: Sequence[AttentionRecord]
+    ) -> None:
+        self.records = records
+        self._own = _half(len(score))
+        self._gradients = capture.blocked(score[self._own.to(score.device)].sum(), records)
+        for record, gradient in zip(records, self._gradients, strict=True):
+            _check(self._own, record.read_rows(gradient), record)
+
+    def check(self, whole: Sequence[Tensor | None]) -> None:
+        """See that the other half's scores do not read the first one's tokens.
+
+        Args:
+            whole: the gradients of the sum of all scores at the results of the calls.
+
+        Raises:
+            ValueError: if one does.
+        """
+        for record, half, both in zip(self.records, self._gradients, whole, strict=True):
+            if both is not None:
+                rows = record.read_rows(both if half is None else _difference(both, half))
+                _check(~self._own, rows, record)
+
+
+def _difference(one: Tensor, other: Tensor) -> Tensor:
+    """The difference of two gradients `[..., d]`, zero where it is rounding."""
+    difference = one - other
+    size = other.abs().amax(-1, keepdim=True)
+    return difference.masked_fill(
+        difference.abs() <= _ROUNDING * torch.finfo(one.dtype).eps * size, 0
+    )
+
+
+def _check(own: Tensor, rows: Tensor, record: AttentionRecord) -> None:
+    """See that the scores of some examples read no rows `[G, Nq]` of a call of others."""
+    foreign = rows.any(-1).cpu() & ~own[record.examples]
+    if bool(foreign.any()):
+        raise ValueError(_message(own, record.examples[foreign], record))
+
+
+def _half(examples: int) -> Tensor:
+    half = torch.zeros(examples, dtype=torch.bool)
+    half[halves(examples)] = True
+    return half
 
 
 def halves(examples: int) -> Tensor:

@@ -104,11 +104,13 @@ class Asked:
         self._like = like
         self._readers = readers
         self._checks = independence.checkable(capture, len(score))
+        self.compared: independence.Compared | None = None
 
     def readings(self, names: Sequence[str], *, earlier: bool) -> dict[str, list[Reading]]:
         """The explained rows, with equal weights, each in the state that it is read in.
 
-        In a batch, this sees that the score of each example is its own in any case.
+        In a batch, this sees that the score of each example is its own in any case, or leaves
+        `compared` for the backward pass to see it by.
 
         Args:
             names: the streams that are asked for.
@@ -122,6 +124,11 @@ class Asked:
         """
         readers = self._readers
         deep = {n for n, reader in readers.items() if earlier or not reader.plain}
+        if not deep:
+            if self._checks:
+                last = [record for reader in readers.values() for record in reader.last]
+                self.compared = independence.Compared(self._capture, self._score, last)
+            return {}
         asked = readers if self._checks else deep.intersection(names)
         live = self._live(
             [r for n in asked for r in (readers[n].calls if n in deep else readers[n].last)]
@@ -146,7 +153,8 @@ class Asked:
             return {}
         if self._checks:
             return independence.live_rows(self._capture, self._score, records)
-        return self._capture.blocked(self._score.sum(), records)
+        gradients = self._capture.blocked(self._score.sum(), records)
+        return {r.index: r.read_rows(g) for r, g in zip(records, gradients, strict=True)}
 
     def _rows(self, record: AttentionRecord, live: Mapping[int, Tensor]) -> Tensor:
         """`[B, N]` True for the tokens of a stream that are read at a call."""

@@ -170,3 +170,33 @@ def test_halves_split_neighbours_and_mirrored_pairs() -> None:
             )
         ]
         assert all(any(split) for split in apart if split), count
+
+
+@pytest.mark.parametrize("reading", ["first", "second"])
+@pytest.mark.parametrize("count", [2, 5])
+def test_either_half_may_read_the_other(reading: str, count: int) -> None:
+    """Only scores of one half read the others: the passes see one direction each."""
+    half = torch.zeros(count, dtype=torch.bool)
+    half[halves(count)] = True
+    readers = half if reading == "first" else ~half
+    weight = 1e-3 * readers[:, None].double() * (~readers).double()
+
+    def scores(x: Tensor) -> Tensor:
+        own = MODEL(x)
+        return own + weight @ own
+
+    asked, others = readers.nonzero().flatten().tolist(), (~readers).nonzero().flatten().tolist()
+    with pytest.raises(ValueError, match="alone") as raised:
+        GenericAttention(scores).attribute(inputs(count), 1)
+    assert f"examples {asked} read tokens of examples {others}" in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_is_no_dependence(dtype: torch.dtype) -> None:
+    """Gradients of one half and of all scores differ by rounding at most, in every precision."""
+    model = encoded().to(dtype)
+    x = inputs(6).to(dtype)
+    together = GenericAttention(model).attribute(x, 1)
+    alone = torch.cat([GenericAttention(model).attribute(x[b : b + 1], 1) for b in range(6)])
+    close = {torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype]
+    assert (together - alone).abs().max() <= close * alone.abs().max()

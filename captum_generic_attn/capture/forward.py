@@ -92,27 +92,22 @@ class Capture:
             )
         return found
 
-    def blocked(self, score: Tensor, records: Sequence[AttentionRecord]) -> dict[int, Tensor]:
-        """Which rows of calls a number reads without any attention call in between.
+    def blocked(
+        self, score: Tensor, records: Sequence[AttentionRecord]
+    ) -> tuple[Tensor | None, ...]:
+        """The gradient of a number at the results of calls, as read without any other call between.
 
-        The graph is kept.
+        The results of all calls that stand between are held constant. The graph is kept.
 
         Args:
             score: a number.
             records: the calls.
 
         Returns:
-            `[G, Nq]` by call, True where the gradient of the result is not zero in some head, with
-            the results of all calls that stand between held constant.
+            As `backward`; see `AttentionRecord.read_rows`.
         """
         with ending_at(record.result for record in self.records):
-            found = self.backward(score, [r.result for r in records], retain_graph=True)
-        with torch.no_grad():
-            return {
-                record.index: torch.zeros(record.query_tokens.shape, dtype=torch.bool)
-                if gradient is None else record.live_rows(gradient)
-                for record, gradient in zip(records, found, strict=True)
-            }  # fmt: skip
+            return self.backward(score, [r.result for r in records], retain_graph=True)
 
 
 def name_of_input(capture: Capture, inputs: Sequence[Tensor], place: int) -> str:

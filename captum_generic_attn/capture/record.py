@@ -267,7 +267,10 @@ class AttentionRecord:
         """Attention and its gradient, `[G * H, Nq, Nk]`, from what the tap hands out."""
         return self.source.blocks(operands, gradient, None if self.plain else self.pick.flatten())
 
-    def live_rows(self, gradient: Tensor) -> Tensor:
-        """`[G, Nq]` True where the gradient of the call's result is not zero in some head."""
-        live = self.source.live_rows(gradient)
-        return live.reshape(-1, live.shape[-1])[self.pick.to(live.device)].any(1)
+    def read_rows(self, gradient: Tensor | None) -> Tensor:
+        """`[G, Nq]` True where a gradient at the call's result is not zero in some head."""
+        with torch.no_grad():
+            if gradient is None:
+                return torch.zeros(self.query_tokens.shape, dtype=torch.bool)
+            live = self.source.live_rows(gradient)
+            return live.reshape(-1, live.shape[-1])[self.pick.to(live.device)].any(1)

@@ -120,7 +120,9 @@ class Recorder:
             Its index, or `None` if it cannot be explained.
         """
         if plane is not None:
-            plane = self._transfer.spaces.memory(_asked, plane)
+            memory = self._transfer.spaces.memory
+            plane = memory(_asked, plane)
+            plane = memory.one(plane)  # the next layer does the same to the same tokens
         planes = () if plane is None else (plane,)
         lost = "" if planes else "attention"
         passed = Shadow(Role.TOKENS, planes, factors[0] | factors[1], data=True, lost=lost)
