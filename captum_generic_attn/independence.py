@@ -72,9 +72,7 @@ class Compared:
         ValueError: if a score of the first half reads tokens of the other.
     """
 
-    def __init__(
-        self, capture: Capture, score: Tensor, records: Sequence[AttentionRecord]
-    ) -> None:
+    def __init__(self, capture: Capture, score: Tensor, records: Sequence[AttentionRecord]) -> None:
         self.records = records
         self._own = _half(len(score))
         self._gradients = capture.blocked(score[self._own.to(score.device)].sum(), records)

@@ -125,8 +125,8 @@ class Asked:
         readers = self._readers
         deep = {n for n, reader in readers.items() if earlier or not reader.plain}
         if not deep:
-            if self._checks:
-                last = [record for reader in readers.values() for record in reader.last]
+            last = [record for reader in readers.values() for record in reader.last]
+            if self._checks and last:
                 self.compared = independence.Compared(self._capture, self._score, last)
             return {}
         asked = readers if self._checks else deep.intersection(names)
