@@ -7,13 +7,33 @@ by the token spaces of the forward pass and the grids that they form.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from captum_generic_attn.capture import Capture, name_of_input
-from captum_generic_attn.tokens import Grid, TokenStream, fit_grid
+from captum_generic_attn.tokens import Grid, TokenStream, elements_of, fit_grid
+
+
+class _Fed(NamedTuple):
+    """Tokens that come from an input, and their values.
+
+    `values` are `[B, n]`; `present` `[E, n]` says whether attention reads a token, `centres`
+    `[n, d]` and `ranges` `[n, d, 2]` where it lies in the input, if that can be told.
+    """
+
+    values: Tensor
+    present: Tensor
+    centres: Tensor | None
+    ranges: Tensor | None
+
+    def grid(self, shape: torch.Size, *, several: bool = False) -> Grid | None:
+        """The grid that the tokens form."""
+        if self.centres is None or self.ranges is None:
+            return None
+        return fit_grid(self.centres, self.ranges, shape, several=several)
 
 
 def maps_of_inputs(
@@ -21,6 +41,8 @@ def maps_of_inputs(
     interpolation: str | None, *, warn: bool,
 ) -> list[Tensor]:  # fmt: skip
     """One map for each input.
+
+    A value lies on the elements that its token was made of, and nowhere else.
 
     Args:
         capture: the forward pass.
@@ -40,24 +62,20 @@ def maps_of_inputs(
         feeding = [
             fed
             for stream in capture.streams if stream.name in values
-            for fed in _feeding(capture, stream, values[stream.name], name, tensor)
+            for fed in _feeding(capture, stream, values[stream.name], name)
         ]  # fmt: skip
-        grids = [grid for grid, _ in feeding]
-        alone = all(_same_grid(grid, grids[0]) for grid in grids)
-        of_elements = all(grid is not None and grid.of_elements for grid in grids)
-        if interpolation is None and not alone and not of_elements:
-            raise ValueError(
-                f"{name} feeds tokens on several grids ({', '.join(map(_describe, grids))}); ask "
-                "for return_input_shape=True, which adds their maps"
-            )
-        parts = [
-            _lay_out(name, tensor, grid, part, interpolation, spill=alone) for grid, part in feeding
-        ]
-        if not parts:
+        if not feeding:
             silent.append(name)
             dtype = next(iter(values.values())).dtype
-            parts = [torch.zeros(tensor.shape, dtype=dtype, device=tensor.device)]
-        maps.append(torch.stack(parts).sum(0))
+            maps.append(torch.zeros(tensor.shape, dtype=dtype, device=tensor.device))
+        elif interpolation is None:
+            maps.append(_tokens(name, [fed[0] for fed in feeding], tensor.shape).to(tensor.device))
+        else:
+            parts = [
+                _map(name, fed, tensor.shape, interpolation)
+                for fed in _pooled(feeding, tensor.shape)
+            ]
+            maps.append(torch.stack(parts).sum(0).to(tensor.device))
     if silent and warn:
         warnings.warn(
             f"{', '.join(silent)} reaches no attention that the score depends on: zeros",
@@ -68,14 +86,15 @@ def maps_of_inputs(
 
 
 def _feeding(
-    capture: Capture, stream: TokenStream, values: Tensor, name: str, tensor: Tensor
-) -> list[tuple[Grid | None, Tensor]]:
-    """Grid and `[B, n]` values of the tokens of a stream that come from an input.
+    capture: Capture, stream: TokenStream, values: Tensor, name: str
+) -> list[Sequence[_Fed]]:
+    """The tokens of a stream that come from an input, space by space.
 
-    Tokens that were summed into one (word and position, the branches of a stem) are one token: an
-    input that feeds it twice gets its value once.
+    Tokens that were summed into one (word and position, the branches of a stem, the bands of a
+    picture) are one token: an input that feeds it twice gets its value once, wherever it was made
+    of it. All these places are listed.
     """
-    found: list[tuple[Tensor | None, Tensor]] = []
+    found: list[Sequence[_Fed]] = []
     origin = capture.spaces.origin(name)
     for index, places in stream.places.items():
         space = capture.spaces[index]
@@ -83,56 +102,85 @@ def _feeding(
             continue  # merged tokens handed their values on
         itself = torch.arange(space.size)[None]
         sources = [(space, itself), *capture.spaces.absorbed_into(space)]
-        named = [(s.coordinates, t) for s, t in sources if s.name == origin and s.kind == "token"]
-        for centres, table in sorted(named, key=lambda pair: _grid(pair[0], tensor) is None)[:1]:
+        fed = []
+        for source, table in sources:
+            if source.name != origin or source.kind != "token":
+                continue
             positions = torch.where(table >= 0, places[table.clamp(min=0)], -1).to(values.device)
-            positions = positions.expand(len(values), -1)
-            picked = values.gather(1, positions.clamp(min=0))
-            found.append((centres, picked.masked_fill(positions < 0, 0.0)))
-    # Tokens that are made one by one, a projection for each, form their grid together.
-    single = [(c, v) for c, v in found if c is not None and v.shape[1] == 1]
-    if len(found) > 1 and single:
-        centres = torch.cat([c for c, _ in single])
-        pooled = (centres, torch.cat([v for _, v in single], 1))
-        found = [f for f in found if f[1].shape[1] > 1 or f[0] is None] + [pooled]
-        if _grid(centres, tensor) is None or len(single) == 1:
-            found[-1] = None, pooled[1]
-    return [(_grid(c, tensor), v) for c, v in found]
+            picked = values.gather(1, positions.clamp(min=0).expand(len(values), -1))
+            picked = picked.masked_fill(positions < 0, 0.0)
+            fed.append(_Fed(picked, positions >= 0, source.coordinates, source.ranges))
+        if fed:
+            found.append(sorted(fed, key=lambda f: f.centres is None))
+    return found
 
 
-def _grid(coordinates: Tensor | None, tensor: Tensor) -> Grid | None:
-    return None if coordinates is None else fit_grid(coordinates, tensor.shape)
+def _pooled(feeding: list[Sequence[_Fed]], shape: torch.Size) -> list[Sequence[_Fed]]:
+    """Tokens that are made one by one, a projection for each, form their grid together."""
+    single = [fed for fed in feeding if fed[0].values.shape[1] == 1]
+    if len(single) < 2:
+        return feeding
+    together = _joined([fed[0] for fed in single])
+    if together is None or together.grid(shape) is None:
+        return feeding
+    return [*(fed for fed in feeding if fed[0].values.shape[1] > 1), [together]]
 
 
-def _same_grid(one: Grid | None, other: Grid | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return (one.axes, one.counts, one.offset, one.stride) == (
-        other.axes, other.counts, other.offset, other.stride,
-    )  # fmt: skip
+def _joined(feeding: Sequence[_Fed]) -> _Fed | None:
+    """All tokens side by side; `None` if it cannot be told where they lie."""
+    centres = [f.centres for f in feeding if f.centres is not None]
+    ranges = [f.ranges for f in feeding if f.ranges is not None]
+    if len(centres) < len(feeding) or len(ranges) < len(feeding):
+        return None
+    values = torch.cat([f.values for f in feeding], 1)
+    present = torch.cat([f.present.expand(len(values), -1) for f in feeding], 1)
+    return _Fed(values, present, torch.cat(centres), torch.cat(ranges))
+
+
+def _tokens(name: str, feeding: Sequence[_Fed], shape: torch.Size) -> Tensor:
+    """One value per token, laid out on the grid that all tokens of an input form together."""
+    together = _joined(feeding)
+    grid = None if together is None else together.grid(shape, several=True)
+    if together is not None and grid is not None:
+        return grid.to_tokens(together.values)
+    if len(feeding) == 1 or all(f.values.shape[1] == 1 for f in feeding):
+        return torch.cat([f.values for f in feeding], 1)
+    grids = ", ".join(_describe(f.grid(shape)) for f in feeding)
+    raise ValueError(
+        f"{name} feeds tokens on several grids ({grids}); ask for return_input_shape=True, which "
+        "adds their maps"
+    )
+
+
+def _map(name: str, fed: Sequence[_Fed], shape: torch.Size, interpolation: str) -> Tensor:
+    """The values of some tokens on the elements that they were made of."""
+    found: Tensor | None = None
+    known = torch.zeros((), dtype=torch.bool)
+    for tokens in fed:
+        grid = tokens.grid(shape)
+        if grid is None or tokens.ranges is None:
+            continue
+        own = _elements(tokens.ranges, tokens.present.cpu(), shape).to(tokens.values.device)
+        part = grid.to_input(tokens.values, shape, interpolation) * own
+        found = part if found is None else torch.where(known, found, part)
+        known = known.to(own.device) | own
+    if found is None:
+        raise ValueError(
+            f"where the {fed[0].values.shape[1]} tokens of {name} lie in its shape {tuple(shape)} "
+            "could not be told: they form no regular grid. Use return_input_shape=False for one "
+            "value per token"
+        )
+    return found
+
+
+def _elements(ranges: Tensor, present: Tensor, shape: torch.Size) -> Tensor:
+    """`[E, *shape[1:]]` True for the elements that tokens which attention reads were made of."""
+    if bool((present == present[:1]).all()):
+        return elements_of(ranges[present[0]], shape).unsqueeze(0)
+    return torch.stack([elements_of(ranges[own], shape) for own in present])
 
 
 def _describe(grid: Grid | None) -> str:
     if grid is None:
         return "no regular grid"
     return f"{'×'.join(map(str, grid.counts))} from {grid.offset}"
-
-
-def _lay_out(
-    name: str, tensor: Tensor, grid: Grid | None, values: Tensor, interpolation: str | None, *,
-    spill: bool,
-) -> Tensor:  # fmt: skip
-    values = values.to(tensor.device)
-    if interpolation is None:
-        if grid is None:
-            return values
-        return (
-            grid.to_elements(values, tensor.shape) if grid.of_elements else grid.to_tokens(values)
-        )
-    if grid is None:
-        raise ValueError(
-            f"where the {values.shape[1]} tokens of {name} lie in its shape "
-            f"{tuple(tensor.shape)} could not be told: they form no regular grid. Use "
-            "return_input_shape=False for one value per token"
-        )
-    return grid.to_input(values, tensor.shape, interpolation, spill=spill)

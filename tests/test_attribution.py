@@ -303,18 +303,21 @@ def test_picture_that_is_not_square():
 
 
 def test_picture_larger_than_its_patches():
-    """What lies outside the last cell takes the nearest cell's value."""
+    """The rest that the stride leaves at an edge was read by nothing, and gets nothing."""
     model = tiny_vit(img_size=(36, 37))
     inputs = torch.randn(1, 3, 36, 37, dtype=torch.float64)
     ours = tokens(model, inputs)
     assert ours.shape == (1, 4, 4)
+    smooth = GenericAttention(model).attribute(inputs, 1)
+    alone = GenericAttention(tiny_vit()).attribute(inputs[..., :32, :32], 1)
+    assert close(smooth, torch.nn.functional.pad(alone, (0, 5, 0, 4)))
     whole = GenericAttention(model, interpolation="nearest").attribute(inputs, 1)
     assert whole.shape == inputs.shape
     assert torch.equal(
         whole[0, 0, :32, :32], ours[0].repeat_interleave(8, 0).repeat_interleave(8, 1)
     )
-    assert torch.equal(whole[0, 0, 32:, :32], whole[0, 0, 31:32, :32].expand(4, -1))
-    assert torch.equal(whole[0, 0, :, 32:], whole[0, 0, :, 31:32].expand(-1, 5))
+    assert not whole[0, 0, 32:].any()
+    assert not whole[0, 0, :, 32:].any()
 
 
 def test_text_ids_one_to_one():
@@ -375,6 +378,20 @@ def test_two_crops_of_one_picture(interpolation):
     ours = method.attribute(whole, 1)
     alone = GenericAttention(model, interpolation=interpolation)
     assert close(ours, torch.cat([alone.attribute(half, 1) for half in halves], -1))
+    side_by_side = torch.cat([tokens(model, half) for half in halves], -1)
+    assert close(method.attribute(whole, 1, return_input_shape=False), side_by_side)
+
+
+def test_two_crops_that_overlap():
+    """What both read gets both; their tokens have no grid together."""
+    model = tiny_vit()
+    whole = torch.cat([pictures(), pictures(seed=6)], -1)
+    method = GenericAttention(lambda x: model(x[..., :32]) + model(x[..., 28:60]))
+    pad, alone = torch.nn.functional.pad, GenericAttention(model)
+    expected = pad(alone.attribute(whole[..., :32], 1), (0, 32)) + pad(
+        alone.attribute(whole[..., 28:60], 1), (28, 4)
+    )
+    assert close(method.attribute(whole, 1), expected)
     with pytest.raises(ValueError, match="grids"):
         method.attribute(whole, 1, return_input_shape=False)
 

@@ -122,10 +122,11 @@ def test_the_warning_can_be_left_out() -> None:
 
 
 def test_tokens_without_a_grid_are_refused_as_a_map_and_given_as_values() -> None:
-    sketch = Sketch((2, 4))
-    words = sketch.spaces.born_of_rows(sketch.elements[0][:, [0, 1, 3], None])
+    sketch = Sketch((2, 8))
+    pairs = [[0, 1], [2, 3], [6, 7]]
+    words = sketch.spaces.born_of_rows(sketch.elements[0][:, pairs])
     assert words is not None
-    with pytest.raises(ValueError, match=r"3 tokens of a .* \(2, 4\) could not be told") as caught:
+    with pytest.raises(ValueError, match=r"3 tokens of a .* \(2, 8\) could not be told") as caught:
         sketch.maps(words, "nearest")
     assert "return_input_shape=False" in str(caught.value)
     assert sketch.maps(words, None)[0].tolist() == [[1, 2, 3]] * 2

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_generic_attn.tokens.grid import Grid, fit_grid
+from captum_generic_attn.tokens.grid import Grid, elements_of, fit_grid
+from captum_generic_attn.tokens.spaces import NOWHERE
 
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -22,8 +23,15 @@ def centres(counts: list[int], stride: list[float], offset: list[float]) -> Tens
     return torch.tensor([(1.0, *c) for c in itertools.product(*lines)], dtype=torch.float64)
 
 
-def fitted(coordinates: Tensor, *shape: int) -> Grid:
-    grid = fit_grid(coordinates, torch.Size(shape))
+def ranges(coordinates: Tensor, shape: tuple[int, ...], *, single: bool = False) -> Tensor:
+    """What tokens were made of: the element at their centre, or all."""
+    last = torch.tensor(shape[1:]) - 1
+    ends = [coordinates.long()] * 2 if single else [0 * last, last]
+    return torch.stack([end.expand(coordinates.shape) for end in ends], -1).clone()
+
+
+def fitted(coordinates: Tensor, *shape: int, single: bool = False) -> Grid:
+    grid = fit_grid(coordinates, ranges(coordinates, shape, single=single), torch.Size(shape))
     assert grid is not None
     return grid
 
@@ -42,11 +50,13 @@ def test_patches_of_a_picture() -> None:
     assert grid.counts == (2, 3)
     assert grid.offset == (7.5, 7.5)
     assert grid.stride == (16.0, 16.0)
-    assert grid.order.tolist() == list(range(6))
+    assert grid.cells.tolist() == list(range(6))
+    assert grid.single == (False, False)
 
 
 def test_words_of_a_sentence() -> None:
-    grid = fitted(torch.arange(5.0)[:, None], 2, 5)
+    grid = fitted(torch.arange(5.0)[:, None], 2, 5, single=True)
+    assert grid.single == (True,)
     assert (grid.axes, grid.counts, grid.offset, grid.stride) == ((1,), (5,), (0.0,), (1.0,))
 
 
@@ -104,7 +114,50 @@ def test_a_video_keeps_its_three_axes() -> None:
 )
 def test_what_is_no_grid(coordinates) -> None:
     coordinates = torch.tensor(coordinates)
-    assert fit_grid(coordinates, torch.Size([1, *[8] * coordinates.shape[1]])) is None
+    shape = (1, *[8] * coordinates.shape[1])
+    assert fit_grid(coordinates, ranges(coordinates, shape), torch.Size(shape)) is None
+
+
+def test_words_need_no_regular_grid() -> None:
+    """Tokens of single elements stand at their places; where there is none, there is nothing."""
+    grid = fitted(torch.tensor([[3.0], [0.0], [1.0]]), 2, 5, single=True)
+    values = draw(2, 3)
+    expected = torch.stack([values[:, 1], values[:, 2], 0 * values[:, 0], values[:, 0]], 1)
+    assert torch.equal(grid.to_tokens(values), F.pad(expected, (0, 1)))
+    for interpolation in ("nearest", "bilinear"):
+        whole = grid.to_input(values, torch.Size([2, 5]), interpolation)
+        assert torch.equal(whole, grid.to_tokens(values))
+
+
+def test_frames_stand_at_their_places() -> None:
+    """Of a video `[B, T, C, H, W]`, be one frame read of four, or two."""
+    for frames in ([2], [3, 0]):
+        spots = [(float(f), 1.0, *c) for f in frames for c in [(3.5, 3.5), (3.5, 11.5)]]
+        coordinates = torch.tensor(spots)
+        lie = ranges(coordinates, (1, 4, 3, 8, 16))
+        lie[:, 0] = coordinates[:, :1].long()
+        grid = fit_grid(coordinates, lie, torch.Size([1, 4, 3, 8, 16]))
+        assert grid is not None
+        values = draw(1, len(spots))
+        tokens = grid.to_tokens(values)[0]
+        assert tokens.flatten(1).shape == (4, 2)
+        whole = grid.to_input(values, torch.Size([1, 4, 3, 8, 16]), "bilinear")[0]
+        for f in range(4):
+            own = values[0, 2 * frames.index(f) :][:2] if f in frames else torch.zeros(2)
+            assert torch.equal(tokens[f].flatten(), own.to(tokens))
+            assert torch.equal(whole[f, 0, 0, [0, -1]], own.to(tokens))
+
+
+def test_tokens_that_share_their_cells() -> None:
+    """Two towers over one picture: as many tokens in each cell may be asked for together."""
+    coordinates = centres([2, 2], [4, 4], [1.5, 1.5])
+    twice, shape = torch.cat([coordinates, coordinates]), torch.Size([1, 3, 8, 8])
+    lie = ranges(twice, shape)
+    assert fit_grid(twice, lie, shape) is None
+    grid = fit_grid(twice, lie, shape, several=True)
+    assert grid is not None
+    assert grid.to_tokens(torch.arange(8.0)[None]).tolist() == [[[4, 6], [8, 10]]]
+    assert fit_grid(twice[:-1], lie[:-1], shape, several=True) is None  # one cell has one only
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
@@ -151,10 +204,7 @@ def test_the_order_of_tokens_does_not_matter(counts: list[int], draws) -> None:
 )
 @settings(deadline=None, max_examples=30)
 def test_every_element_has_its_nearest_token_s_value(counts, strides, halves, margins) -> None:
-    """Against all distances; of two equally near centres either will do. Nothing is divided.
-
-    The rest at an edge, less than a cell, takes the nearest value; further out nothing was read.
-    """
+    """Against all distances; of two equally near centres either will do. Nothing is divided."""
     axes = range(len(counts))
     strides, offset = [float(strides[a]) for a in axes], [halves[a] / 2 for a in axes]
     sizes = [int(strides[a]) * counts[a] + margins[a] for a in axes]
@@ -162,30 +212,11 @@ def test_every_element_has_its_nearest_token_s_value(counts, strides, halves, ma
     grid = fitted(coordinates, 1, 2, *sizes)
     tokens = torch.arange(1.0, len(coordinates) + 1)[None]
     whole = grid.to_input(tokens, torch.Size([1, 2, *sizes]), "nearest")
-    assert whole.is_contiguous()
     assert torch.equal(whole[:, 0], whole[:, 1])
     at = torch.cartesian_prod(*[torch.arange(n, dtype=torch.float64) for n in sizes])
     far = (coordinates[:, None, 1:] - at.reshape(-1, len(counts))).abs().sum(-1)
     chosen = whole[0, 0].reshape(-1).long() - 1
-    near = far.gather(0, chosen.clamp(min=0)[None])[0] == far.amin(0)
-    cells = (at.reshape(-1, len(counts)) - torch.tensor(offset)) / torch.tensor(strides)
-    beyond = torch.maximum(-cells, cells - torch.tensor(counts) + 1)
-    outside = (beyond > 1.5 - 1 / torch.tensor(strides) + 1e-4).any(-1)
-    assert torch.equal(chosen >= 0, ~outside)
-    assert near[~outside].all()
-
-
-@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
-def test_what_is_far_outside_was_not_read(interpolation: str) -> None:
-    """Cells of eight: up to seven elements are left over by strides, the rest was cut off."""
-    grid = fitted(torch.tensor([[0.0, 3.5], [0.0, 11.5]]), 1, 1, 32)
-    values = torch.tensor([[1.0, 2.0]])
-    whole = grid.to_input(values, torch.Size([1, 1, 32]), interpolation)[0, 0]
-    assert whole[16:23].tolist() == [2.0] * 7
-    assert whole[23:].tolist() == [0.0] * 9
-    strict = grid.to_input(values, torch.Size([1, 1, 32]), interpolation, spill=False)[0, 0]
-    assert torch.equal(strict[:16], whole[:16])
-    assert strict[16:].tolist() == [0.0] * 16
+    assert torch.equal(far.gather(0, chosen[None])[0], far.amin(0))
 
 
 def test_nearest_copies_values_bit_by_bit() -> None:
@@ -232,7 +263,7 @@ def test_a_constant_stays_constant() -> None:
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 def test_a_token_for_each_element_is_left_alone(interpolation: str) -> None:
     values = draw(2, 5)
-    grid = fitted(torch.tensor([[4.0], [2.0], [0.0], [1.0], [3.0]]), 2, 5)
+    grid = fitted(torch.tensor([[4.0], [2.0], [0.0], [1.0], [3.0]]), 2, 5, single=True)
     expected = values[:, [2, 3, 1, 4, 0]]
     assert torch.equal(grid.to_input(values, torch.Size([2, 5]), interpolation), expected)
 
@@ -251,3 +282,47 @@ def test_dtype_is_that_of_the_values(dtype: torch.dtype) -> None:
     for interpolation in ("nearest", "bilinear"):
         shape = torch.Size([1, 3, 8, 8])
         assert grid.to_input(draw(1, 4).to(dtype), shape, interpolation).dtype == dtype
+
+
+def test_channels_are_never_mixed() -> None:
+    """Tokens of two halves of the channels of a picture, in a grid of their own."""
+    spots = [(c, 3.5, w) for c in (1.0, 4.0) for w in (3.5, 11.5)]
+    shape = torch.Size([1, 6, 8, 16])
+    grid = fitted(torch.tensor(spots), *shape)
+    assert (grid.axes, grid.counts) == ((1, 2, 3), (2, 1, 2))
+    values = draw(1, 4)
+    whole = grid.to_input(values, shape, "bilinear")[0]
+    for half in range(2):
+        alone = fitted(torch.tensor(spots[:2]), 1, 3, 8, 16)
+        expected = alone.to_input(
+            values[:, 2 * half :][:, :2], torch.Size([1, 3, 8, 16]), "bilinear"
+        )
+        assert torch.equal(whole[3 * half : 3 * half + 3], expected[0])
+
+
+# --- which elements were read
+
+
+@given(data=st.data(), sizes=st.lists(st.integers(1, 5), max_size=4))
+@settings(deadline=None, max_examples=60)
+def test_elements_that_tokens_were_made_of(data, sizes: list[int]) -> None:
+    """Against a loop over tokens; a range without elements holds none."""
+    count = data.draw(st.integers(0, 4))
+    drawn = [[[data.draw(st.integers(0, n - 1)) for _ in range(2)] for n in sizes]
+             for _ in range(count)]  # fmt: skip
+    lie = torch.tensor(drawn, dtype=torch.long).view(count, len(sizes), 2)
+    expected = torch.zeros(sizes, dtype=torch.bool)
+    for token in lie.tolist():
+        expected[tuple(slice(first, last + 1) for first, last in token)] = True
+    if sizes:
+        assert torch.equal(elements_of(lie, torch.Size([2, *sizes])), expected)
+    else:
+        assert bool(elements_of(lie, torch.Size([2]))) is (count > 0)
+
+
+def test_no_token_holds_no_element() -> None:
+    nothing = torch.tensor([NOWHERE]).expand(3, 2, 2)
+    assert not elements_of(nothing, torch.Size([1, 2, 3])).any()
+    some = torch.tensor([[[0, 0], [1, 2]]])
+    found = elements_of(torch.cat([some, nothing]), torch.Size([1, 2, 3]))
+    assert found.tolist() == [[False, True, True], [False] * 3]

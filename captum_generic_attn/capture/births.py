@@ -6,6 +6,7 @@ opens a space of `tokens.spaces` and says where its tokens lie in the input that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -219,8 +220,8 @@ def _of_picture(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     if channels is None:
         return shadow.irregular(f"{op.name} of channels whose elements lie at different places")
     together: Shadow | None = None
-    for lines in channels:
-        born = _of_channel(spaces, shadow, op, lines, windows)
+    for alike in channels:
+        born = _of_channels(spaces, shadow, op, plane[:, alike], windows)
         if together is None or not born.planes:
             together = born
         elif not spaces.same(together.planes[0], born.planes[0]):
@@ -231,24 +232,28 @@ def _of_picture(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     return together
 
 
-def _of_channel(
-    spaces: TokenSpaces, shadow: Shadow, op: Operation, lines: Tensor, windows: Windows
+def _of_channels(
+    spaces: TokenSpaces, shadow: Shadow, op: Operation, plane: Tensor, windows: Windows
 ) -> Shadow:
-    """Tokens of the windows over one channel `[B, *spatial]`, whose rows may be of several inputs.
+    """Tokens of the windows over channels `[B, c, *spatial]`, whose rows may be of several inputs.
 
     Two pictures that are joined along the batch go through one convolution.
     """
     out = op.results[0].shape
+    lines = plane[:, 0]
     one = lines.reshape(len(lines), -1).amax(1)  # any element will do to tell the picture
     owner = spaces.locate(one)[0]
     together: Shadow | None = None
     for i in torch.unique(owner).tolist():
         mine = torch.where(owner == i, one, PADDING).view(-1, *[1] * (lines.ndim - 1), 1)
-        centres = None
+        centres = ranges = None
         if windows.regular:
             steps = windows.starts, windows.steps
             centres = _centres(spaces, lines[owner == i], *steps, out[2:])
-        born = _born_on_map(spaces, shadow, op, mine.expand(len(lines), *out[2:], 1), centres)
+        if centres is not None:
+            ranges = _ranges(spaces, plane[owner == i], windows, out[2:])
+        mine = mine.expand(len(lines), *out[2:], 1)
+        born = _born_on_map(spaces, shadow, op, mine, centres, ranges)
         if not born.planes:
             return born
         if together is not None:
@@ -263,12 +268,11 @@ def _filled(plane: Tensor, other: Tensor) -> Tensor:
     return torch.where(plane >= 0, plane, other)
 
 
-def _channels_by_input(spaces: TokenSpaces, plane: Tensor) -> list[Tensor] | None:
-    """One channel `[B, *spatial]` for each input in a plane `[B, C, *spatial]` of elements.
+def _channels_by_input(spaces: TokenSpaces, plane: Tensor) -> list[list[int]] | None:
+    """The channels of each input in a plane `[B, C, *spatial]` of elements.
 
     `None` if the channels of an input hold elements of different places.
     """
-    first = plane[:, 0]
     corner = plane[(slice(None), slice(None), *[slice(0, 1)] * (plane.ndim - 2))]
     shifted = plane - corner  # [B, C, *spatial]: as far from the corner in each channel
     same = (shifted == shifted[:, :1]) | ((plane < 0) & (plane[:, :1] < 0))
@@ -287,9 +291,37 @@ def _channels_by_input(spaces: TokenSpaces, plane: Tensor) -> list[Tensor] | Non
             return None
     middle = plane[0].flatten(1).amax(1)
     index = spaces.locate(middle)[0]
-    if bool((index == index[0]).all()):
-        return [first]
-    return [plane[:, int((index == i).nonzero()[0])] for i in dict.fromkeys(index.tolist())]
+    return [(index == i).nonzero().flatten().tolist() for i in dict.fromkeys(index.tolist())]
+
+
+def _ranges(spaces: TokenSpaces, plane: Tensor, windows: Windows, out: torch.Size) -> Tensor | None:
+    """Ranges `[*out, d, 2]` of the elements in windows over channels `[B, c, *spatial]`.
+
+    The channels hold elements of the same places; all examples do, or `None`.
+    """
+    lines = plane[:, 0]
+    if (lattice := spaces.lattice(lines)) is not None:
+        origin, slopes = lattice
+        ends = origin.new_zeros(*[1] * len(out), len(origin), 2) + origin.unsqueeze(-1)
+        for axis, (line, n) in enumerate(zip(windows.along, lines.shape[1:], strict=True)):
+            inside = [[i for i in r if 0 <= i < n] or [min(max(r[0], 0), n - 1)] for r in line]
+            places = torch.tensor([[i[0], i[-1]] for i in inside], dtype=origin.dtype)
+            reach = (places.unsqueeze(1) * slopes[axis].unsqueeze(-1)).sort(-1).values
+            shape = [len(line) if a == axis else 1 for a in range(len(out))]
+            ends = ends + reach.view(*shape, len(origin), 2)
+        found: Tensor = ends.long()
+    else:
+        rows = windows_of(lines[:1].unsqueeze(1), windows, out)
+        ranges = spaces.ranges(rows)
+        if ranges is None:
+            return None
+        found = torch.stack([ranges[..., 0].amin(-2), ranges[..., 1].amax(-2)], -1)[0]
+    known = (lines[0].flatten() >= 0).nonzero().flatten()
+    channels = spaces.coordinates(plane[0].flatten(1)[:, int(known[0])])
+    if channels is None:
+        return None
+    apart = (channels - channels[0]).long()  # [c, d]
+    return found + torch.stack([apart.amin(0), apart.amax(0)], -1)
 
 
 def _centres(
@@ -312,12 +344,18 @@ def _centres(
 
 
 def _born_on_map(
-    spaces: TokenSpaces, shadow: Shadow, op: Operation, parents: Tensor, centres: Tensor | None
-) -> Shadow:
-    """Tokens of a map `[B, C, *out]`, from `[B, *out, m]` parents and `[*out, d]` centres."""
+    spaces: TokenSpaces, shadow: Shadow, op: Operation, parents: Tensor, centres: Tensor | None,
+    ranges: Tensor | None = None,
+) -> Shadow:  # fmt: skip
+    """Tokens of a map `[B, C, *out]`.
+
+    From `[B, *out, m]` parents, `[*out, d]` centres and `[*out, d, 2]` ranges, if not the parents'.
+    """
     if centres is not None:
         centres = centres.flatten(0, -2).repeat(len(parents), 1)
-    plane = spaces.born(parents, centres)
+    if ranges is not None:
+        ranges = ranges.flatten(0, -3).repeat(len(parents), 1, 1)
+    plane = spaces.born(parents, centres, ranges)
     if plane is None:
         return unborn(spaces, shadow, parents, op.name)
     planes = (plane.unsqueeze(1).expand(op.results[0].shape),)
@@ -364,12 +402,25 @@ def of_resized(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     starts = [(step - 1) / 2 for step in steps]
     centres = _centres(spaces, lines, starts, steps, result.shape[2:])
     if raw:
-        if centres is None:
+        sampled = _sampled(operand.shape[2:], result.shape[2:])
+        ranges = _ranges(spaces, plane[:, :1], sampled, result.shape[2:])
+        if centres is None or ranges is None:
             return lost
-        return shadow._replace(planes=(spaces.of_picture(plane, centres, result.shape),))
+        picture = spaces.of_picture(plane, centres, ranges, result.shape)
+        return shadow._replace(planes=(picture,))
     nearest = F.interpolate(lines[:, None].double(), result.shape[2:], mode="nearest-exact")
     parents = nearest[:, 0].to(plane.dtype).unsqueeze(-1)
     return _born_on_map(spaces, shadow, op, parents, centres)
+
+
+def _sampled(spatial: torch.Size, out: torch.Size) -> Windows:
+    """What each place of a resized map reads: the part that it stands for, and its neighbours."""
+    along = []
+    for n, m in zip(spatial, out, strict=True):
+        half = max(n / m / 2, 1 - 1e-6)
+        middles = [(i + 0.5) * n / m - 0.5 for i in range(m)]
+        along.append([range(math.ceil(c - half), math.floor(c + half) + 1) for c in middles])
+    return Windows(along)
 
 
 def of_sums(spaces: TokenSpaces, one: Tensor, other: Tensor) -> Tensor | None:

@@ -4,7 +4,7 @@
 other, `grid` maps a value per token back to the shape of the input that it came from.
 """
 
-from captum_generic_attn.tokens.grid import Grid, fit_grid
+from captum_generic_attn.tokens.grid import Grid, elements_of, fit_grid
 from captum_generic_attn.tokens.spaces import FOREIGN, PADDING, STALE, Space, TokenSpaces
 from captum_generic_attn.tokens.streams import NOBODY, Meeting, TokenStream, TokenStreams
 
@@ -19,5 +19,6 @@ __all__ = [
     "TokenSpaces",
     "TokenStream",
     "TokenStreams",
+    "elements_of",
     "fit_grid",
 ]

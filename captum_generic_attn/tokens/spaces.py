@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -33,6 +33,9 @@ FOREIGN = -2
 """Plane value of elements that came from outside the forward pass, such as a filled cache."""
 STALE = -3
 """Plane value of padding that has been through attention as a query."""
+
+NOWHERE = 1 << 62, -1
+"""The range of what was made of no element: any other range joined with it stays itself."""
 
 Kind = Literal["element", "token", "parameter", "shared", "unknown"]
 
@@ -57,6 +60,7 @@ class Space:
     coordinates: Tensor | None = None
     parents: Tensor | None = None
     shape: Sequence[int] | None = None
+    ranges: Tensor | None = None
 
     def at(self, local: Tensor) -> Tensor | None:
         """Centres `[*local, d]` of some of the tokens."""
@@ -65,6 +69,14 @@ class Space:
         if not self.shape:
             return torch.zeros(*local.shape, 0, dtype=torch.float64)
         return torch.stack(torch.unravel_index(local, self.shape), -1).double()
+
+    def reads(self, local: Tensor) -> Tensor | None:
+        """Ranges `[*local, d, 2]` of the elements that some of the tokens were made of."""
+        if self.shape is None:
+            return None if self.ranges is None else self.ranges[local]
+        axes = torch.unravel_index(local, self.shape) if self.shape else ()
+        places = torch.stack(axes, -1) if axes else local.new_zeros(*local.shape, 0)
+        return torch.stack([places, places], -1)
 
     @property
     def stop(self) -> int:
@@ -101,10 +113,11 @@ class TokenSpaces:
         coordinates: Tensor | None = None,
         parents: Tensor | None = None,
         shape: Sequence[int] | None = None,
+        ranges: Tensor | None = None,
     ) -> Space:
         base = self._spaces[-1].stop if self._spaces else 0
         space = Space(
-            len(self._spaces), base, size, examples, name, kind, coordinates, parents, shape
+            len(self._spaces), base, size, examples, name, kind, coordinates, parents, shape, ranges
         )
         self._spaces.append(space)
         self._table = None
@@ -122,15 +135,21 @@ class TokenSpaces:
         space = self._open(size, shape[0], name, "element", shape=shape[1:])
         return torch.arange(space.base, space.stop, dtype=torch.int32).view(shape)
 
-    def of_picture(self, plane: Tensor, centres: Tensor, shape: torch.Size) -> Tensor:
-        """Number the elements of a resized picture `plane`; `centres` are those of one channel."""
+    def of_picture(
+        self, plane: Tensor, centres: Tensor, ranges: Tensor, shape: torch.Size
+    ) -> Tensor:
+        """Number the elements of a resized picture `plane`.
+
+        `centres` `[*spatial, d]` and `ranges` `[*spatial, d, 2]` are those of its first channel.
+        """
         source = self[self.indices(plane)[0]]
         channels = self.coordinates(plane[0].flatten(1)[:, 0])
         assert channels is not None  # noqa: S101 - a picture's elements lie somewhere
         apart = (channels - channels[0]).unsqueeze(1)  # [C, 1, d]: channels differ in their axis
         coordinates = (centres.flatten(0, -2).unsqueeze(0) + apart).flatten(0, 1)
+        reach = (ranges.flatten(0, -3).unsqueeze(0) + apart.long().unsqueeze(-1)).flatten(0, 1)
         size = math.prod(shape[1:])
-        space = self._open(size, source.examples, source.name, "element", coordinates)
+        space = self._open(size, source.examples, source.name, "element", coordinates, ranges=reach)
         return torch.arange(space.base, space.stop, dtype=torch.int32).view(shape)
 
     def of_parameter(self, name: str, shape: torch.Size) -> Tensor:
@@ -173,14 +192,16 @@ class TokenSpaces:
         return torch.isin(self.locate(ids)[0], torch.tensor(unknown))
 
     def born(
-        self, parents: Tensor, centres: Tensor | None, *, again: bool = False
-    ) -> Tensor | None:
+        self, parents: Tensor, centres: Tensor | None, ranges: Tensor | None = None, *,
+        again: bool = False,
+    ) -> Tensor | None:  # fmt: skip
         """Open a space with one token for each row of parents.
 
         Args:
             parents: `[*tokens, m]` ids of the elements or tokens that each is made of, negative for
                 none. Of elements some will do: they tell the input, the example and the place.
             centres: `[tokens, d]` centres in the input, or `None` if unknown.
+            ranges: `[tokens, d, 2]` of the elements that each is made of; `None`: its parents'.
             again: whether tokens with these centres that no call has read yet are these: features
                 that are projected once for queries and once for keys.
 
@@ -199,7 +220,9 @@ class TokenSpaces:
             if len(distinct) < len(parents):  # heads that are pooled one by one
                 if centres is not None:
                     centres = centres.view(len(parents), -1, centres.shape[-1])[first].flatten(0, 1)
-                plane = self.born(parents[first], centres, again=again)
+                if ranges is not None:
+                    ranges = ranges.view(len(parents), -1, *ranges.shape[-2:])[first].flatten(0, 1)
+                plane = self.born(parents[first], centres, ranges, again=again)
                 return None if plane is None else plane[member]
         _, example, _ = self.locate(rows)
         if not sources or (len(sources) > 1 and (raw or any(s.kind == "unknown" for s in sources))):
@@ -222,15 +245,25 @@ class TokenSpaces:
             placed = centres.flatten(0, -2)[alive][order]
             centres = placed.view(examples, size, placed.shape[-1])
             centres = centres[0] if bool((centres == centres[0]).all()) else None
+        if centres is None:
+            ranges = None
+        elif ranges is not None:
+            ranges = ranges.flatten(0, -3)[alive]
+        elif (found := self.ranges(rows)) is not None:
+            ranges = _hull(found)
+        if ranges is not None:  # of all examples
+            ranges = _hull(ranges[order].view(examples, size, *ranges.shape[1:]).transpose(0, 1))
         kind: Kind = "token" if source.examples else source.kind
         if raw:
             family = None
-            space = self._unread(size, source.name, centres) if again else None
+            space = self._unread(size, source.name, centres, ranges) if again else None
         else:
             family = distinct_ids(rows[order]).view(examples, size, -1)
             space = self._sibling(family)
         if space is None:
-            space = self._open(size, source.examples, source.name, kind, centres, family)
+            space = self._open(
+                size, source.examples, source.name, kind, centres, family, ranges=ranges
+            )
         ids = torch.empty_like(leader)
         ids[order] = torch.arange(space.base, space.stop)
         plane = torch.full((len(alive),), PADDING, dtype=torch.int32)
@@ -244,8 +277,13 @@ class TokenSpaces:
                 return space
         return None
 
-    def _unread(self, size: int, name: str, centres: Tensor | None) -> Space | None:
-        """Tokens of an input with these centres that no attention call has read."""
+    def _unread(
+        self, size: int, name: str, centres: Tensor | None, ranges: Tensor | None
+    ) -> Space | None:
+        """Tokens of an input with these centres that no attention call has read.
+
+        They were made of these elements as well.
+        """
         for space in self._spaces:
             if (
                 space.kind == "token"
@@ -255,6 +293,9 @@ class TokenSpaces:
                 and space.coordinates is not None
                 and torch.equal(space.coordinates, centres)
             ):
+                if space.ranges is not None and ranges is not None:
+                    reach = _hull(torch.stack([space.ranges, ranges], -3))
+                    space = self._spaces[space.index] = replace(space, ranges=reach)
                 return space
         return None
 
@@ -280,19 +321,19 @@ class TokenSpaces:
         if raw and bool((index != index[0, 0]).any()):
             return self._born_of_inputs(parents)
         one_space = torch.equal(index[0], index[1]) and torch.equal(example[0], example[1])
-        centres = None
+        placed = None
         if one_space and len(filled):
-            centres = self._centres_of_rows(rows[alive], filled, local)
-        if centres is not None:
-            every = centres.new_zeros(len(rows), centres.shape[-1])
-            every[alive] = centres
-            centres = every
+            placed = self._places_of_rows(rows[alive], filled, local)
+        centres = ranges = None
+        if placed is not None:
+            centres, ranges = (part.new_zeros(len(rows), *part.shape[1:]) for part in placed)
+            centres[alive], ranges[alive] = placed
         if raw:
             if not one_space:
                 return None
             elements = parents.shape[-1] > 1  # an embedding's integers are one each: never again
-            return self.born(most.view(*parents.shape[:-1], 1), centres, again=elements)
-        return self.born(parents, centres)
+            return self.born(most.view(*parents.shape[:-1], 1), centres, ranges, again=elements)
+        return self.born(parents, centres, ranges)
 
     def _born_of_inputs(self, parents: Tensor) -> Tensor | None:
         """As `born_of_rows`, of elements of several inputs that were joined before.
@@ -317,29 +358,36 @@ class TokenSpaces:
             together = torch.where(together >= 0, together, plane)
         return together
 
-    def _centres_of_lines(self, rows: Tensor) -> Tensor | None:
-        """Centres `[n, d]` of rows that are each a straight line of evenly spaced elements."""
+    def _places_of_lines(self, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+        """As `_places_of_rows`, of rows that are each a straight line of evenly spaced elements."""
         if rows.shape[1] < 2:
             return None
         first, step = rows[:, :1], rows[0, 1] - rows[0, 0]
         if not torch.equal(rows, first + step * torch.arange(rows.shape[1], dtype=rows.dtype)):
             return None
         ends = self.coordinates(rows[:, [0, 1, -1]])
-        if ends is None:
+        ranges = self.ranges(rows[:, [0, -1]])
+        if ends is None or ranges is None:
             return None
         start, second, last = ends.unbind(1)
         # No line runs over an edge of the input: where it ends is as far as its steps reach.
         straight = torch.equal(last, start + (rows.shape[1] - 1) * (second - start))
-        return (start + last) / 2 if straight else None
+        return ((start + last) / 2, _hull(ranges)) if straight else None
 
-    def _centres_of_rows(self, parents: Tensor, rows: Tensor, local: Tensor) -> Tensor | None:
-        if (centres := self._centres_of_lines(parents)) is not None:
-            return centres
+    def _places_of_rows(
+        self, parents: Tensor, rows: Tensor, local: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Centres `[n, d]` and ranges `[n, d, 2]` of tokens that are made of rows `[n, m]`.
+
+        `parents` are the rows with -1 for none, `local` the numbers of their ends.
+        """
+        if (places := self._places_of_lines(parents)) is not None:
+            return places
         same = self.locate(rows)[2] if bool((local >= 0).all()) else local[0, :, None]
         # Rows that hold the same elements of their examples have the same centre.
         _, first, member = unique_rows(same)
-        centres = self.coordinates(rows[first])
-        if centres is None:
+        centres, ranges = self.coordinates(rows[first]), self.ranges(rows[first])
+        if centres is None or ranges is None:
             return None
         present = parents.reshape(rows.shape)[first] >= 0
         weight = present.unsqueeze(-1).to(centres.dtype)
@@ -351,7 +399,7 @@ class TokenSpaces:
             centres = torch.where(alike[:, None, None], middle, centres)
         centres = (centres * weight).sum(-2) / weight.sum(-2).clamp(min=1)
         centres = centres.mul(4096).round().div(4096)  # the order of sums must not matter
-        return centres[member]
+        return centres[member], _hull(ranges)[member]
 
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Space index, example (-1: all) and local number of each id; all -1 for no token."""
@@ -410,6 +458,26 @@ class TokenSpaces:
         if first < 0 or bool((index != first).any()):
             return None
         return self[first].at(local)
+
+    def ranges(self, ids: Tensor) -> Tensor | None:
+        """Ranges `[*ids, d, 2]` of the elements of one input that each token was made of.
+
+        `NOWHERE` for no token and for parameters; `None` if they come from several inputs, or it
+        cannot be told.
+        """
+        index, _, local = self.locate(ids)
+        sources = [space for i in _distinct(index) if (space := self[i]).kind != "parameter"]
+        if not sources or any(space.name != sources[0].name for space in sources):
+            return None
+        found: Tensor | None = None
+        for space in sources:
+            theirs = space.reads(local.clamp(0, space.size - 1))
+            if theirs is None:
+                return None
+            if found is None:
+                found = torch.tensor(NOWHERE).expand_as(theirs)
+            found = torch.where((index == space.index)[..., None, None], theirs, found)
+        return found
 
     def indices(self, ids: Tensor) -> list[int]:
         """Indices of the spaces in `ids`, in order of first appearance."""
@@ -678,6 +746,11 @@ def _distinct(index: Tensor) -> list[int]:
     """The spaces among indices, in order; -1 is none."""
     found: list[int] = torch.unique(index).tolist()
     return [i for i in found if i >= 0]
+
+
+def _hull(ranges: Tensor) -> Tensor:
+    """`[n, d, 2]`, the ranges that hold all of `[n, m, d, 2]`."""
+    return torch.stack([ranges[..., 0].amin(-2), ranges[..., 1].amax(-2)], -1)
 
 
 def _among(ids: Tensor, known: Tensor) -> Tensor:
