@@ -14,26 +14,35 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.capture import Capture, name_of_input
-from captum_generic_attn.tokens import Grid, TokenStream, elements_of, fit_grid
+from captum_generic_attn.tokens import Extent, Grid, TokenStream, elements_of, fit_grid
 
 
 class _Fed(NamedTuple):
     """Tokens that come from an input, and their values.
 
     `values` are `[B, n]`; `present` `[E, n]` says whether attention reads a token, `centres`
-    `[n, d]` and `ranges` `[n, d, 2]` where it lies in the input, if that can be told.
+    `[n, d]` and `extent` where it lies in the input, if that can be told.
     """
 
     values: Tensor
     present: Tensor
     centres: Tensor | None
-    ranges: Tensor | None
+    extent: Extent | None
 
     def grid(self, shape: torch.Size, *, several: bool = False) -> Grid | None:
         """The grid that the tokens form."""
-        if self.centres is None or self.ranges is None:
+        if self.centres is None or self.extent is None:
             return None
-        return fit_grid(self.centres, self.ranges, shape, several=several)
+        return fit_grid(self.centres, self.extent.ranges, shape, several=several)
+
+    def elements(self, shape: torch.Size) -> Tensor:
+        """`[E, *shape[1:]]` True for what tokens that attention reads were made of."""
+        assert self.extent is not None  # noqa: S101 - they have a grid
+        ranges, along = self.extent
+        present = self.present.cpu()
+        if bool((present == present[:1]).all()):
+            present = present[:1]
+        return torch.stack([elements_of(Extent(ranges[own], along), shape) for own in present])
 
 
 def maps_of_inputs(
@@ -109,7 +118,7 @@ def _feeding(
             positions = torch.where(table >= 0, places[table.clamp(min=0)], -1).to(values.device)
             picked = values.gather(1, positions.clamp(min=0).expand(len(values), -1))
             picked = picked.masked_fill(positions < 0, 0.0)
-            fed.append(_Fed(picked, positions >= 0, source.coordinates, source.ranges))
+            fed.append(_Fed(picked, positions >= 0, source.coordinates, source.extent))
         if fed:
             found.append(sorted(fed, key=lambda f: f.centres is None))
     return found
@@ -129,12 +138,14 @@ def _pooled(feeding: list[Sequence[_Fed]], shape: torch.Size) -> list[Sequence[_
 def _joined(feeding: Sequence[_Fed]) -> _Fed | None:
     """All tokens side by side; `None` if it cannot be told where they lie."""
     centres = [f.centres for f in feeding if f.centres is not None]
-    ranges = [f.ranges for f in feeding if f.ranges is not None]
-    if len(centres) < len(feeding) or len(ranges) < len(feeding):
+    extents = [f.extent for f in feeding if f.extent is not None]
+    if len(centres) < len(feeding) or len(extents) < len(feeding):
         return None
     values = torch.cat([f.values for f in feeding], 1)
     present = torch.cat([f.present.expand(len(values), -1) for f in feeding], 1)
-    return _Fed(values, present, torch.cat(centres), torch.cat(ranges))
+    along = (torch.stack(axis).any(0) for axis in zip(*(e.along for e in extents), strict=True))
+    extent = Extent(torch.cat([e.ranges for e in extents]), tuple(along))
+    return _Fed(values, present, torch.cat(centres), extent)
 
 
 def _tokens(name: str, feeding: Sequence[_Fed], shape: torch.Size) -> Tensor:
@@ -158,9 +169,9 @@ def _map(name: str, fed: Sequence[_Fed], shape: torch.Size, interpolation: str) 
     known = torch.zeros((), dtype=torch.bool)
     for tokens in fed:
         grid = tokens.grid(shape)
-        if grid is None or tokens.ranges is None:
+        if grid is None:
             continue
-        own = _elements(tokens.ranges, tokens.present.cpu(), shape).to(tokens.values.device)
+        own = tokens.elements(shape).to(tokens.values.device)
         part = grid.to_input(tokens.values, shape, interpolation) * own
         found = part if found is None else torch.where(known, found, part)
         known = known.to(own.device) | own
@@ -171,13 +182,6 @@ def _map(name: str, fed: Sequence[_Fed], shape: torch.Size, interpolation: str) 
             "value per token"
         )
     return found
-
-
-def _elements(ranges: Tensor, present: Tensor, shape: torch.Size) -> Tensor:
-    """`[E, *shape[1:]]` True for the elements that tokens which attention reads were made of."""
-    if bool((present == present[:1]).all()):
-        return elements_of(ranges[present[0]], shape).unsqueeze(0)
-    return torch.stack([elements_of(ranges[own], shape) for own in present])
 
 
 def _describe(grid: Grid | None) -> str:

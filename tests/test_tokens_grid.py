@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from captum_generic_attn.tokens.grid import Grid, elements_of, fit_grid
-from captum_generic_attn.tokens.spaces import NOWHERE
+from captum_generic_attn.tokens.spaces import NOWHERE, Extent
 
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -306,7 +306,7 @@ def test_channels_are_never_mixed() -> None:
 @given(data=st.data(), sizes=st.lists(st.integers(1, 5), max_size=4))
 @settings(deadline=None, max_examples=60)
 def test_elements_that_tokens_were_made_of(data, sizes: list[int]) -> None:
-    """Against a loop over tokens; a range without elements holds none."""
+    """Against a loop over tokens."""
     count = data.draw(st.integers(0, 4))
     drawn = [[[data.draw(st.integers(0, n - 1)) for _ in range(2)] for n in sizes]
              for _ in range(count)]  # fmt: skip
@@ -314,15 +314,18 @@ def test_elements_that_tokens_were_made_of(data, sizes: list[int]) -> None:
     expected = torch.zeros(sizes, dtype=torch.bool)
     for token in lie.tolist():
         expected[tuple(slice(first, last + 1) for first, last in token)] = True
-    if sizes:
-        assert torch.equal(elements_of(lie, torch.Size([2, *sizes])), expected)
-    else:
-        assert bool(elements_of(lie, torch.Size([2]))) is (count > 0)
+    along = tuple(
+        torch.tensor(data.draw(st.lists(st.booleans(), min_size=n, max_size=n))) for n in sizes
+    )
+    for axis, read in enumerate(along):
+        expected &= read.view([-1 if a == axis else 1 for a in range(len(sizes))])
+    assert torch.equal(elements_of(Extent(lie, along), torch.Size([2, *sizes])), expected)
 
 
 def test_no_token_holds_no_element() -> None:
     nothing = torch.tensor([NOWHERE]).expand(3, 2, 2)
-    assert not elements_of(nothing, torch.Size([1, 2, 3])).any()
+    along = torch.ones(2).bool(), torch.ones(3).bool()
+    assert not elements_of(Extent(nothing, along), torch.Size([1, 2, 3])).any()
     some = torch.tensor([[[0, 0], [1, 2]]])
-    found = elements_of(torch.cat([some, nothing]), torch.Size([1, 2, 3]))
+    found = elements_of(Extent(torch.cat([some, nothing]), along), torch.Size([1, 2, 3]))
     assert found.tolist() == [[False, True, True], [False] * 3]

@@ -25,7 +25,13 @@ from captum_generic_attn.capture.planes import (
     windows_of,
 )
 from captum_generic_attn.capture.shadow import Role, Shadow
-from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
+from captum_generic_attn.tokens.spaces import (
+    PADDING,
+    Extent,
+    TokenSpaces,
+    moved_along,
+    sums_along,
+)
 
 
 def of_rows(spaces: TokenSpaces, shadow: Shadow, shape: torch.Size, name: str) -> Shadow:
@@ -246,14 +252,18 @@ def _of_channels(
     together: Shadow | None = None
     for i in torch.unique(owner).tolist():
         mine = torch.where(owner == i, one, PADDING).view(-1, *[1] * (lines.ndim - 1), 1)
-        centres = ranges = None
+        centres = extent = None
         if windows.regular:
             steps = windows.starts, windows.steps
-            centres = _centres(spaces, lines[owner == i], *steps, out[2:])
+            centres = _of_own(owner == i, _centres(spaces, lines[owner == i], *steps, out[2:]))
         if centres is not None:
-            ranges = _ranges(spaces, plane[owner == i], windows, out[2:])
+            extent = _extent(spaces, plane[owner == i], windows, out[2:])
+        if extent is not None:
+            ranges = _of_own(owner == i, extent.ranges)
+            assert ranges is not None  # noqa: S101 - they are known
+            extent = extent._replace(ranges=ranges)
         mine = mine.expand(len(lines), *out[2:], 1)
-        born = _born_on_map(spaces, shadow, op, mine, centres, ranges)
+        born = _born_on_map(spaces, shadow, op, mine, centres, extent)
         if not born.planes:
             return born
         if together is not None:
@@ -261,6 +271,15 @@ def _of_channels(
         together = born
     assert together is not None  # noqa: S101 - a channel has rows
     return together
+
+
+def _of_own(own: Tensor, values: Tensor | None) -> Tensor | None:
+    """Values of some rows of a batch, as values of all."""
+    if values is None or bool(own.all()):
+        return values
+    every = values.new_zeros(len(own), *values.shape[1:])
+    every[own] = values
+    return every
 
 
 def _filled(plane: Tensor, other: Tensor) -> Tensor:
@@ -294,41 +313,88 @@ def _channels_by_input(spaces: TokenSpaces, plane: Tensor) -> list[list[int]] | 
     return [(index == i).nonzero().flatten().tolist() for i in dict.fromkeys(index.tolist())]
 
 
-def _ranges(spaces: TokenSpaces, plane: Tensor, windows: Windows, out: torch.Size) -> Tensor | None:
-    """Ranges `[*out, d, 2]` of the elements in windows over channels `[B, c, *spatial]`.
+def _extent(spaces: TokenSpaces, plane: Tensor, windows: Windows, out: torch.Size) -> Extent | None:
+    """The elements in windows `[B, *out]` over channels `[B, c, *spatial]`, which are alike.
 
-    The channels hold elements of the same places; all examples do, or `None`.
+    `None` if that cannot be told.
     """
+    groups = _rows_alike(spaces, plane[:, 0])
+    parts = [_extent_of_alike(spaces, plane[rows], windows, out) for rows in groups]
+    found = [part for part in parts if part is not None]
+    if len(found) < len(parts):
+        return None
+    ranges = found[0].ranges.new_zeros(len(plane), *found[0].ranges.shape)
+    for rows, part in zip(groups, found, strict=True):
+        ranges[rows] = part.ranges
+    along = tuple(torch.stack(axis).any(0) for axis in zip(*(p.along for p in found), strict=True))
+    return Extent(ranges, along)
+
+
+def _extent_of_alike(
+    spaces: TokenSpaces, plane: Tensor, windows: Windows, out: torch.Size
+) -> Extent | None:
+    """The elements in windows `[*out]` over channels `[B, c, *spatial]` of the same places."""
     lines = plane[:, 0]
-    if (lattice := spaces.lattice(lines)) is not None:
-        origin, slopes = lattice
-        ends = origin.new_zeros(*[1] * len(out), len(origin), 2) + origin.unsqueeze(-1)
-        for axis, (line, n) in enumerate(zip(windows.along, lines.shape[1:], strict=True)):
-            inside = [[i for i in r if 0 <= i < n] or [min(max(r[0], 0), n - 1)] for r in line]
-            places = torch.tensor([[i[0], i[-1]] for i in inside], dtype=origin.dtype)
-            reach = (places.unsqueeze(1) * slopes[axis].unsqueeze(-1)).sort(-1).values
-            shape = [len(line) if a == axis else 1 for a in range(len(out))]
-            ends = ends + reach.view(*shape, len(origin), 2)
-        found: Tensor = ends.long()
-    else:
-        rows = windows_of(lines[:1].unsqueeze(1), windows, out)
-        ranges = spaces.ranges(rows)
-        if ranges is None:
-            return None
-        found = torch.stack([ranges[..., 0].amin(-2), ranges[..., 1].amax(-2)], -1)[0]
     known = (lines[0].flatten() >= 0).nonzero().flatten()
     channels = spaces.coordinates(plane[0].flatten(1)[:, int(known[0])])
+    source = spaces[spaces.indices(lines)[0]]
     if channels is None:
         return None
     apart = (channels - channels[0]).long()  # [c, d]
-    return found + torch.stack([apart.amin(0), apart.amax(0)], -1)
+    lattice = spaces.lattice(lines)
+    if lattice is None or source.shape is None:
+        rows = windows_of(lines[:1].unsqueeze(1), windows, out)
+        found = spaces.extent(rows.flatten(0, -2))
+        if found is None:
+            return None
+        ranges = found.ranges.view(*out, -1, 2)
+        along = found.along if source.shape is None else moved_along(found.along, apart)
+    else:
+        origin, slopes = lattice
+        ranges = origin.new_zeros(*[1] * len(out), len(origin), 2) + origin.unsqueeze(-1)
+        parts = [origin.unsqueeze(0), apart]
+        for axis, (line, n) in enumerate(zip(windows.along, lines.shape[1:], strict=True)):
+            inside = [[i for i in r if 0 <= i < n] or [min(max(r[0], 0), n - 1)] for r in line]
+            ends = torch.tensor([[i[0], i[-1]] for i in inside], dtype=origin.dtype)
+            reach = (ends.unsqueeze(1) * slopes[axis].unsqueeze(-1)).sort(-1).values
+            here = [len(line) if a == axis else 1 for a in range(len(out))]
+            ranges = ranges + reach.view(*here, len(origin), 2)
+            read = torch.tensor(sorted({i for places in inside for i in places}))
+            parts.append(read.unsqueeze(-1) * slopes[axis])
+        along = sums_along(parts, source.shape)
+    return Extent(ranges.long() + torch.stack([apart.amin(0), apart.amax(0)], -1), along)
+
+
+def _rows_alike(spaces: TokenSpaces, lines: Tensor) -> list[Tensor]:
+    """The rows of maps `[B, *spatial]` that lie at the same places of their examples.
+
+    All, or those of one frame, where the frames of an example follow each other in the batch.
+    """
+    places = spaces.locate(lines.flatten(1).amax(1))[2]
+    return [(places == place).nonzero().flatten() for place in torch.unique(places)]
 
 
 def _centres(
     spaces: TokenSpaces, lines: Tensor, starts: Sequence[float], steps: Sequence[float],
     out: torch.Size,
 ) -> Tensor | None:  # fmt: skip
-    """`[*out, d]` centres of windows over a map `[B, *spatial]`; `None` if examples differ."""
+    """`[B, *out, d]` centres of windows over maps `[B, *spatial]`; `None` if examples differ."""
+    found: Tensor | None = None
+    for rows in _rows_alike(spaces, lines):
+        centres = _centres_of_alike(spaces, lines[rows], starts, steps, out)
+        if centres is None:
+            return None
+        if found is None:
+            found = centres.new_zeros(len(lines), *centres.shape)
+        found[rows] = centres
+    return found
+
+
+def _centres_of_alike(
+    spaces: TokenSpaces, lines: Tensor, starts: Sequence[float], steps: Sequence[float],
+    out: torch.Size,
+) -> Tensor | None:  # fmt: skip
+    """`[*out, d]` centres of windows over maps `[B, *spatial]` of the same places."""
     if (lattice := spaces.lattice(lines)) is not None:
         placed, slopes = lattice
         for start, step, n, slope in zip(starts, steps, out, slopes, strict=True):
@@ -345,17 +411,14 @@ def _centres(
 
 def _born_on_map(
     spaces: TokenSpaces, shadow: Shadow, op: Operation, parents: Tensor, centres: Tensor | None,
-    ranges: Tensor | None = None,
+    extent: Extent | None = None,
 ) -> Shadow:  # fmt: skip
     """Tokens of a map `[B, C, *out]`.
 
-    From `[B, *out, m]` parents, `[*out, d]` centres and `[*out, d, 2]` ranges, if not the parents'.
+    Of `[B, *out, m]` parents, with centres `[B, *out, d]`, and ranges `[B, *out, d, 2]` in the
+    extent, if it is not that of the parents.
     """
-    if centres is not None:
-        centres = centres.flatten(0, -2).repeat(len(parents), 1)
-    if ranges is not None:
-        ranges = ranges.flatten(0, -3).repeat(len(parents), 1, 1)
-    plane = spaces.born(parents, centres, ranges)
+    plane = spaces.born(parents, centres, extent)
     if plane is None:
         return unborn(spaces, shadow, parents, op.name)
     planes = (plane.unsqueeze(1).expand(op.results[0].shape),)
@@ -403,10 +466,10 @@ def of_resized(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     centres = _centres(spaces, lines, starts, steps, result.shape[2:])
     if raw:
         sampled = _sampled(operand.shape[2:], result.shape[2:])
-        ranges = _ranges(spaces, plane[:, :1], sampled, result.shape[2:])
-        if centres is None or ranges is None:
+        extent = _extent(spaces, plane[:, :1], sampled, result.shape[2:])
+        if centres is None or extent is None:
             return lost
-        picture = spaces.of_picture(plane, centres, ranges, result.shape)
+        picture = spaces.of_picture(plane, centres, extent, result.shape)
         return shadow._replace(planes=(picture,))
     nearest = F.interpolate(lines[:, None].double(), result.shape[2:], mode="nearest-exact")
     parents = nearest[:, 0].to(plane.dtype).unsqueeze(-1)

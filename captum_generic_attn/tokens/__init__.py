@@ -5,7 +5,7 @@ other, `grid` maps a value per token back to the shape of the input that it came
 """
 
 from captum_generic_attn.tokens.grid import Grid, elements_of, fit_grid
-from captum_generic_attn.tokens.spaces import FOREIGN, PADDING, STALE, Space, TokenSpaces
+from captum_generic_attn.tokens.spaces import FOREIGN, PADDING, STALE, Extent, Space, TokenSpaces
 from captum_generic_attn.tokens.streams import NOBODY, Meeting, TokenStream, TokenStreams
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "NOBODY",
     "PADDING",
     "STALE",
+    "Extent",
     "Grid",
     "Meeting",
     "Space",

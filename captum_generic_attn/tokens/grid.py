@@ -16,6 +16,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from captum_generic_attn.tokens.spaces import Extent
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -129,29 +131,30 @@ def fit_grid(
     return Grid(tuple(axes), tuple(counts), tuple(offset), tuple(stride), tuple(single), cells)
 
 
-def elements_of(ranges: Tensor, shape: torch.Size) -> Tensor:
+def elements_of(extent: Extent, shape: torch.Size) -> Tensor:
     """Which elements of an input some of its tokens were made of.
 
     Args:
-        ranges: `[n, d, 2]` first and last element along each of the `d` axes behind the batch.
+        extent: of the tokens, with ranges `[n, d, 2]`.
         shape: the input's shape, batch included.
 
     Returns:
         True for these, `shape` without its batch.
 
     Example:
-        >>> elements_of(torch.tensor([[[0, 1]], [[3, 3]]]), torch.Size([2, 5])).int()
+        >>> ranges = torch.tensor([[[0, 1]], [[3, 4]]])
+        >>> along = torch.tensor([True, True, True, True, False])
+        >>> elements_of(Extent(ranges, (along,)), torch.Size([2, 5])).int()
         tensor([1, 1, 0, 1, 0], dtype=torch.int32)
     """
     sizes = shape[1:]
-    ranges = ranges[(ranges[..., 0] <= ranges[..., 1]).all(-1)]
+    ranges = extent.ranges[(extent.ranges[..., 0] <= extent.ranges[..., 1]).all(-1)]
     found = torch.zeros(sizes, dtype=torch.bool)
     if not len(ranges):
         return found
-    varying = [
-        axis for axis in range(len(sizes)) if bool((ranges[:, axis] != ranges[0, axis]).any())
-    ]
-    # One at the corner where a token begins, minus one behind where it ends: the sums are one inside.
+    differ = (ranges != ranges[0]).any(-1).any(0).tolist()
+    varying = [axis for axis, differs in enumerate(differ) if differs]
+    # One where a token begins along an axis, minus one behind its end: summed up, one inside.
     shown = [sizes[axis] + 1 for axis in varying]
     steps = torch.zeros(shown, dtype=torch.int32) if varying else torch.ones((), dtype=torch.int32)
     for ends in product((0, 1), repeat=len(varying)) if varying else ():
@@ -166,4 +169,7 @@ def elements_of(ranges: Tensor, shape: torch.Size) -> Tensor:
         for axis, (first, last) in enumerate(ranges[0].tolist())
     )
     found[alike] = inside
+    for axis, read in enumerate(extent.along):
+        if not bool(read.all()):
+            found &= read.view([-1 if a == axis else 1 for a in range(len(sizes))])
     return found

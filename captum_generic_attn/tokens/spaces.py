@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,18 @@ NOWHERE = 1 << 62, -1
 Kind = Literal["element", "token", "parameter", "shared", "unknown"]
 
 
+class Extent(NamedTuple):
+    """The elements of an input that tokens were made of, be it through other tokens.
+
+    `ranges` are `[*tokens, d, 2]`, the first and the last element along each of the `d` axes behind
+    the batch; `along` are `[n]` for each axis, True for the elements that some of the tokens was
+    made of.
+    """
+
+    ranges: Tensor
+    along: tuple[Tensor, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Space:
     """Tokens (or, of kind "element", the raw elements of an input) that were born together.
@@ -60,7 +72,7 @@ class Space:
     coordinates: Tensor | None = None
     parents: Tensor | None = None
     shape: Sequence[int] | None = None
-    ranges: Tensor | None = None
+    extent: Extent | None = None
 
     def at(self, local: Tensor) -> Tensor | None:
         """Centres `[*local, d]` of some of the tokens."""
@@ -73,7 +85,7 @@ class Space:
     def reads(self, local: Tensor) -> Tensor | None:
         """Ranges `[*local, d, 2]` of the elements that some of the tokens were made of."""
         if self.shape is None:
-            return None if self.ranges is None else self.ranges[local]
+            return None if self.extent is None else self.extent.ranges[local]
         axes = torch.unravel_index(local, self.shape) if self.shape else ()
         places = torch.stack(axes, -1) if axes else local.new_zeros(*local.shape, 0)
         return torch.stack([places, places], -1)
@@ -113,11 +125,11 @@ class TokenSpaces:
         coordinates: Tensor | None = None,
         parents: Tensor | None = None,
         shape: Sequence[int] | None = None,
-        ranges: Tensor | None = None,
+        extent: Extent | None = None,
     ) -> Space:
         base = self._spaces[-1].stop if self._spaces else 0
         space = Space(
-            len(self._spaces), base, size, examples, name, kind, coordinates, parents, shape, ranges
+            len(self._spaces), base, size, examples, name, kind, coordinates, parents, shape, extent
         )
         self._spaces.append(space)
         self._table = None
@@ -136,21 +148,30 @@ class TokenSpaces:
         return torch.arange(space.base, space.stop, dtype=torch.int32).view(shape)
 
     def of_picture(
-        self, plane: Tensor, centres: Tensor, ranges: Tensor, shape: torch.Size
+        self, plane: Tensor, centres: Tensor, extent: Extent, shape: torch.Size
     ) -> Tensor:
-        """Number the elements of a resized picture `plane`.
+        """Number the elements of a resized picture `plane` `[B, C, *spatial]`.
 
-        `centres` `[*spatial, d]` and `ranges` `[*spatial, d, 2]` are those of its first channel.
+        `centres` `[B, *spatial, d]` and `extent` are those of its first channel. Several rows of
+        the batch may be frames of one example.
         """
         source = self[self.indices(plane)[0]]
         channels = self.coordinates(plane[0].flatten(1)[:, 0])
         assert channels is not None  # noqa: S101 - a picture's elements lie somewhere
         apart = (channels - channels[0]).unsqueeze(1)  # [C, 1, d]: channels differ in their axis
-        coordinates = (centres.flatten(0, -2).unsqueeze(0) + apart).flatten(0, 1)
-        reach = (ranges.flatten(0, -3).unsqueeze(0) + apart.long().unsqueeze(-1)).flatten(0, 1)
+        _, example, local = self.locate(plane.flatten(1).amax(1))
+        frames, frame = torch.unique(local, return_inverse=True)
+        first = torch.stack([(frame == f).nonzero()[0, 0] for f in range(len(frames))])
+        coordinates = centres[first].flatten(1, -2).unsqueeze(1) + apart  # [T, C, n, d]
+        ranges = extent.ranges[first].flatten(1, -3).unsqueeze(1) + apart.long().unsqueeze(-1)
         size = math.prod(shape[1:])
-        space = self._open(size, source.examples, source.name, "element", coordinates, ranges=reach)
-        return torch.arange(space.base, space.stop, dtype=torch.int32).view(shape)
+        space = self._open(
+            size * len(frames), source.examples, source.name, "element", coordinates.flatten(0, 2),
+            extent=Extent(ranges.flatten(0, 2), moved_along(extent.along, apart[:, 0])),
+        )  # fmt: skip
+        start = space.base + example.clamp(min=0) * space.size + frame * size
+        ids: Tensor = start.unsqueeze(-1) + torch.arange(size)
+        return ids.to(torch.int32).view(shape)
 
     def of_parameter(self, name: str, shape: torch.Size) -> Tensor:
         """Number the vectors of a parameter, its last axis being features; a plane of `shape`."""
@@ -192,7 +213,7 @@ class TokenSpaces:
         return torch.isin(self.locate(ids)[0], torch.tensor(unknown))
 
     def born(
-        self, parents: Tensor, centres: Tensor | None, ranges: Tensor | None = None, *,
+        self, parents: Tensor, centres: Tensor | None, extent: Extent | None = None, *,
         again: bool = False,
     ) -> Tensor | None:  # fmt: skip
         """Open a space with one token for each row of parents.
@@ -201,7 +222,8 @@ class TokenSpaces:
             parents: `[*tokens, m]` ids of the elements or tokens that each is made of, negative for
                 none. Of elements some will do: they tell the input, the example and the place.
             centres: `[tokens, d]` centres in the input, or `None` if unknown.
-            ranges: `[tokens, d, 2]` of the elements that each is made of; `None`: its parents'.
+            extent: of the elements that they are made of, ranges `[tokens, d, 2]`; `None`: that of
+                their parents.
             again: whether tokens with these centres that no call has read yet are these: features
                 that are projected once for queries and once for keys.
 
@@ -220,9 +242,7 @@ class TokenSpaces:
             if len(distinct) < len(parents):  # heads that are pooled one by one
                 if centres is not None:
                     centres = centres.view(len(parents), -1, centres.shape[-1])[first].flatten(0, 1)
-                if ranges is not None:
-                    ranges = ranges.view(len(parents), -1, *ranges.shape[-2:])[first].flatten(0, 1)
-                plane = self.born(parents[first], centres, ranges, again=again)
+                plane = self.born(parents[first], centres, again=again)
                 return None if plane is None else plane[member]
         _, example, _ = self.locate(rows)
         if not sources or (len(sources) > 1 and (raw or any(s.kind == "unknown" for s in sources))):
@@ -245,24 +265,22 @@ class TokenSpaces:
             placed = centres.flatten(0, -2)[alive][order]
             centres = placed.view(examples, size, placed.shape[-1])
             centres = centres[0] if bool((centres == centres[0]).all()) else None
-        if centres is None:
-            ranges = None
-        elif ranges is not None:
-            ranges = ranges.flatten(0, -3)[alive]
-        elif (found := self.ranges(rows)) is not None:
-            ranges = _hull(found)
-        if ranges is not None:  # of all examples
-            ranges = _hull(ranges[order].view(examples, size, *ranges.shape[1:]).transpose(0, 1))
+        extent = None if centres is None else extent or self.extent(rows)
+        if extent is not None:  # of all examples
+            ranges = extent.ranges.flatten(0, -3)
+            ranges = (ranges[alive] if len(ranges) == len(alive) else ranges)[order]
+            ranges = ranges.view(examples, size, *ranges.shape[1:]).transpose(0, 1)
+            extent = extent._replace(ranges=_hull(ranges))
         kind: Kind = "token" if source.examples else source.kind
         if raw:
             family = None
-            space = self._unread(size, source.name, centres, ranges) if again else None
+            space = self._unread(size, source.name, centres, extent) if again else None
         else:
             family = distinct_ids(rows[order]).view(examples, size, -1)
             space = self._sibling(family)
         if space is None:
             space = self._open(
-                size, source.examples, source.name, kind, centres, family, ranges=ranges
+                size, source.examples, source.name, kind, centres, family, extent=extent
             )
         ids = torch.empty_like(leader)
         ids[order] = torch.arange(space.base, space.stop)
@@ -278,7 +296,7 @@ class TokenSpaces:
         return None
 
     def _unread(
-        self, size: int, name: str, centres: Tensor | None, ranges: Tensor | None
+        self, size: int, name: str, centres: Tensor | None, extent: Extent | None
     ) -> Space | None:
         """Tokens of an input with these centres that no attention call has read.
 
@@ -293,9 +311,9 @@ class TokenSpaces:
                 and space.coordinates is not None
                 and torch.equal(space.coordinates, centres)
             ):
-                if space.ranges is not None and ranges is not None:
-                    reach = _hull(torch.stack([space.ranges, ranges], -3))
-                    space = self._spaces[space.index] = replace(space, ranges=reach)
+                if space.extent is not None and extent is not None:
+                    both = _together([space.extent, extent])
+                    space = self._spaces[space.index] = replace(space, extent=both)
                 return space
         return None
 
@@ -324,16 +342,16 @@ class TokenSpaces:
         placed = None
         if one_space and len(filled):
             placed = self._places_of_rows(rows[alive], filled, local)
-        centres = ranges = None
+        centres = extent = None
         if placed is not None:
-            centres, ranges = (part.new_zeros(len(rows), *part.shape[1:]) for part in placed)
-            centres[alive], ranges[alive] = placed
+            centres = placed[0].new_zeros(len(rows), placed[0].shape[1])
+            centres[alive], extent = placed
         if raw:
             if not one_space:
                 return None
             elements = parents.shape[-1] > 1  # an embedding's integers are one each: never again
-            return self.born(most.view(*parents.shape[:-1], 1), centres, ranges, again=elements)
-        return self.born(parents, centres, ranges)
+            return self.born(most.view(*parents.shape[:-1], 1), centres, extent, again=elements)
+        return self.born(parents, centres, extent)
 
     def _born_of_inputs(self, parents: Tensor) -> Tensor | None:
         """As `born_of_rows`, of elements of several inputs that were joined before.
@@ -358,7 +376,7 @@ class TokenSpaces:
             together = torch.where(together >= 0, together, plane)
         return together
 
-    def _places_of_lines(self, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _places_of_lines(self, rows: Tensor) -> tuple[Tensor, Extent] | None:
         """As `_places_of_rows`, of rows that are each a straight line of evenly spaced elements."""
         if rows.shape[1] < 2:
             return None
@@ -366,18 +384,24 @@ class TokenSpaces:
         if not torch.equal(rows, first + step * torch.arange(rows.shape[1], dtype=rows.dtype)):
             return None
         ends = self.coordinates(rows[:, [0, 1, -1]])
-        ranges = self.ranges(rows[:, [0, -1]])
-        if ends is None or ranges is None:
+        source = self[int(self.locate(rows[:1, 0])[0])]
+        if ends is None or source.shape is None:
             return None
         start, second, last = ends.unbind(1)
         # No line runs over an edge of the input: where it ends is as far as its steps reach.
-        straight = torch.equal(last, start + (rows.shape[1] - 1) * (second - start))
-        return ((start + last) / 2, _hull(ranges)) if straight else None
+        if not torch.equal(last, start + (rows.shape[1] - 1) * (second - start)):
+            return None
+        steps = torch.arange(rows.shape[1]).unsqueeze(-1) * (second - start)[0]
+        extent = Extent(
+            _hull(torch.stack([start, last], 1).long().unsqueeze(-1).expand(-1, -1, -1, 2)),
+            sums_along([start, steps], source.shape),
+        )
+        return (start + last) / 2, extent
 
     def _places_of_rows(
         self, parents: Tensor, rows: Tensor, local: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
-        """Centres `[n, d]` and ranges `[n, d, 2]` of tokens that are made of rows `[n, m]`.
+    ) -> tuple[Tensor, Extent] | None:
+        """Centres `[n, d]` and extent of tokens that are made of rows `[n, m]`.
 
         `parents` are the rows with -1 for none, `local` the numbers of their ends.
         """
@@ -386,8 +410,8 @@ class TokenSpaces:
         same = self.locate(rows)[2] if bool((local >= 0).all()) else local[0, :, None]
         # Rows that hold the same elements of their examples have the same centre.
         _, first, member = unique_rows(same)
-        centres, ranges = self.coordinates(rows[first]), self.ranges(rows[first])
-        if centres is None or ranges is None:
+        centres, extent = self.coordinates(rows[first]), self.extent(rows[first])
+        if centres is None or extent is None:
             return None
         present = parents.reshape(rows.shape)[first] >= 0
         weight = present.unsqueeze(-1).to(centres.dtype)
@@ -399,7 +423,7 @@ class TokenSpaces:
             centres = torch.where(alike[:, None, None], middle, centres)
         centres = (centres * weight).sum(-2) / weight.sum(-2).clamp(min=1)
         centres = centres.mul(4096).round().div(4096)  # the order of sums must not matter
-        return centres[member], _hull(ranges)[member]
+        return centres[member], extent._replace(ranges=extent.ranges[member])
 
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Space index, example (-1: all) and local number of each id; all -1 for no token."""
@@ -459,25 +483,29 @@ class TokenSpaces:
             return None
         return self[first].at(local)
 
-    def ranges(self, ids: Tensor) -> Tensor | None:
-        """Ranges `[*ids, d, 2]` of the elements of one input that each token was made of.
+    def extent(self, rows: Tensor) -> Extent | None:
+        """The elements of one input that tokens were made of whose parents `[n, m]` are given.
 
-        `NOWHERE` for no token and for parameters; `None` if they come from several inputs, or it
-        cannot be told.
+        `None` if they come from several inputs, or it cannot be told. Parameters say nothing.
         """
-        index, _, local = self.locate(ids)
+        index, _, local = self.locate(rows)
         sources = [space for i in _distinct(index) if (space := self[i]).kind != "parameter"]
         if not sources or any(space.name != sources[0].name for space in sources):
             return None
-        found: Tensor | None = None
+        found = []
         for space in sources:
-            theirs = space.reads(local.clamp(0, space.size - 1))
-            if theirs is None:
+            mine = index == space.index
+            ranges = space.reads(local.clamp(0, space.size - 1))
+            if ranges is None:
                 return None
-            if found is None:
-                found = torch.tensor(NOWHERE).expand_as(theirs)
-            found = torch.where((index == space.index)[..., None, None], theirs, found)
-        return found
+            if space.extent is not None:
+                along = space.extent.along
+            else:
+                assert space.shape is not None  # noqa: S101 - elements that lie where they are
+                along = sums_along([ranges[mine][..., 0]], space.shape)
+            ranges = torch.where(mine[..., None, None], ranges, torch.tensor(NOWHERE))
+            found.append(Extent(_hull(ranges), along))
+        return _together(found)
 
     def indices(self, ids: Tensor) -> list[int]:
         """Indices of the spaces in `ids`, in order of first appearance."""
@@ -748,9 +776,36 @@ def _distinct(index: Tensor) -> list[int]:
     return [i for i in found if i >= 0]
 
 
+def sums_along(parts: Sequence[Tensor], shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """Along each axis, the elements at the sums of one place of each of `parts` `[n, d]`."""
+    found = []
+    for axis, size in enumerate(shape):
+        places = torch.zeros(1, dtype=torch.long)
+        for part in parts:
+            steps = torch.unique(part[:, axis].long())
+            places = torch.unique(places.unsqueeze(-1) + steps)
+        found.append(torch.zeros(size, dtype=torch.bool).index_fill(0, places, True))
+    return tuple(found)
+
+
+def moved_along(along: Sequence[Tensor], steps: Tensor) -> tuple[Tensor, ...]:
+    """Along each axis, the elements at each of `steps` `[n, d]` from some of those given."""
+    moved = []
+    for axis, read in enumerate(along):
+        places = read.nonzero() + torch.unique(steps[:, axis].long())
+        moved.append(torch.zeros_like(read).index_fill(0, places.flatten(), True))
+    return tuple(moved)
+
+
 def _hull(ranges: Tensor) -> Tensor:
     """`[n, d, 2]`, the ranges that hold all of `[n, m, d, 2]`."""
     return torch.stack([ranges[..., 0].amin(-2), ranges[..., 1].amax(-2)], -1)
+
+
+def _together(extents: Sequence[Extent]) -> Extent:
+    """What the same tokens were made of in several ways."""
+    along = (torch.stack(axis).any(0) for axis in zip(*(e.along for e in extents), strict=True))
+    return Extent(_hull(torch.stack([e.ranges for e in extents], 1)), tuple(along))
 
 
 def _among(ids: Tensor, known: Tensor) -> Tensor:
