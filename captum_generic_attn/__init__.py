@@ -24,6 +24,7 @@ from captum_generic_attn.compare import Comparison, all_methods, compare
 from captum_generic_attn.lrp import RuleSet
 from captum_generic_attn.lrp.mode import UnsupportedOperationError
 from captum_generic_attn.relevance import Call, Relevance, Stream
+from captum_generic_attn.verify import Check, Verification, verify
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "AttentionGradCam",
     "AttentionRollout",
     "Call",
+    "Check",
     "Comparison",
     "GenericAttention",
     "GradientAttention",
@@ -44,6 +46,8 @@ __all__ = [
     "TransformerAttribution",
     "UnsupportedAttentionError",
     "UnsupportedOperationError",
+    "Verification",
     "all_methods",
     "compare",
+    "verify",
 ]

@@ -17,6 +17,7 @@ from captum_generic_attn.capture.forward import (
 from captum_generic_attn.capture.graph import Reached, reached_by
 from captum_generic_attn.capture.record import AttentionRecord
 from captum_generic_attn.capture.recorder import Refusal
+from captum_generic_attn.capture.witness import Witness
 
 __all__ = [
     "AttentionRecord",
@@ -24,6 +25,7 @@ __all__ = [
     "Reached",
     "Refusal",
     "UnsupportedAttentionError",
+    "Witness",
     "capture_forward",
     "name_of_input",
     "no_attention_message",

@@ -365,6 +365,12 @@ class Attention:
             keys.amax(-2) if keys.stride(-2) else keys[..., 0, :],
             factors, softmax,
         )  # fmt: skip
+        witness = self._recorder.witness
+        if witness is not None and index is not None and plane is not None:
+            logits = shadow.planes if shadow.role is Role.PROBABILITIES else ()
+            witness.see(
+                index, result, plane, logits=(weights, logits), values=(call.values, other.planes)
+            )
         if index is not None and shadow.role is not Role.PROBABILITIES:
             spaces = self._transfer.spaces
             pooled, pooled_from = (frozenset(spaces.indices(p)) for p in (asking, asked))
@@ -595,7 +601,12 @@ class Attention:
         kept = self._recorder.saved(*call.tensors)
         source = Fused(kept, call.causal, call.scale, call.grouped, sums_kept_by(result))
         factors = asking.ancestors, asked.ancestors | self._transfer.of(value).ancestors
-        self._recorder.record(source, result, result, plane, queries, keys, factors, None)
+        index = self._recorder.record(source, result, result, plane, queries, keys, factors, None)
+        if self._recorder.witness is not None and index is not None:
+            self._recorder.witness.see(
+                index, result, plane, queries=(query, asking.planes), keys=(key, asked.planes),
+                values=(value, weighed.planes),
+            )  # fmt: skip
         return result
 
     def _problem_of_fused(self, asked: Shadow, weighed: Shadow) -> tuple[str, str] | None:

@@ -166,6 +166,8 @@ def of_windows(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
         if mixes_places or not keeps_grid or apart:
             return lost  # heads may be mixed, keys may not
     if keeps_grid and not raw and not apart:
+        if "conv" not in op.name or any(n > 1 for n in op.inputs[1].shape[2:]):
+            spaces.approximate("neighbourhood", op.name)
         return shadow.map(lambda plane: first_along(plane, 1).expand(result.shape))
     if apart and any(
         n > 1 and not varies(shadow.planes[0], axis + 2) for axis, n in enumerate(operand.shape[2:])
@@ -469,8 +471,11 @@ def of_resized(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
         extent = _extent(spaces, plane[:, :1], sampled, result.shape[2:])
         if centres is None or extent is None:
             return lost
+        if any(n > 2 * m for n, m in zip(operand.shape[2:], result.shape[2:], strict=True)):
+            spaces.approximate("neighbourhood", op.name)
         picture = spaces.of_picture(plane, centres, extent, result.shape)
         return shadow._replace(planes=(picture,))
+    spaces.approximate("neighbourhood", op.name)
     nearest = F.interpolate(lines[:, None].double(), result.shape[2:], mode="nearest-exact")
     parents = nearest[:, 0].to(plane.dtype).unsqueeze(-1)
     return _born_on_map(spaces, shadow, op, parents, centres)

@@ -28,6 +28,7 @@ from captum_generic_attn.capture.scope import Scope, modules_of, signature_of
 from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.transfer import Transfer
 from captum_generic_attn.capture.undispatched import undispatched
+from captum_generic_attn.capture.witness import Witness
 from captum_generic_attn.tokens.spaces import TokenSpaces
 from captum_generic_attn.tokens.streams import TokenStreams
 
@@ -92,6 +93,27 @@ class Capture:
             )
         return found
 
+    def products(
+        self, outputs: Sequence[Tensor | GradientEdge], edges: Sequence[GradientEdge],
+        cotangents: Sequence[Tensor],
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        """Vector-Jacobian products of any tensors of the graph, which is kept.
+
+        Args:
+            outputs: tensors, or where the graph holds them.
+            edges: where the backward pass stops.
+            cotangents: one of the shape of each output.
+
+        Returns:
+            The product at each edge; `None` where no output depends on it.
+        """
+        gradients = undispatched(torch.autograd.grad)  # type: ignore[arg-type]
+        with FrozenMode(self.parameters, written_out=self.written_out):
+            found: tuple[Tensor | None, ...] = gradients(
+                outputs, edges, cotangents, retain_graph=True, allow_unused=True
+            )
+        return found
+
     def blocked(
         self, score: Tensor, records: Sequence[AttentionRecord]
     ) -> tuple[Tensor | None, ...]:
@@ -123,6 +145,7 @@ def capture_forward(
     *,
     copies: bool = False,
     beneath: Callable[[Transfer], contextlib.AbstractContextManager[object]] | None = None,
+    witness: Witness | None = None,
 ) -> Capture:
     """Run `forward_func(*inputs, *additional)` and record its attention.
 
@@ -134,6 +157,7 @@ def capture_forward(
         copies: keep copies of what attention calls read, for a model that overwrites it.
         beneath: makes a function mode that runs the operations in place of PyTorch, each by itself:
             attention is written out then.
+        witness: what is told of the tensors that attention calls read, for a check.
 
     Raises:
         UnsupportedAttentionError: if attention hides in a scripted module.
@@ -154,7 +178,7 @@ def capture_forward(
     _check_devices(scope, dict(zip(names, (*inputs, *additional), strict=True)))
     spaces = TokenSpaces()
     transfer = Transfer(spaces, scope.parameters)
-    recorder = Recorder(transfer, scope, len(inputs[0]), copies=copies)
+    recorder = Recorder(transfer, scope, len(inputs[0]), copies=copies, witness=witness)
     with torch.inference_mode(mode=False), torch.enable_grad():
         aliases: dict[int, Tensor] = {}
         arguments = [
@@ -167,7 +191,7 @@ def capture_forward(
         ]
         under = contextlib.nullcontext() if beneath is None else beneath(transfer)
         mode = CaptureMode(transfer, recorder, scope, written_out=beneath is not None)
-        transfer.notes_embeddings = beneath is not None
+        transfer.notes_embeddings = beneath is not None or witness is not None
         try:
             with _eager(), scope.keeping_state(), scope, under, mode:
                 output = choose(forward_func(*arguments))

@@ -120,6 +120,7 @@ def _join(
     if not other.differentiable and main.differentiable:
         return planes
     if _is_statistic(transfer, other, main, shape):
+        transfer.spaces.approximate("statistics", name)
         transfer.hand_back(other.shadow, main.shadow, planes[0])
         return planes
     if not shadow.planes or shadow.pairs:

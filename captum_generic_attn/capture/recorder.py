@@ -26,6 +26,7 @@ from captum_generic_attn.capture.record import (
 from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.transfer import Transfer
+from captum_generic_attn.capture.witness import Witness
 from captum_generic_attn.tokens.ids import compact
 from captum_generic_attn.tokens.spaces import PADDING, STALE
 from captum_generic_attn.tokens.streams import TokenStreams
@@ -73,13 +74,15 @@ class Recorder:
     """The attention calls of one forward pass, in execution order."""
 
     def __init__(
-        self, transfer: Transfer, scope: Scope, examples: int, *, copies: bool = False
-    ) -> None:
+        self, transfer: Transfer, scope: Scope, examples: int, *, copies: bool = False,
+        witness: Witness | None = None,
+    ) -> None:  # fmt: skip
         self.records: list[AttentionRecord] = []
         self.refusals: list[Refusal] = []
         self.softmaxes: list[Softmax] = []
         self.streams = TokenStreams(transfer.spaces)
         self.in_training: dict[str, None] = {}
+        self.witness = witness
         self._calls = 0
         self._met: dict[int, Softmax] = {}
         self._transfer = transfer

@@ -228,8 +228,11 @@ class Transfer:
         if not shadow.planes:
             return shadow
         axes = self.spaces.example_axes(shadow.planes[0])
-        if axes and not axes.isdisjoint(normed_axes(name, args, kwargs, tensor.ndim)):
+        over = normed_axes(name, args, kwargs, tensor.ndim)
+        if axes and not axes.isdisjoint(over):
             return shadow.without_tokens(f"{name} over the examples")
+        if not self.spaces.token_axes(shadow.planes[0]).isdisjoint(over):
+            self.spaces.approximate("statistics", name)
         return shadow
 
     def _shape(self, op: Operation) -> None:

@@ -109,6 +109,14 @@ class TokenSpaces:
         self._made_of: dict[int, list[int]] = {}
         self._fixed: set[int] = set()
         self._table: tuple[Tensor, Tensor, Tensor] | None = None
+        self.approximations: dict[tuple[str, str], None] = {}
+
+    def approximate(self, kind: str, operation: str) -> None:
+        """Note that an operation left positions their tokens by an approximation of the docs.
+
+        Of kind `"neighbourhood"` (a position depends on tokens near it) or `"statistics"` (on all).
+        """
+        self.approximations[kind, operation] = None
 
     def __getitem__(self, index: int) -> Space:
         return self._spaces[index]
