@@ -377,6 +377,7 @@ def test_the_example_names_every_key_method_and_metric():
     ("text", "message"),
     [
         ("images = ", "is no TOML file that can be read"),
+        pytest.param("a = " + "[" * 100_000, "is no TOML file that can be read", id="nested"),
         ('[dat]\nimages = "pictures"', "there is no table [dat] (nearest: data); the tables are"),
         ('data = "pictures"', "[data] is a table, with keys of its own"),
         ("", "[data]: either images = FOLDER or texts = FILE is needed"),
@@ -700,6 +701,7 @@ def test_labels_of_texts_are_names_or_indices(bert):
     ("line", "message"),
     [
         ("film", "line 2 is no JSON"),
+        pytest.param("[" * 100_000, "line 2 is no JSON that can be read", id="nested"),
         ('["film"]', 'line 2: an object with "text": "..." is needed'),
         ('{"text": " "}', 'line 2: an object with "text": "..." is needed'),
         ('{"text": "a film", "rationale": [2]}', "from 0 to 1 in this text"),
