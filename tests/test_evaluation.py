@@ -525,6 +525,24 @@ def test_a_classifier_of_one_class_has_nothing_to_choose(tmp_path):
     )
 
 
+def test_transparent_pictures_are_laid_on_white_and_noted(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    canvas = np.asarray(demo.canvases()[0].image())
+    clear = np.concatenate([canvas, np.full((64, 64, 1), 255, dtype=np.uint8)], axis=2)
+    clear[:9] = 0
+    white = np.where(clear[..., 3:] > 0, canvas, 255).astype(np.uint8)
+    plan = '[data]\nimages = "pictures"\n[evaluation]\nmetrics = ["deletion"]\nbatch_size = 1'
+    found = []
+    for values in (white, clear):
+        for name in ("a.png", "b.png"):
+            Image.fromarray(values).save(tmp_path / "pictures" / name)
+        found.append(report_of(tmp_path, plan))
+    assert found[0].notes == ()
+    (note,) = found[1].notes
+    assert "a.png' is transparent in places: it is laid on white (and 1 other remarks" in note
+    assert found[0].figures["Generic attention"] == found[1].figures["Generic attention"]
+
+
 def test_kernel_shap_has_a_control_of_its_patches(pictures):
     found = report_of(
         pictures,
