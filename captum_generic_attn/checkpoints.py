@@ -4,7 +4,6 @@ loaders in `classifiers`, `dual_encoders`, `detectors` and `evaluation` call it.
 
 from __future__ import annotations
 
-import pickle
 import socket
 import urllib.request
 from contextlib import contextmanager
@@ -175,8 +174,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
-    # The libraries' own words are left out: torch's advise to switch its safety off.
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+    # Torch's reader stumbles over damaged files in every way. The libraries' own words are left
+    # out: torch's advise to switch its safety off.
+    except Exception as error:
         raise UnavailableWeightsError(
             f"{str(path)!r} holds no weights that can be read safely: safetensors, or what "
             "torch.save makes of model.state_dict(), is needed"
@@ -184,7 +184,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for wrapping in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapping), dict):
             state = state[wrapping]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise UnavailableWeightsError(
             f"{str(path)!r} holds no state dict, but {type(state).__name__}: "
             "save model.state_dict()"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import reprlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,7 +82,8 @@ class Comparison:
 
     def __repr__(self) -> str:
         width = max(map(len, [*self.attributions, *self.refused]), default=0)
-        lines = [f"  {name:{width}}  {self.seconds[name]:.3g} s" for name in self.attributions]
+        took = {name: f"{seconds:.3g} s" for name, seconds in self.seconds.items()}
+        lines = [f"  {name:{width}}  {took.get(name, 'not timed')}" for name in self.attributions]
         lines += [f"  {name:{width}}  refused: {why}" for name, why in self.refused.items()]
         return "\n".join([f"Comparison of {len(self.attributions)} methods", *lines])
 
@@ -97,12 +99,16 @@ class Comparison:
         Args:
             path: where to; an existing file is replaced.
         """
-        tensors = {
-            (place, name, part, isinstance(found, tuple)): tensor.detach().cpu()
-            for place, (name, found) in enumerate(self.attributions.items())
+        tensors: dict[saved.Key, Tensor] = {
+            ("attribution", name, part): tensor.detach().cpu()
+            for name, found in self.attributions.items()
             for part, tensor in enumerate(found if isinstance(found, tuple) else (found,))
         }
         plain = {
+            "inputs": {
+                name: len(found) if isinstance(found, tuple) else None
+                for name, found in self.attributions.items()
+            },
             "seconds": dict(self.seconds),
             "refused": dict(self.refused),
             "settings": dict(self.settings),
@@ -120,17 +126,29 @@ class Comparison:
             An equal `Comparison`, on the CPU.
 
         Raises:
-            ValueError: if the file is no saved `Comparison`.
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is no saved `Comparison`, or one of a newer format; the message
+                says what was seen in it, and what was expected.
         """
-        plain, tensors = saved.read(path, _ENTRY)
-        parts: dict[tuple[int, str, bool], dict[int, Tensor]] = {}
-        for (place, name, part, several), tensor in tensors.items():
-            parts.setdefault((place, name, several), {})[part] = tensor
-        attributions: dict[str, Attributions] = {}
-        for _, name, several in sorted(parts):
-            found = tuple(t for _, t in sorted(parts[_, name, several].items()))
-            attributions[name] = found if several else found[0]
-        return _rebuilt(attributions, plain["seconds"], plain["refused"], plain["settings"])
+        with saved.opened(path, _ENTRY) as file:
+            inputs, seconds, refused, settings = file.plain.fields(
+                "inputs", "seconds", "refused", "settings"
+            )
+            attributions: dict[str, Attributions] = {}
+            for name, number in inputs.items().items():
+                count = 1 if number.value is None else number.whole(0)
+                found = tuple(
+                    file.tensor(("attribution", name, i), saved.NUMBERS) for i in range(count)
+                )
+                attributions[name] = found[0] if number.value is None else found
+            if not attributions.keys() >= seconds.items().keys():
+                raise seconds.wrong(f"seconds of {reprlib.repr([*attributions])}")
+            return _rebuilt(
+                attributions,
+                {name: value.seconds() for name, value in seconds.items().items()},
+                {name: value.text() for name, value in refused.items().items()},
+                {name: value.text() for name, value in settings.items().items()},
+            )
 
 
 def _rebuilt(

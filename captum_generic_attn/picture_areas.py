@@ -92,8 +92,11 @@ def _shaded(across: NDArray[np.float32], down: NDArray[np.float32]) -> Image.Ima
     """A picture of the sums of `[1, W]` and `[H, 1]`: 0 is black, 1 white."""
     from PIL import Image
 
-    greys = _GREYS * across + _GREYS * down
-    return Image.fromarray(greys.clip(0, _GREYS, out=greys).round(out=greys).astype(np.uint8))
+    across, down = _GREYS * across, _GREYS * down
+    greys = np.empty((down.shape[0], across.shape[1]), dtype=np.uint8)
+    for row, grey in enumerate(down):  # floats for all of a large picture would be gigabytes
+        greys[row] = (across[0] + grey).clip(0, _GREYS).round()
+    return Image.fromarray(greys)
 
 
 def _ends(

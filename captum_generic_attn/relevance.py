@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from os import PathLike
 from types import MappingProxyType
 
@@ -142,23 +145,33 @@ class Relevance:
         Args:
             path: where to; an existing file is replaced.
         """
-        tensors: dict[tuple[object, ...], Tensor] = {}
-        for (query, key), matrix in self.matrices.items():
-            tensors["matrix", query, key] = matrix
-        for name, rows in self.rows.items():
-            tensors["rows", name] = rows
+        tensors: dict[saved.Key, Tensor] = {("matrix", *p): m for p, m in self.matrices.items()}
+        tensors |= {("rows", name): weights for name, weights in self.rows.items()}
         calls = []
         for call in self.calls:
             plain = {f.name: getattr(call, f.name) for f in fields(Call)}
-            for name, value in list(plain.items()):
-                if isinstance(value, Tensor):
-                    tensors["call", call.index, name] = plain.pop(name)
+            plain["shape"] = [*call.query_tokens.shape, call.key_tokens.shape[-1]]
+            plain["maps"] = [name for name in ("map", "per_head") if plain[name] is not None]
+            for name in ("query_tokens", "key_tokens", "map", "per_head"):
+                if (tensor := plain.pop(name)) is not None:
+                    tensors["call", call.index, name] = tensor
             calls.append(plain)
         streams = {
-            name: [s.tokens, {part: [p.start, p.stop] for part, p in s.parts.items()}]
+            name: {
+                "tokens": s.tokens,
+                "columns": self.matrices[name, name].shape[-1],
+                "parts": {part: [p.start, p.stop] for part, p in s.parts.items()},
+            }
             for name, s in self.streams.items()
         }
-        saved.write(path, _ENTRY, {"streams": streams, "calls": calls}, tensors)
+        plain = {
+            "examples": next(iter(self.matrices.values())).shape[0],
+            "streams": streams,
+            "matrices": [*self.matrices],
+            "rows": [*self.rows],
+            "calls": calls,
+        }
+        saved.write(path, _ENTRY, plain, tensors)
 
     @staticmethod
     def load(path: str | PathLike[str]) -> Relevance:
@@ -171,25 +184,96 @@ class Relevance:
             An equal `Relevance`, on the CPU.
 
         Raises:
-            ValueError: if the file is no saved `Relevance`.
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is no saved `Relevance`, or one of a newer format; the message
+                says what was seen in it, and what was expected.
         """
-        plain_parts, tensors = saved.read(path, _ENTRY)
-        streams = {
-            name: (size, {p: slice(*ends) for p, ends in parts.items()})
-            for name, (size, parts) in plain_parts["streams"].items()
-        }
-        calls = []
-        for plain in plain_parts["calls"]:
-            for key, tensor in tensors.items():
-                if key[:2] == ("call", plain["index"]):
-                    plain[key[2]] = tensor
-            calls.append(Call(**plain))
-        return _rebuilt(
-            streams,
-            {str(k[1]): t for k, t in tensors.items() if k[0] == "rows"},
-            tuple(calls),
-            {(str(k[1]), str(k[2])): t for k, t in tensors.items() if k[0] == "matrix"},
-        )
+        with saved.opened(path, _ENTRY) as file:
+            return _read(file)
+
+
+def _read(file: saved.SavedFile) -> Relevance:
+    """What `Relevance.save` wrote, each value as it has to be."""
+    found = file.plain.fields("examples", "streams", "matrices", "rows", "calls")
+    examples, plain_calls = found[0].whole(1), found[4].entries()
+    streams = {name: _read_stream(stream) for name, stream in found[1].items().items()}
+    if not streams:
+        raise found[1].wrong("at least one stream")
+    tokens = {name: size for name, (size, _, _) in streams.items()}
+    columns = {name: size for name, (_, size, _) in streams.items()}
+    pairs = [tuple(end.text(among=streams) for end in p.entries()) for p in found[2].entries()]
+    if {*map(len, pairs)} != {2} or not {(n, n) for n in streams} <= {*pairs}:
+        raise found[2].wrong("pairs of streams, and each stream with itself")
+    named = {part for name in ["", *streams] for part in name.split("+")}
+    calls = [_read_call(call, file, tokens, named) for call in plain_calls]
+    if not all(one.index < other.index for one, other in pairwise(calls)):
+        raise found[4].wrong("calls in the order of their indices")
+    return _rebuilt(
+        {name: (size, parts) for name, (size, _, parts) in streams.items()},
+        {
+            name: file.tensor(("rows", name), saved.FLOATS, (examples, tokens[name]))
+            for name in (row.text(among=streams) for row in found[3].entries())
+        },
+        tuple(calls),
+        {
+            (query, key): file.tensor(
+                ("matrix", query, key), saved.FLOATS, (examples, tokens[query], columns[key])
+            )
+            for query, key in pairs
+        },
+    )
+
+
+def _read_stream(stream: saved.Value) -> tuple[int, int, dict[str, slice]]:
+    """Tokens, columns of matrices, parts: these lie side by side and hold all tokens."""
+    size, columns, parts = stream.fields("tokens", "columns", "parts")
+    tokens = size.whole(1)
+    slices: dict[str, slice] = {}
+    start = 0
+    for name, ends in parts.items().items():
+        numbers = [end.whole(0, tokens) for end in ends.entries()]
+        if len(numbers) != 2 or numbers[0] != start or numbers[1] <= start:
+            raise ends.wrong(f"first token and the one behind the last: {start}, and a greater one")
+        slices[name] = slice(*numbers)
+        start = numbers[1]
+    if start != tokens:
+        raise parts.wrong(f"parts of all {tokens} tokens")
+    return tokens, columns.whole(1, tokens), slices
+
+
+def _read_call(
+    call: saved.Value, file: saved.SavedFile, tokens: Mapping[str, int], named: AbstractSet[str]
+) -> Call:
+    """A call: its streams are those of the file, its tokens theirs, its maps of its size."""
+    index, module, query, key, heads, used, reason, shape, maps = call.fields(
+        "index", "module", "query_stream", "key_stream", "heads", "used", "reason", "shape", "maps"
+    )
+    sizes = [axis.whole(0) for axis in shape.entries()]
+    if len(sizes) != 3:
+        raise shape.wrong("the numbers of groups, queries and keys")
+    if used.flag() == bool(reason.text()):
+        raise reason.wrong("the reason of a call that is not used, and no text where it is")
+    if query.text() or used.flag():  # refused calls have no streams
+        query.text(among=tokens)
+    if not named >= {*key.text().split("+")}:  # keys of several streams name them all
+        raise key.wrong(f"{reprlib.repr([*tokens])}, one or several with + between them")
+    groups, queries, keys = sizes
+    number, largest = index.whole(0), max(tokens.values())
+    shapes = {"map": (groups, queries, keys), "per_head": (groups, heads.whole(0), queries, keys)}
+    kept = [name.text(among=shapes) for name in maps.entries()]
+    return Call(
+        number, module.text(), query.text(), key.text(), heads.whole(0), used.flag(),
+        reason.text(),
+        file.positions(
+            ("call", number, "query_tokens"), (groups, queries), tokens.get(query.text(), largest)
+        ),
+        file.positions(
+            ("call", number, "key_tokens"), (groups, keys), tokens.get(key.text(), largest)
+        ),
+        **{
+            name: file.tensor(("call", number, name), saved.FLOATS, shapes[name]) for name in kept
+        },
+    )  # fmt: skip
 
 
 def _rebuilt(

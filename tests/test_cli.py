@@ -529,3 +529,30 @@ def test_version_and_help():
     module = [sys.executable, "-m", "captum_generic_attn", "--version"]
     answer = subprocess.run(module, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == expected
+
+
+def test_transparent_pictures_are_explained_on_white_and_that_is_said(figures):
+    canvas = np.asarray(demo.canvases()[0].image())
+    alpha = np.zeros((64, 64, 1), dtype=np.uint8)
+    alpha[8:56, 8:56] = 255
+    # Under what is transparent lies something that nobody sees.
+    hidden = np.where(alpha > 0, canvas, 30).astype(np.uint8)
+    Image.fromarray(np.concatenate([hidden, alpha], axis=2)).save("clear.png")
+    seen = np.where(alpha > 0, canvas, 255).astype(np.uint8)
+    Image.fromarray(seen).save("white.png")
+    said = explain("clear.png", "--target", "bag")
+    assert "Warning: 'clear.png' is transparent in places: it is laid on white" in said
+    plain = explain("white.png", "--target", "bag")
+    assert "Warning" not in plain
+    assert listed(said) == listed(plain)
+    first, second = figures
+    assert np.array_equal(np.asarray(first["image"]), seen)
+    assert np.array_equal(first["heatmaps"], second["heatmaps"])
+
+
+def test_too_large_pictures_are_refused(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    Image.new("RGB", (30, 20)).save("large.jpg")
+    output = explain("large.jpg", code=1)
+    assert "'large.jpg' is too large: image size (600 pixels) exceeds limit of 500 pixels" in output
+    assert "save it smaller, such as 4000 pixels wide" in output

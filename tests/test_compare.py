@@ -273,3 +273,11 @@ def test_kernel_shap_without_scikit_learn_says_so_before_it_samples(monkeypatch)
             strict=False,
         )  # fmt: skip
     assert list(found.refused) == ["SHAP"]
+
+
+def test_methods_that_were_not_timed_are_drawn_without_seconds() -> None:
+    found = Comparison(
+        {"a": torch.rand(1, 3, 8, 8), "b": torch.rand(1, 3, 8, 8)}, {"b": 2.0}, {}, {}
+    )
+    figure = comparison_figure(np.ones((8, 8)), found)
+    assert [axes.get_title() for axes in figure.axes[1:3]] == ["a", "b\n2 s"]

@@ -377,6 +377,7 @@ def test_the_example_names_every_key_method_and_metric():
     ("text", "message"),
     [
         ("images = ", "is no TOML file that can be read"),
+        pytest.param("a = " + "[" * 100_000, "is no TOML file that can be read", id="nested"),
         ('[dat]\nimages = "pictures"', "there is no table [dat] (nearest: data); the tables are"),
         ('data = "pictures"', "[data] is a table, with keys of its own"),
         ("", "[data]: either images = FOLDER or texts = FILE is needed"),
@@ -522,6 +523,24 @@ def test_a_classifier_of_one_class_has_nothing_to_choose(tmp_path):
     assert "has one class: whether it comes first says nothing" in run(
         plan_file(tmp_path, plan), code=1
     )
+
+
+def test_transparent_pictures_are_laid_on_white_and_noted(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    canvas = np.asarray(demo.canvases()[0].image())
+    clear = np.concatenate([canvas, np.full((64, 64, 1), 255, dtype=np.uint8)], axis=2)
+    clear[:9] = 0
+    white = np.where(clear[..., 3:] > 0, canvas, 255).astype(np.uint8)
+    plan = '[data]\nimages = "pictures"\n[evaluation]\nmetrics = ["deletion"]\nbatch_size = 1'
+    found = []
+    for values in (white, clear):
+        for name in ("a.png", "b.png"):
+            Image.fromarray(values).save(tmp_path / "pictures" / name)
+        found.append(report_of(tmp_path, plan))
+    assert found[0].notes == ()
+    (note,) = found[1].notes
+    assert "a.png' is transparent in places: it is laid on white (and 1 other remarks" in note
+    assert found[0].figures["Generic attention"] == found[1].figures["Generic attention"]
 
 
 def test_kernel_shap_has_a_control_of_its_patches(pictures):
@@ -700,6 +719,7 @@ def test_labels_of_texts_are_names_or_indices(bert):
     ("line", "message"),
     [
         ("film", "line 2 is no JSON"),
+        pytest.param("[" * 100_000, "line 2 is no JSON that can be read", id="nested"),
         ('["film"]', 'line 2: an object with "text": "..." is needed'),
         ('{"text": " "}', 'line 2: an object with "text": "..." is needed'),
         ('{"text": "a film", "rationale": [2]}', "from 0 to 1 in this text"),

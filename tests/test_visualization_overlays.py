@@ -1,5 +1,7 @@
 """A heat map over its picture: places, forms of what is given, parts of a picture, and colours."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -344,3 +346,46 @@ def test_a_picture_shows_through_the_darkest_colour():
     dark, light = seen_by(overlay(picture, np.ones((2, 2))), "usual")[0]
     assert light[0] - dark[0] > 8
     assert np.hypot(*dark[1:]) > 40  # of the heat's colour all the same
+
+
+def test_figures_draw_large_pictures_smaller():
+    """Places on the axes stay pixels of the picture, and no pixel is left out."""
+    height, width = 1500, 4001
+    picture = np.zeros((height, width, 3))
+    picture[:, 1000:3000] = 1
+    heat = np.zeros((height, width))
+    heat[300:900, 3500:] = 2.0
+    figure = heatmap_figure(picture, [heat], area=None)
+    shown, drawn = (axes.images[0] for axes in figure.axes[:2])
+    for image in (shown, drawn):
+        assert image.get_array().shape == (750, 2000, 3)
+        assert image.get_extent() == [-0.5, width - 0.5, height - 0.5, -0.5]
+    assert np.asarray(shown.get_array()).mean() == pytest.approx(2000 / 4001, abs=1e-3)
+    coloured = np.ptp(np.asarray(drawn.get_array()), axis=2) > 0.05
+    expected = np.zeros((750, 2000), dtype=bool)
+    expected[150:450, 1750:] = True
+    assert (coloured != expected).mean() < 1e-3
+    # A map of a part of it lies where that is.
+    figure = heatmap_figure(picture, [np.ones((2, 2))], area=(1000, 0, 2500, 1500))
+    coloured = np.ptp(np.asarray(figure.axes[1].images[0].get_array()), axis=2) > 0.05
+    assert coloured.sum(axis=1).tolist() == [pytest.approx(750, abs=1)] * 750
+    assert not coloured[:, :499].any()
+    with pytest.raises(ValueError, match="they must be of one size"):
+        heatmap_figure(picture, [np.ones((2, 2))])
+
+
+def test_overlays_of_large_pictures_take_little_memory_besides_themselves():
+    picture = np.zeros((1500, 2000))
+    tracemalloc.start()
+    found = overlay(picture, np.ones((3, 4)), area=(0, 0, 2000, 1500))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.shape == (1500, 2000, 3)
+    assert peak < 100 * picture.size + 150 * 2**20  # more than 200 before
+
+
+def test_colours_do_not_depend_on_how_many_are_made_at_once(monkeypatch):
+    heat = np.random.default_rng(0).normal(size=(33, 20))
+    whole = overlay(np.full((33, 20), 0.3), heat, signed=True)
+    monkeypatch.setattr("captum_generic_attn.visualization.overlays._AT_ONCE", 70)
+    assert np.array_equal(overlay(np.full((33, 20), 0.3), heat, signed=True), whole)

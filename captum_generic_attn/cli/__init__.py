@@ -63,7 +63,8 @@ def explain(
         Path | None,
         typer.Argument(
             metavar="IMAGE",
-            help="The picture to explain; without it, one that comes with the package.",
+            help="The picture to explain, of at most 89 million pixels; without it, one that comes "
+            "with the package.",
             exists=True,
             dir_okay=False,
             readable=True,
@@ -141,7 +142,8 @@ def explain(
 
     Prints what the model says of the picture, and writes a figure: the picture,
     and a heat map for each explained score. What lies outside of the part that
-    the model saw is paler, and without colours.
+    the model saw is paler, and without colours. A picture that is transparent
+    in places is laid on white.
 
     An image classifier gives the scores of its classes. A dual encoder gives
     that of the picture with each --text, and the words are coloured as well.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captum_generic_attn.cli.seen import Seen, see
-from captum_generic_attn.cli.terminal import fail, short
+from captum_generic_attn.cli.terminal import fail, passed_on, short
 
 if TYPE_CHECKING:
     from captum_generic_attn.picture_models import PictureModel
@@ -40,13 +40,14 @@ class Choices:
     def seen(self, model: PictureModel) -> Seen:
         """The picture, and what the model sees of it; if it cannot be read, that is said."""
         from captum_generic_attn import demo
-        from captum_generic_attn.picture_files import UnreadablePictureError, open_picture
+        from captum_generic_attn.picture_files import UnreadablePictureError, open_rgb
 
         try:
             if self.image is None:
                 picture = demo.canvases()[0].image()
             else:
-                picture = open_picture(self.image).convert("RGB")
+                with passed_on():
+                    picture = open_rgb(self.image)
         except UnreadablePictureError as error:
             fail(str(error))
         return see(model, picture)

@@ -48,12 +48,19 @@ def loaded(load: Callable[[], T]) -> T:
 @contextlib.contextmanager
 def told(name: str) -> Iterator[None]:
     """What is wrong with the model of that name is said; warnings are passed on, a line each."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default", UserWarning)
+    with passed_on():
         try:
             yield
         except ValueError as error:
             fail(f"{name}: {error}")
+
+
+@contextlib.contextmanager
+def passed_on() -> Iterator[None]:
+    """Warnings are passed on, a line each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default", UserWarning)
+        yield
     for message in dict.fromkeys(str(warning.message) for warning in caught):
         warn(message)
 

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
+from captum_generic_attn.picture_files import rgb
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -88,12 +90,13 @@ def canvases() -> tuple[Canvas, ...]:
 def preprocess(image: Image.Image) -> Tensor:
     """The picture as the model takes it: `[3, 64, 64]`, float32.
 
-    Converts to RGB, cuts out the largest centred square, scales it to 64 × 64 pixels (bilinear,
-    antialiased; a picture of this size is left as it is) and normalises by `MEAN` and `STD`, so
-    that values lie in −3.17 … 0.17.
+    Converts to RGB (transparent places to white), cuts out the largest centred square, scales it to
+    64 × 64 pixels (bilinear, antialiased; a picture of this size is left as it is) and normalises
+    by `MEAN` and `STD`, so that values lie in −3.17 … 0.17.
 
     Raises:
         TypeError: `image` is not a PIL picture.
+        ValueError: its mode does not say which value is white.
 
     Example:
         >>> from PIL import Image
@@ -104,6 +107,6 @@ def preprocess(image: Image.Image) -> Tensor:
     """
     if not isinstance(image, Image.Image):
         raise TypeError(f"preprocess takes a PIL.Image.Image, not {type(image).__name__}")
-    square = transforms.center_crop(image.convert("RGB"), [min(image.size)])
+    square = transforms.center_crop(rgb(image), [min(image.size)])
     pixels: Tensor = transforms.pil_to_tensor(transforms.resize(square, [SIZE, SIZE]))
     return (pixels.to(torch.float32) / 255 - MEAN) / STD

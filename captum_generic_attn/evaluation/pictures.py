@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,6 +22,7 @@ from captum_generic_attn.metrics import PIXELS, Pixels, Removal, blurred
 from captum_generic_attn.picture_files import (
     UnreadablePictureError,
     open_picture,
+    open_rgb,
     picture_endings,
 )
 from captum_generic_attn.score import choose_output
@@ -55,6 +57,13 @@ class PictureSet(Examples):
                 "its probability is always 1"
             )
         self._labels = None if plan.explain == "prediction" else self._named_by_folders()
+        self._folder_note = (
+            (f"{others} files in the folder are no pictures by their ending: not read",)
+            if others
+            else ()
+        )
+        self.notes = self._folder_note
+        self._remarks: dict[str, None] = {}
         size = self._pixels(self._files[0]).shape[-2:]
         if plan.patch is not None and (size[0] % plan.patch or size[1] % plan.patch):
             raise PlanError(
@@ -67,11 +76,6 @@ class PictureSet(Examples):
         self.batch_size = plan.batch_size
         self.fractions = PIXELS
         self.ks = ()
-        self.notes = (
-            (f"{others} files in the folder are no pictures by their ending: not read",)
-            if others
-            else ()
-        )
         self.about = {
             "model": self.classifier.name,
             "kind": "pictures",
@@ -127,13 +131,21 @@ class PictureSet(Examples):
         return Pixels(pixels, baseline, patch=self._plan.patch)
 
     def _pixels(self, file: Path) -> Tensor:
-        return self.classifier.preprocess(_opened(file).convert("RGB"))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            picture = _read(open_rgb, file)
+        self._remarks |= dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning)
+        if self._remarks:
+            first, *others = self._remarks
+            more = f" (and {len(others)} other remarks on pictures)" if others else ""
+            self.notes = (*self._folder_note, first + more)
+        return self.classifier.preprocess(picture)
 
     def _right(self, files: Sequence[Path]) -> Tensor:
         return torch.stack([self._mask(file) for file in files])
 
     def _mask(self, file: Path) -> Tensor:
-        mask, picture = _opened(self._mask_of(file)), _opened(file)
+        mask, picture = (_read(open_picture, path) for path in (self._mask_of(file), file))
         if mask.size != picture.size:
             raise DataError(
                 f"{str(self._mask_of(file))!r} has {mask.width} × {mask.height} pixels, its "
@@ -203,9 +215,9 @@ def _load(plan: Plan) -> ImageClassifier:
         raise UnavailableWeightsError(f"{error}{here}") from error
 
 
-def _opened(file: Path) -> Image.Image:
+def _read(reader: Callable[[Path], Image.Image], file: Path) -> Image.Image:
     try:
-        return open_picture(file)
+        return reader(file)
     except UnreadablePictureError as error:
         raise DataError(str(error)) from error
 

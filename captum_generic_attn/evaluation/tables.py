@@ -141,7 +141,7 @@ def read_tables(file: Path, keys: Mapping[str, Sequence[str]]) -> dict[str, Tabl
     reader = needed("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         found = reader.loads(file.read_text("utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # nested too deeply
         raise PlanError(f"{file} is no TOML file that can be read: {error}") from error
     for name, values in found.items():
         if name not in keys:

@@ -267,8 +267,8 @@ class TextSet(Examples):
 def _line(line: str, place: str) -> Line:
     try:
         found = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{place} is no JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # nested too deeply
+        raise DataError(f"{place} is no JSON that can be read: {error}") from error
     text = found.get("text") if isinstance(found, dict) else None
     if not isinstance(text, str) or not text.strip():
         raise DataError(f'{place}: an object with "text": "..." is needed, not {line[:60]}')

@@ -16,6 +16,7 @@ from captum_generic_attn.visualization.overlays import (
     checked_picture,
     scale_bar,
     show_map,
+    show_picture,
 )
 from captum_generic_attn.visualization.scales import ONE, OWN, darkest, largest, scale_of
 from captum_generic_attn.visualization.titles import checked_titles, title_lines
@@ -122,7 +123,7 @@ def grid_figure(
     rows_of_bars = len(pictures) if scale in {"own", "row"} else 1
     figure, panels = _panels(pictures, titles, names, rows_of_bars, title)
     for row, (picture, box) in enumerate(zip(pictures, areas, strict=True)):
-        panels[row, 0].imshow(picture, cmap="gray", vmin=0, vmax=1)
+        show_picture(panels[row, 0], picture)
         for column, axes in enumerate(panels[row, 1:]):
             show_map(axes, picture, heats[column][row], scales[key(row, column)], box)
     # Where the bar of each scale goes.

@@ -13,6 +13,7 @@ from captum_generic_attn.visualization.overlays import (
     checked_picture,
     scale_bar,
     show_map,
+    show_picture,
 )
 from captum_generic_attn.visualization.scales import ONE, OWN, darkest, scale_of, scales_of
 from captum_generic_attn.visualization.titles import checked_titles, title_lines
@@ -117,7 +118,8 @@ def comparison_figure(
     if not comparison.attributions:
         raise ValueError("no method of this comparison could be run: there is nothing to draw")
     picture = checked_picture(image)
-    titles = [f"{name}\n{comparison.seconds[name]:.2g} s" for name in comparison.attributions]
+    took = {name: f"\n{seconds:.2g} s" for name, seconds in comparison.seconds.items()}
+    titles = [name + took.get(name, "") for name in comparison.attributions]
     figure, panels = panels_of(picture, titles, title)
     for axes, (name, found) in zip(panels, comparison.attributions.items(), strict=True):
         heat = _one_map(found, example, part, name)
@@ -151,7 +153,7 @@ def panels_of(
         axes.set_axis_off()
     for axes, lines in zip(grid, broken, strict=False):  # the last row may have room left
         axes.set_title("\n".join(lines), fontsize=_LETTERS, parse_math=False)
-    grid[0].imshow(picture, cmap="gray", vmin=0, vmax=1)
+    show_picture(grid[0], picture)
     return figure, grid[1 : len(titles) + 1]
 
 

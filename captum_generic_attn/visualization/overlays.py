@@ -11,7 +11,8 @@ from matplotlib.colors import ListedColormap, Normalize
 from PIL.Image import Image
 from torch import Tensor
 
-from captum_generic_attn.visualization.areas import spread
+from captum_generic_attn.picture_files import rgb
+from captum_generic_attn.visualization.areas import checked_box, spread
 from captum_generic_attn.visualization.arrays import array_of, merged, numbers
 from captum_generic_attn.visualization.scales import nothing_of
 
@@ -32,6 +33,10 @@ _OPACITY = 0.78
 _SEEN, _UNSEEN = (0.4, 1.0), (0.75, 0.93)
 # How much wider than high a bar is, and its least and largest share of the height of a picture.
 _BAR_FLAT, _BAR_SHARE = 25, (0.15, 0.9)
+# On the longer side, in pixels: more than a panel shows, even in print.
+_DRAWN = 2000
+# How many values are coloured at once, each of which takes some 150 bytes meanwhile.
+_AT_ONCE = 2**20
 # ITU-R BT.601.
 _LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -51,8 +56,8 @@ def overlay(
     (the method's relevance has none), unless `signed`: then they are blue.
 
     Args:
-        image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes; a PIL picture; or a tensor, which
-            may also be `[3, H, W]`.
+        image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes; a PIL picture, whose
+            transparent places are white; or a tensor, which may also be `[3, H, W]`.
         heatmap: of one example, as `attribute` returns it: `[C, H, W]`, or `[H, W]`; an array or a
             tensor, one finite value per pixel. Channels are summed, unless they are all alike.
         area: the part of the picture that the model saw, (left, top, right, bottom) in its pixels,
@@ -99,8 +104,48 @@ def show_map(
     axes: Axes, picture: NDArray[np.float64], heat: NDArray[np.float64], scale: Scale,
     area: ArrayLike | None,
 ) -> None:  # fmt: skip
-    """Show a picture with a map over it, in the colours of a scale."""
-    axes.imshow(overlay(picture, heat, area=area, maximum=scale.maximum, signed=scale.signed))
+    """Show a picture with a map over it, as `overlay` does, in the colours of a scale.
+
+    Large pictures are drawn smaller, as by `show_picture`.
+    """
+    height, width = picture.shape[:2]
+    small = _reduced(picture)
+    if area is not None:
+        x, y = small.shape[1] / width, small.shape[0] / height
+        area = np.multiply(checked_box(area), (x, y, x, y))
+    elif heat.shape == (height, width):
+        heat = _reduced(heat)
+    shown = overlay(small, heat, area=area, maximum=scale.maximum, signed=scale.signed)
+    axes.imshow(shown, extent=_extent(width, height))
+
+
+def show_picture(axes: Axes, picture: NDArray[np.float64]) -> None:
+    """Show a picture `[H, W]` or `[H, W, 3]` in 0 … 1; places on the axes are its pixels.
+
+    If it is longer than a panel of a figure can show, to one who looks closely, it is drawn
+    smaller: each pixel is the mean of those that it stands for.
+    """
+    height, width = picture.shape[:2]
+    axes.imshow(_reduced(picture), cmap="gray", vmin=0, vmax=1, extent=_extent(width, height))
+
+
+def _extent(width: int, height: int) -> tuple[float, float, float, float]:
+    """Matplotlib's pixels have whole numbers in their middle."""
+    return -0.5, width - 0.5, height - 0.5, -0.5
+
+
+def _reduced(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values `[H, W, …]`, averaged to at most `_DRAWN` along the longer side."""
+    share = _DRAWN / max(values.shape[:2])
+    if share >= 1:
+        return values
+    for axis, size in enumerate(values.shape[:2]):
+        count = max(1, round(size * share))
+        starts = np.arange(count) * size // count
+        sums = np.add.reduceat(values, starts, axis=axis)
+        counts = np.diff(starts, append=size)
+        values = sums / counts.reshape(-1, *[1] * (values.ndim - axis - 1))
+    return values
 
 
 def scale_bar(
@@ -169,12 +214,7 @@ def checked_picture(image: ArrayLike | Image) -> NDArray[np.float64]:
         ValueError: it is of another shape, range or mode.
     """
     if isinstance(image, Image):
-        if image.mode[0] in "IF":
-            raise ValueError(
-                f"a PIL picture of mode {image.mode} does not say which value is white: make it "
-                "an array in 0 … 1"
-            )
-        image = np.asarray(image.convert("RGB"))
+        image = np.asarray(rgb(image))
     given = array_of(image)
     if isinstance(image, Tensor) and given.ndim == 3 and given.shape[0] == 3:
         if given.shape[2] == 3:
@@ -233,11 +273,16 @@ def coloured(share: NDArray[np.float64], behind: NDArray[np.float64]) -> NDArray
 
     Over white, the colours' lightness falls evenly with the share.
     """
-    size = np.abs(share)
-    opacity = _opacity(size)[..., None]
-    colours = np.where(share[..., None] < 0, _EVEN_AGAINST(size), _EVEN_FOR(size))[..., :3]
-    blended: NDArray[np.float64] = opacity * colours + (1 - opacity) * behind[..., None]
-    return blended
+    found = np.empty((*share.shape, 3))
+    step = max(1, _AT_ONCE * len(share) // max(1, share.size))
+    for start in range(0, len(share), step):
+        rows = slice(start, start + step)
+        size = np.abs(share[rows])
+        opacity = _opacity(size)[..., None]
+        against = share[rows][..., None] < 0
+        colours = np.where(against, _EVEN_AGAINST(size), _EVEN_FOR(size))[..., :3]
+        found[rows] = opacity * colours + (1 - opacity) * behind[rows][..., None]
+    return found
 
 
 def _opacity(share: NDArray[np.float64]) -> NDArray[np.float64]:

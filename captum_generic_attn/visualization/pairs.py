@@ -12,6 +12,7 @@ from captum_generic_attn.visualization.overlays import (
     checked_picture,
     scale_bar,
     show_map,
+    show_picture,
 )
 from captum_generic_attn.visualization.scales import OWN, scales_of
 from captum_generic_attn.visualization.texts import values_of
@@ -124,7 +125,7 @@ def pairs_figure(
         extent = f"one scale for all {sharing}" if shared_scale else OWN
         scale_bar(figure, axes, scale, "relevance", extent, fill=True)
 
-    titled(0).imshow(picture, cmap="gray", vmin=0, vmax=1)
+    show_picture(titled(0), picture)
     for place, own in enumerate(lines, 1):
         of_map, of_text = map_scales[place - 1], text_scales[place - 1]
         show_map(titled(place), picture, heats[place - 1], of_map, area)

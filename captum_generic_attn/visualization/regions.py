@@ -18,10 +18,10 @@ from captum_generic_attn.visualization.labels import Label, write_labels
 from captum_generic_attn.visualization.overlays import (
     checked_picture,
     coloured,
-    overlay,
     scale_bar,
+    show_map,
 )
-from captum_generic_attn.visualization.scales import ONE, OWN, scales_of
+from captum_generic_attn.visualization.scales import ONE, OWN, Scale, scales_of
 from captum_generic_attn.visualization.titles import checked_titles
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def draw_regions(
         frame.set_color(tuple(coloured(np.array([share]), np.array([_EDGE]))[0].tolist()))
         frame.set_linewidth(0.5 + abs(share))
         frames.append(frame)
-    axes.imshow(overlay(picture, heat, maximum=top, signed=True))
+    show_map(axes, picture, heat, Scale(top, signed=True), None)
     for frame in frames:
         axes.add_patch(frame)
 

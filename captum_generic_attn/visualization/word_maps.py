@@ -14,7 +14,12 @@ import numpy as np
 
 from captum_generic_attn.visualization.arrays import numbers
 from captum_generic_attn.visualization.figures import NotebookFigure
-from captum_generic_attn.visualization.overlays import checked_picture, scale_bar, show_map
+from captum_generic_attn.visualization.overlays import (
+    checked_picture,
+    scale_bar,
+    show_map,
+    show_picture,
+)
 from captum_generic_attn.visualization.regions import boxes_on, draw_regions
 from captum_generic_attn.visualization.scales import OWN, scales_of
 from captum_generic_attn.visualization.titles import title_lines
@@ -117,7 +122,7 @@ def word_maps_figure(
     for axes, lines in zip(panels, titles, strict=True):
         axes.set_axis_off()
         axes.set_title("\n".join(lines), fontsize=_LETTERS, parse_math=False)
-    panels[0].imshow(picture, cmap="gray", vmin=0, vmax=1)
+    show_picture(panels[0], picture)
     for axes, (_, values), scale in zip(panels[1:], rows, scales, strict=True):
         if placed is not None:
             draw_regions(axes, picture, placed, values, scale.maximum)
