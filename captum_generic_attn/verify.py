@@ -1,8 +1,8 @@
 """Is an explanation right on this model? Eight checks that need no second implementation.
 
 `verify` runs a method as its user does and compares what the capture says of the model (attention,
-tokens, explained rows, elements that were read) with derivatives of the model itself. `Verification`
-is the report.
+tokens, explained rows, elements that were read) with derivatives of the model itself.
+`Verification` is the report.
 """
 
 from __future__ import annotations
@@ -121,9 +121,8 @@ def verify(
     before = _state(method.forward_func)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        checks = list(
-            _Verifying(method, inputs, target, additional_forward_args, samples, seed).run()
-        )
+        verifying = _Verifying(method, inputs, target, additional_forward_args, samples, seed)
+        checks = list(verifying.run())
     checks.append(_traces(before, _state(method.forward_func)))
     return Verification(method.get_name(), tuple(checks))
 
@@ -329,22 +328,20 @@ class _Verifying:
             request = self._request if sample == 0 else _near(self._request, self._generator)
             capture = self._captured(request, Witness())
             cotangent = self._normal(capture.output)
-            found = iter(_gradients([capture.output], _inputs(capture), [cotangent], capture))
+            left = iter(_gradients([capture.output], _inputs(capture), [cotangent], capture))
             for i, root in enumerate(capture.roots):
-                gradient = next(found) if root is not None else None
+                gradient = next(left) if root is not None else None
                 if gradient is not None:
                     _add(live, i, gradient.isnan() | (gradient != 0))
             for plane, _ in capture.embedded:
-                gradient = next(found)
+                gradient = next(left)
                 if gradient is not None:
                     changed = (gradient != 0) | gradient.isnan()
                     _add_integers(capture, live, plane, changed, self._request.inputs)
         wrong = []
         for name, heat, read in zip(self._capture.input_names, maps, live, strict=True):
-            unread = (
-                torch.ones_like(heat, dtype=torch.bool) if read is None else ~read.to(heat.device)
-            )
-            count = int((unread & (heat != 0)).sum())
+            unread = heat != 0 if read is None else (heat != 0) & ~read.to(heat.device)
+            count = int(unread.sum())
             if count:
                 wrong.append(f"{count} of {heat.numel()} elements of {name}")
         if not wrong:
@@ -369,8 +366,7 @@ class _Verifying:
             for half in (own, ~own):
                 edges = _inputs(capture)
                 asked = score[half.to(score.device)].sum()
-                found = _gradients([asked], edges, [torch.ones_like(asked)], capture)
-                for gradient in found:
+                for gradient in _gradients([asked], edges, [torch.ones_like(asked)], capture):
                     if gradient is None or not gradient.ndim or len(gradient) != count:
                         continue
                     foreign = _live(gradient).cpu()[~half]
@@ -411,9 +407,7 @@ class _Verifying:
             score = self._method._score(output, request, self._target).double()  # noqa: SLF001
         total = sum(m.double().flatten(1).sum(1) for m in maps)
         assert isinstance(total, Tensor)  # noqa: S101 - there is an input
-        missed = (
-            (total - score.cpu() if total.device.type == "cpu" else total - score) / score
-        ).abs()
+        missed = ((total - score.to(total.device)) / score.to(total.device)).abs()
         found = f"the sum of relevance misses the score by {float(missed.max()):.1%}"
         return Check("conservation", "noted", found, len(score))
 
