@@ -591,7 +591,7 @@ def _state(function: Callable[..., Any]) -> dict[str, object]:
     for name, module in modules.items():
         hooks = [key for key in vars(module) if "hooks" in key]
         found[f"hooks of {name or 'the model'}"] = {
-            key: len(value) for key in hooks if (value := vars(module)[key])
+            key: len(value) for key in hooks if isinstance(value := vars(module)[key], dict)
         }
         found[f"training flag of {name or 'the model'}"] = module.training
         for own, tensor in [*module._parameters.items(), *module._buffers.items()]:  # noqa: SLF001

@@ -441,6 +441,22 @@ def test_the_first_sum_counts_and_none_goes_in_circles() -> None:
     assert absorbed(spaces, 1) == {}
 
 
+def test_axes_of_tokens_and_of_examples() -> None:
+    """Padding is no token, and what each example has once is no axis of tokens."""
+    spaces = TokenSpaces()
+    words = spaces.of_input("x", torch.Size([2, 3]))
+    assert spaces.token_axes(words) == {1}
+    assert spaces.example_axes(words) == {0}
+    padded = torch.tensor([[0, PADDING, PADDING], [3, PADDING, 3]], dtype=torch.int32)
+    assert spaces.token_axes(padded) == set()
+    assert spaces.example_axes(padded) == {0}
+    mixed = torch.tensor([[0, PADDING, 1], [3, 3, 3]], dtype=torch.int32)
+    assert spaces.token_axes(mixed) == {1}
+    shared = spaces.of_parameter("cls", torch.Size([2, 1]))[:, 0].expand(3, 2)
+    assert spaces.token_axes(shared) == {1}
+    assert spaces.example_axes(shared) == set()
+
+
 def test_expanded_planes_are_the_same_as_plain_ones() -> None:
     spaces, (a, b, _) = three_inputs()
     spaces.same(a[..., None].expand(-1, -1, 5), b.flip(1)[..., None].expand(-1, -1, 5))
