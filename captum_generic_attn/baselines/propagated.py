@@ -233,6 +233,16 @@ class Lrp(ModelAttribution):
         rule_set(rules)
         self.rules = rules
 
+    def _check_output(self, output: Tensor, request: Request) -> None:
+        if not output.requires_grad:
+            raise ValueError(
+                "the model's output depends on nothing differentiable, or relevance ends before "
+                "it: at a softmax with rules that hold it constant, at logsumexp, at a vector's "
+                "norm, at what is detached, made under inference_mode or computed outside torch. "
+                "Is the score a probability, explain the logit, what goes into the softmax"
+            )
+        super()._check_output(output, request)
+
     def _attributed(self, request: Request, *, return_input_shape: bool) -> Iterator[Attributed]:
         return retried(
             lambda copies: self._relevances(request, copies=copies, whole=return_input_shape)
@@ -263,7 +273,8 @@ class Lrp(ModelAttribution):
                 )
             dtype = computing_dtype(output)
             maps = [relevance.detach().to(dtype) for relevance in found.inputs]
-            yield Attributed(maps if whole else [_summed(relevance) for relevance in maps], [])
+            maps = maps if whole else [_summed(relevance) for relevance in maps]
+            yield Attributed(maps, [], found.zero)
 
 
 def _summed(relevance: Tensor) -> Tensor:
