@@ -264,7 +264,8 @@ class Lrp(ModelAttribution):
                     "relevance is not finite: the score or an activation is not, or a divisor is "
                     "tiny; look at the model's output, or use rules with a larger ε"
                 )
-            if found.silent and request.first and i == 0:
+            told = len(found.zero) == len(score)  # of scores of zero
+            if found.silent and not told and request.first and i == 0:
                 warnings.warn(
                     f"{', '.join(found.silent)}: no relevance ends there (integers that no "
                     "embedding reads, or an input that the score does not depend on): zeros",
