@@ -230,6 +230,8 @@ class GenericAttention(AttentionAttribution):
             divides by sums of rows, so its values should not be negative.
         lrp: the authors' `use_lrp`: relevance of the probabilities by LRP takes their place in
             eq. 5. `True` is by the rules of their LXMERT (`"ours"`); else a rule set or its name.
+            With signed rules the product is positive also where both factors speak against the
+            score, and a score that is a probability is refused (docs/baselines.md).
         output: field name, index or function that picks the output to explain; see
             `captum_generic_attn.score.choose_output`.
         interpolation: `"bilinear"` (the authors' pictures) or `"nearest"` (each element has the

@@ -194,23 +194,29 @@ class Lrp(ModelAttribution):
     """Layer-wise relevance propagation from a score to the elements of the inputs.
 
     The model is used as it is: a function mode gives every operation of its forward pass a
-    relevance rule. Elements keep their sign: what speaks against the score is negative.
+    relevance rule. With signed rules (`RuleSet.signed`) what speaks for the score is positive, what
+    speaks against it negative, whatever sign the score has: the map of a negated score is the
+    negated map. The authors' rules show what speaks for a logit.
 
     Args:
         forward_func: a module, a bound method, a `functools.partial`, or a closure round modules.
         rules: the rule set, by its name in `lrp.RULE_SETS` or as a `RuleSet`: `"original"`,
-            `"ours"`, `"detr"` (the authors' variants), `"epsilon"`, `"gamma"`, or `"frozen"`, which
-            conserves exactly where there are no biases.
+            `"ours"`, `"detr"` (the authors' variants, from 1), or, signed and from the score,
+            `"epsilon"`, `"gamma"`, and `"frozen"`, which conserves exactly where there are no biases.
         output: as in `GenericAttention`.
 
     Raises:
         ValueError: if there is no such rule set.
         TypeError: if `forward_func` cannot be called.
+        UnsupportedOperationError: by `attribute`, if an operation of the model has no relevance
+            rule; or if rules are signed and the score is a probability, its logarithm or another
+            value that need not have the sign of its logit: explain the logit. It is a `ValueError`.
 
     `attribute` returns relevance in the shape of the inputs: pixels, features, or for text one
     value per token, the sum over its vector. With `return_input_shape=False`, the features of a
     region are summed to `[B, R]` and the channels of a picture to `[B, H, W]`. Between operations
-    relevance has the model's precision: in half precision little of it is left.
+    relevance has the model's precision: in half precision little of it is left. With signed rules a
+    score of exactly 0 gets zeros, and a warning.
 
     Source: Bach et al. 2015; rules as `captum_generic_attn.lrp.rules` says.
 
@@ -220,6 +226,10 @@ class Lrp(ModelAttribution):
         >>> model = timm.create_model("test_vit", num_classes=5).eval()
         >>> Lrp(model, rules="frozen").attribute(torch.rand(1, 3, 160, 160), target=1).shape
         torch.Size([1, 3, 160, 160])
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[1.0, -3.0]])
+        >>> Lrp(layer, rules="frozen").attribute(torch.ones(1, 2))  # of a score of -2
+        tensor([[ 1., -3.]])
     """
 
     def __init__(
