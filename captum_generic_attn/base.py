@@ -96,9 +96,9 @@ class ModelAttribution(GradientAttribution):
         Returns:
             A tensor, or a tuple like `inputs`, detached, on the inputs' devices, float32 (float64
             for a float64 model); non-negative, but for methods that tell what speaks against a
-            score (LRP with signed rules). Each element has the undivided value of its token, pictures the same map
-            in each channel; `Lrp` alone has a value for each element. An input that reaches no
-            attention gets zeros of its own shape, and a warning.
+            score (LRP with signed rules). Each element has the undivided value of its token,
+            pictures the same map in each channel; `Lrp` alone has a value for each element. An
+            input that reaches no attention gets zeros of its own shape, and a warning.
 
         Raises:
             UnsupportedAttentionError: if attention is missing or cannot be explained.

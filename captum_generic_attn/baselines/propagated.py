@@ -202,7 +202,7 @@ class Lrp(ModelAttribution):
         forward_func: a module, a bound method, a `functools.partial`, or a closure round modules.
         rules: the rule set, by its name in `lrp.RULE_SETS` or as a `RuleSet`: `"original"`,
             `"ours"`, `"detr"` (the authors' variants, from 1), or, signed and from the score,
-            `"epsilon"`, `"gamma"`, and `"frozen"`, which conserves exactly where there are no biases.
+            `"epsilon"`, `"gamma"`, and `"frozen"`, which conserves exactly without biases.
         output: as in `GenericAttention`.
 
     Raises:

@@ -29,8 +29,8 @@ class RuleSet:
 
     Activations (GELU, SiLU, tanh), dropout, masks and scales by constants hand relevance on as it
     is, clones, slices and concatenations hand it back to where the elements came from; no rule set
-    differs there. Inside a model that holds for a sigmoid and for a number that is added too, though
-    the result need not have the sign of the operand.
+    differs there. Inside a model that holds for a sigmoid and for a number that is added too,
+    though the result need not have the sign of the operand.
 
     Args:
         linear: linear layers, convolutions, products with a constant matrix.
