@@ -433,3 +433,15 @@ def test_methods_over_attention_tell_of_scores_of_zero(make) -> None:
     assert (found[[0, 2, 3]] != 0).any(1).all()
     with pytest.warns(UserWarning, match=r"the score of example \[1\] is exactly 0"):
         make(forward).relevance(x, TARGET)
+
+
+@pytest.mark.parametrize("rules", SIGNED)
+def test_a_gated_half_has_all_relevance_and_its_sign(rules) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 8, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    found = Lrp(lambda x: F.glu(x, 1) @ weight, rules=rules).attribute(x)
+    signal, gate = x.chunk(2, 1)
+    assert (found[:, 4:] == 0).all()
+    parts = signal * gate.sigmoid() * weight
+    assert torch.equal(found[:, :4].sign(), parts.sign())
+    torch.testing.assert_close(found.sum(1), parts.sum(1), rtol=1e-3, atol=0)
