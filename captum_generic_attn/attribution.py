@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -37,7 +37,7 @@ from captum_generic_attn.lrp.propagation import Propagated, Propagation
 from captum_generic_attn.method import Generic, Method, Rule
 from captum_generic_attn.parts import parts_of
 from captum_generic_attn.relevance import Relevance
-from captum_generic_attn.rows import RowsOption, warn_of_no_gradient
+from captum_generic_attn.rows import RowsOption, warn_of_no_gradient, warn_of_zero_scores
 from captum_generic_attn.score import OutputChoice
 from captum_generic_attn.selection import Layers, Options, selected
 
@@ -114,12 +114,13 @@ class AttentionAttribution(ModelAttribution):
         (part,) = parts_of(len(tensors[0]), None)
         request = self._request(tensors, [target], additional_forward_args, part)
         with undisturbed():
-            ((_, explanation),) = retried(
+            ((_, explanation, zero),) = retried(
                 lambda copies: self._explanations(
                     request, copies=copies, matrices=True, keep_calls=keep_calls
                 )
             )
         warn_of_no_gradient(explanation.dark, len(tensors[0]))
+        warn_of_zero_scores(zero, len(tensors[0]))
         return cast(Relevance, explanation.relevance)
 
     # -- the way through ----------------------------------------------------------------------
@@ -127,16 +128,17 @@ class AttentionAttribution(ModelAttribution):
     def _attributed(self, request: Request, *, return_input_shape: bool) -> Iterator[Attributed]:
         found = retried(lambda copies: self._explanations(request, copies=copies))
         interpolation = self.interpolation if return_input_shape else None
-        for i, (capture, explanation) in enumerate(found):
+        for i, (capture, explanation, zero) in enumerate(found):
             maps = maps_of_inputs(
                 capture, explanation.values, request.inputs, interpolation,
                 warn=request.first and i == 0,
             )  # fmt: skip
-            yield Attributed(maps, explanation.dark)
+            yield Attributed(maps, explanation.dark, zero)
 
     def _explanations(
         self, request: Request, *, copies: bool, matrices: bool = False, keep_calls: bool = False
-    ) -> Iterator[tuple[Capture, Explanation]]:
+    ) -> Iterator[tuple[Capture, Explanation, Sequence[int]]]:
+        """Of each target, and the examples whose score leaves LRP nothing to share out."""
         model = self.forward_func, request.inputs, request.additional, self._choose
         method = self._method
         propagation = None
@@ -163,7 +165,7 @@ class AttentionAttribution(ModelAttribution):
                         capture = capture_forward(*model, copies=copies)
                     score = self._score(capture.output, request, target)
                     explanation = explained(capture, score, earlier=True)
-            yield capture, explanation
+            yield capture, explanation, propagated.zero
 
     def _propagated(
         self, propagation: Propagation | None, request: Request, target: TargetType, *,
@@ -228,6 +230,8 @@ class GenericAttention(AttentionAttribution):
             divides by sums of rows, so its values should not be negative.
         lrp: the authors' `use_lrp`: relevance of the probabilities by LRP takes their place in
             eq. 5. `True` is by the rules of their LXMERT (`"ours"`); else a rule set or its name.
+            With signed rules the product is positive also where both factors speak against the
+            score, and a score that is a probability is refused (docs/baselines.md).
         output: field name, index or function that picks the output to explain; see
             `captum_generic_attn.score.choose_output`.
         interpolation: `"bilinear"` (the authors' pictures) or `"nearest"` (each element has the

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from captum_generic_attn.parts import Part, parts_of
 from captum_generic_attn.progress import bar
-from captum_generic_attn.rows import warn_of_no_gradient
+from captum_generic_attn.rows import warn_of_no_gradient, warn_of_zero_scores
 from captum_generic_attn.score import OutputChoice, check_target, choose_output
 
 T = TypeVar("T")
@@ -48,10 +48,14 @@ class Request:
 
 
 class Attributed(NamedTuple):
-    """One map for each input, and the examples whose scores have no gradient."""
+    """One map for each input, and the examples whose maps are zero for a reason.
+
+    `dark` have scores without a gradient, `zero` scores of 0 that relevance would start from.
+    """
 
     maps: list[Tensor]
     dark: Sequence[int]
+    zero: Sequence[int] = ()
 
 
 class ModelAttribution(GradientAttribution):
@@ -92,9 +96,9 @@ class ModelAttribution(GradientAttribution):
         Returns:
             A tensor, or a tuple like `inputs`, detached, on the inputs' devices, float32 (float64
             for a float64 model); non-negative, but for methods that tell what speaks against a
-            score (LRP). Each element has the undivided value of its token, pictures the same map
-            in each channel; `Lrp` alone has a value for each element. An input that reaches no
-            attention gets zeros of its own shape, and a warning.
+            score (LRP with signed rules). Each element has the undivided value of its token,
+            pictures the same map in each channel; `Lrp` alone has a value for each element. An
+            input that reaches no attention gets zeros of its own shape, and a warning.
 
         Raises:
             UnsupportedAttentionError: if attention is missing or cannot be explained.
@@ -182,6 +186,7 @@ class ModelAttribution(GradientAttribution):
         parts = list(parts_of(examples, internal_batch_size))
         results: list[list[list[Tensor]]] = [[] for _ in targets]  # of targets, parts, inputs
         dark: list[list[int]] = [[] for _ in targets]
+        zero: list[list[int]] = [[] for _ in targets]
         title = f"{self.get_name()} attribution"
         with bar(title, len(parts) * len(targets), show=show_progress) as advance, undisturbed():
             for part in parts:
@@ -191,8 +196,11 @@ class ModelAttribution(GradientAttribution):
                     results[i].append(found.maps)
                     advance()
                     dark[i] += [part.start + example for example in found.dark]
+                    zero[i] += [part.start + example for example in found.zero]
         for group in dict.fromkeys(map(tuple, dark)):
             warn_of_no_gradient(group, examples)
+        for group in dict.fromkeys(map(tuple, zero)):
+            warn_of_zero_scores(group, examples)
         joined = [[torch.cat(of) for of in zip(*maps, strict=True)] for maps in results]
         if not stacked:
             return _format_output(_is_tuple(inputs), tuple(joined[0]))

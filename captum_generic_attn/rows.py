@@ -122,6 +122,19 @@ def warn_of_no_gradient(dark: Sequence[int], examples: int) -> None:
     )
 
 
+def warn_of_zero_scores(zero: Sequence[int], examples: int) -> None:
+    """Warn of the examples, of `examples`, whose scores are 0 where relevance starts from them."""
+    if not zero:
+        return
+    which = "the score" if len(zero) == examples else f"the score of example {[*zero]}"
+    warnings.warn(
+        f"{which} is exactly 0, and LRP with these rules shares the score out: there is nothing to "
+        "share, its relevance is zero",
+        UserWarning,
+        stacklevel=2,
+    )
+
+
 def _row_weights(stream: TokenStream, choice: Rows, examples: int) -> Tensor:
     """`[B, N]` weights summing to 1 from any form of `rows=`."""
     forms = (

@@ -27,6 +27,17 @@ def test_the_frozen_recipe_conserves_without_biases(name) -> None:
 
 
 @pytest.mark.parametrize("name", conservation.MODELS)
+@pytest.mark.parametrize("rules", ["epsilon", "gamma"])
+def test_signed_rules_share_out_the_score_without_biases(name, rules) -> None:
+    """Up to ε; of a negative score relevance is negative on the whole."""
+    if name != "ViT":
+        pytest.importorskip("transformers")
+    score, total = conservation.sums(name, rules, biases=False)
+    assert torch.equal(total.sign(), score.sign())
+    assert ((total - score) / score).abs().max() <= 1e-3
+
+
+@pytest.mark.parametrize("name", conservation.MODELS)
 def test_with_biases_something_is_lost(name) -> None:
     if name != "ViT":
         pytest.importorskip("transformers")

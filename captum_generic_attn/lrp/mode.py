@@ -21,6 +21,7 @@ from captum_generic_attn.lrp.choice import Args, Choice, Kwargs, Rule, Tokens, w
 from captum_generic_attn.lrp.operations import Kind, kind_of
 from captum_generic_attn.lrp.rule_sets import RuleSet
 from captum_generic_attn.lrp.rules import per_unit
+from captum_generic_attn.lrp.signs import Passage, passage
 
 _REFUSAL = (
     "{} has no relevance rule: write that step with other operations, or use a method that needs "
@@ -47,11 +48,14 @@ class _Propagated(torch.autograd.Function):
     """One operation whose backward is a rule, in float32 at least."""
 
     @staticmethod
-    def forward(ctx: Any, run: Callable[[], Tensor], rule: Rule, *operands: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, run: Callable[[], Tensor], rule: Rule, passage: Passage, *operands: Tensor
+    ) -> Tensor:
         result = run()
         if any(result is operand for operand in operands):
             result = result.clone()
         ctx.rule = rule
+        ctx.passage = passage
         ctx.save_for_backward(*operands, result)
         return result
 
@@ -68,7 +72,7 @@ class _Propagated(torch.autograd.Function):
             handed = [
                 None if r is None else r.to(t.dtype) for r, t in zip(found, saved, strict=False)
             ]
-            return None, None, *handed
+            return None, None, None, *handed
 
 
 class RelevanceMode(TorchFunctionMode):
@@ -149,7 +153,8 @@ class RelevanceMode(TorchFunctionMode):
             found: Tensor = func(*without_aliasing(func, args), **kwargs)
             return found
 
-        return _Propagated.apply(run, rule_of, *on)
+        sign = passage(kind, name, func, args, kwargs, operands)
+        return _Propagated.apply(run, rule_of, sign, *on)
 
     def _without_rule(self, name: str, func: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
         """Run an operation that no list knows: it may only ask, not compute with its operands."""

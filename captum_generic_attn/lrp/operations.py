@@ -55,7 +55,7 @@ _LISTS: dict[Kind, str] = {
     Kind.PICKED: "select index_select gather",
     Kind.PASSED: """
         relu relu6 gelu silu swish mish elu selu celu leaky_relu prelu rrelu softplus softsign
-        hardtanh hardswish hardsigmoid tanhshrink softshrink hardshrink threshold logsigmoid tanh
+        hardtanh hardswish hardsigmoid tanhshrink softshrink hardshrink threshold log_sigmoid tanh
         sigmoid erf exp expm1 log log1p pow square clamp clip neg abs dropout alpha_dropout
         feature_dropout dropout1d dropout2d dropout3d nan_to_num sin cos positive tan
         log_softmax softcap reciprocal sinc atan logit erfinv""",

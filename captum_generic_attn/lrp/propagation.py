@@ -16,9 +16,10 @@ from captum_generic_attn.capture import Capture, capture_forward, name_of_input
 from captum_generic_attn.capture.record import AttentionRecord
 from captum_generic_attn.capture.shadow import Role
 from captum_generic_attn.capture.transfer import Transfer
-from captum_generic_attn.lrp.mode import RelevanceMode
+from captum_generic_attn.lrp.mode import RelevanceMode, UnsupportedOperationError
 from captum_generic_attn.lrp.rule_sets import RuleSet
 from captum_generic_attn.lrp.rules import Examples
+from captum_generic_attn.lrp.signs import lost_at
 from captum_generic_attn.tokens.ids import compact
 
 
@@ -91,12 +92,14 @@ class Propagated:
     """Relevance of each input, in its shape, and of the probabilities of each call by its index.
 
     Probabilities are `[G * H, Nq, Nk]`, as a record orders them. Integers have the sum of what
-    their vectors got. `silent` names the inputs that no relevance reaches.
+    their vectors got. `silent` names the inputs that no relevance reaches, `zero` are the examples
+    whose score, which relevance starts from, is 0.
     """
 
     inputs: tuple[Tensor, ...]
     calls: Mapping[int, Tensor]
     silent: tuple[str, ...] = ()
+    zero: tuple[int, ...] = ()
 
 
 class Propagation:
@@ -127,10 +130,16 @@ class Propagation:
             score: `[B]`, part of the graph of `capture`.
             retain_graph: whether another score follows.
             records: the calls whose probabilities' relevance is asked for.
+
+        Raises:
+            UnsupportedOperationError: if relevance starts from the score, and the score has not the
+                sign of what it was made of: it is a probability or its logarithm.
         """
         capture = self.capture
+        if self._rules.signed:
+            _check_sign(score)
         calls: dict[int, Tensor] = {}
-        start = (score if self._rules.start == "one" else score * score.detach()).sum()
+        start = (score * score.detach() if self._rules.signed else score).sum()
         roots = [edge for edge in capture.roots if edge is not None]
         edges = [*roots, *(edge for _, edge in capture.embedded)]
         edges += [record.edge for record in records]
@@ -159,7 +168,8 @@ class Propagation:
         silent = (
             name for name, r in zip(capture.input_names, relevance, strict=True) if not r.any()
         )
-        return Propagated(tuple(relevance), calls, tuple(silent))
+        zero = (score == 0).nonzero().flatten().tolist() if self._rules.signed else ()
+        return Propagated(tuple(relevance), calls, tuple(silent), tuple(zero))
 
     def _of_integers(
         self, place: int, tensor: Tensor, score: Tensor, of_vectors: Sequence[Tensor | None]
@@ -177,6 +187,21 @@ class Propagation:
                     index = (plane[inside].long() - space.base).to(total.device)
                     total.index_add_(0, index, vectors.sum(-1)[inside.to(vectors.device)].to(total))
         return total.view(tensor.shape)
+
+
+def _check_sign(score: Tensor) -> None:
+    name = lost_at(score)
+    if name is None:
+        return
+    if name in ("add", "sub", "subtract"):
+        advice = "a constant is added: leave it out, or make it the bias of the last layer"
+    else:
+        advice = f"explain the logit, what goes into {name}"
+    raise UnsupportedOperationError(
+        f"the score comes out of {name} and need not have the sign of what went in, as a "
+        "probability and its logarithm have not. Relevance that starts from it would show what "
+        f"speaks for it as speaking against it: {advice}"
+    )
 
 
 class _Keeper:

@@ -29,7 +29,8 @@ class RuleSet:
 
     Activations (GELU, SiLU, tanh), dropout, masks and scales by constants hand relevance on as it
     is, clones, slices and concatenations hand it back to where the elements came from; no rule set
-    differs there.
+    differs there. Inside a model that holds for a sigmoid and for a number that is added too,
+    though the result need not have the sign of the operand.
 
     Args:
         linear: linear layers, convolutions, products with a constant matrix.
@@ -43,11 +44,17 @@ class RuleSet:
         softmax: `"passed"`, or `"constant"`: probabilities get no relevance, values all.
         masks: what is added to the logits of attention: `"passed"` hands relevance on as it is;
             `"added"` takes it for a sum like any other.
-        start: the relevance of the explained score: `"one"`, or its own value, `"score"`.
+        start: the relevance of the explained score: its own value, `"score"`, or `"one"`. A rule
+            that shares a result out (ε, γ) needs the former: from 1, what made a negative score
+            negative would be positive. αβ with β = 0 counts what speaks for a result alone, which
+            is positive whatever sign the score has: there the authors start from 1.
         inert: whether a summand that carries no token of an input (a position code) gets no
             relevance, and the other one all.
         divided_copies: whether a value that is used several times, or picked out of others,
             gets `x · R / x`, whose stabiliser is felt in the ninth digit.
+
+    Raises:
+        ValueError: if `start` is neither of the two, or `"one"` with ε or γ in linear layers.
 
     Example:
         >>> from dataclasses import replace
@@ -63,9 +70,29 @@ class RuleSet:
     norm: Literal["passed", "frozen"] = "passed"
     softmax: Literal["passed", "constant"] = "passed"
     masks: Literal["passed", "added"] = "passed"
-    start: Literal["one", "score"] = "one"
+    start: Literal["score", "one"] = "score"
     inert: bool = False
     divided_copies: bool = False
+
+    def __post_init__(self) -> None:
+        if self.start not in ("score", "one"):
+            raise ValueError(f"start={self.start!r} is none of 'score', 'one'")
+        linear = self.linear.rule if isinstance(self.linear, Conserved) else self.linear
+        if self.start == "one" and isinstance(linear, Epsilon | Gamma):
+            raise ValueError(
+                f"start='one' with linear={self.linear!r}: a rule that shares results out would "
+                "turn all signs of the map of a negative score; use start='score'"
+            )
+
+    @property
+    def signed(self) -> bool:
+        """Whether maps tell for from against: the map of a negated score is the negated map.
+
+        Example:
+            >>> [name for name, rules in RULE_SETS.items() if rules.signed]
+            ['epsilon', 'gamma', 'frozen']
+        """
+        return self.start == "score"
 
 
 ORIGINAL = RuleSet(
@@ -74,6 +101,7 @@ ORIGINAL = RuleSet(
     product=Halved(),
     addition=Proportional(),
     pooling=Proportional(),
+    start="one",
     divided_copies=True,
 )
 """The rules that the authors use for LRP itself (full and partial)."""
@@ -84,6 +112,7 @@ OURS = RuleSet(
     product=Halved(),
     addition=Balanced(),
     pooling=Proportional(),
+    start="one",
     divided_copies=True,
 )
 """The rules of transformer attribution (arXiv 2012.09838)."""
@@ -94,6 +123,7 @@ DETR = RuleSet(
     product=Halved(),
     addition=Balanced(),
     pooling=Proportional(),
+    start="one",
     inert=True,
     divided_copies=True,
 )
@@ -127,7 +157,6 @@ FROZEN = RuleSet(
     pooling=Proportional(0.0),
     norm="frozen",
     softmax="constant",
-    start="score",
 )
 """Gradient times input with gates, norms and probabilities held constant.
 

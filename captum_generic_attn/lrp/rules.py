@@ -164,7 +164,8 @@ class Epsilon:
 class Gamma:
     """Like ε, with the weights `W + γ W⁺`, which favours what speaks for the result.
 
-    For operands of either sign: parts of the result with its own sign are favoured by `1 + γ`.
+    For operands of either sign: parts of the result with its own sign are favoured by `1 + γ`. The
+    bias is one of the parts, so that it cannot turn the sign of the others.
     """
 
     gamma: float = 0.25
@@ -174,9 +175,11 @@ class Gamma:
         apply, relevance = step.apply, step.relevance
         up, down = x.clamp(min=0), x.clamp(max=0)
         for_it, against_it = weight.clamp(min=0), weight.clamp(max=0)
-        z = apply(x, weight)
-        plus = z + self.gamma * (apply(up, for_it) + apply(down, against_it))
-        minus = z + self.gamma * (apply(up, against_it) + apply(down, for_it))
+        z = step.result
+        bias = z - apply(x, weight)
+        favoured = apply(up, for_it) + apply(down, against_it) + bias.clamp(min=0)
+        disfavoured = apply(up, against_it) + apply(down, for_it) + bias.clamp(max=0)
+        plus, minus = z + self.gamma * favoured, z + self.gamma * disfavoured
         total = torch.zeros_like(x)
         for sign, sums, pairs in (
             (z > 0, plus, ((up, for_it), (down, against_it))),
