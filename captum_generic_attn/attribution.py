@@ -12,7 +12,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from captum._utils.typing import TargetType, TensorOrTupleOfTensorsGeneric
@@ -24,6 +24,7 @@ from captum_generic_attn.base import (
     retried,
     undisturbed,
 )
+from captum_generic_attn.calls import Own, OwnEntry
 from captum_generic_attn.capture import (
     Capture,
     UnsupportedAttentionError,
@@ -51,6 +52,7 @@ class AttentionOptions:
     layers: Layers = None
     start_layer: int = 0
     rows: RowsOption = None
+    own: OwnEntry = "zero"
     output: OutputChoice = None
     interpolation: str = "bilinear"
     strict: bool = True
@@ -59,17 +61,18 @@ class AttentionOptions:
 class AttentionAttribution(ModelAttribution):
     """An attribution method that makes a map of each attention call and combines the maps."""
 
+    _own: ClassVar[tuple[str, ...]] = ("zero", "keep")
+
     def __init__(self, forward_func: Callable[..., Any], options: AttentionOptions) -> None:
         super().__init__(forward_func, options.output)
-        if options.interpolation not in _INTERPOLATIONS:
-            raise ValueError(
-                f"interpolation={options.interpolation!r} is none of {_INTERPOLATIONS}"
-            )
+        check_choice("interpolation", options.interpolation, _INTERPOLATIONS)
+        check_choice("own", options.own, self._own)
         if not isinstance(options.start_layer, int) or isinstance(options.start_layer, bool):
             raise TypeError(f"start_layer must be an int, not {options.start_layer!r}")
         self.layers = options.layers
         self.start_layer = options.start_layer
         self.rows = options.rows
+        self.own = options.own
         self.interpolation = options.interpolation
         self.strict = options.strict
 
@@ -204,6 +207,16 @@ class AttentionAttribution(ModelAttribution):
             )
 
 
+def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """See that an option is one of those that there are.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is none of {allowed}")
+
+
 class GenericAttention(AttentionAttribution):
     """Generic attention explainability (Chefer et al., ICCV 2021) for any transformer.
 
@@ -220,6 +233,11 @@ class GenericAttention(AttentionAttribution):
         rows: which rows are explained; `None`: those that the score is computed from. Else an int
             (negative from the end), a list of ints, `[B]` or `[B, k]` indices, `[B, N]` weights,
             or a mapping from stream names to one of these.
+        own: what the token of an example's only explained row gets, its own entry of that row.
+            `"zero"`: 0, as the authors have it, for class tokens, which are no part of the input.
+            `"keep"`: its value, for a row that is a token of the input: the last token of a prompt,
+            the last item of a recommender, the word that is classified. With several explained
+            rows nothing is zeroed.
         normalize: eq. 8 and 9, in attention between streams (object queries and image).
         self_in_cross: the two `R̄` factors of eq. 10, in attention between streams.
         aggregate: `False` is the authors' ablation "no aggregation": each `+=` becomes `=`.
@@ -236,7 +254,7 @@ class GenericAttention(AttentionAttribution):
             warning.
 
     Raises:
-        ValueError: if `interpolation` is none of the two.
+        ValueError: if `interpolation` or `own` is none of its choices.
         TypeError: if `start_layer` is no int, or `forward_func` cannot be called.
 
     Source: arXiv 2103.15679. With several explained rows (mean pooling) each has equal weight, a
@@ -252,6 +270,18 @@ class GenericAttention(AttentionAttribution):
         torch.Size([2, 3, 160, 160])
         >>> GenericAttention(model).attribute(images, target=1, return_input_shape=False).shape
         torch.Size([2, 10, 10])
+
+        The next word, or the next item, is read at the last one, whose own value may be the answer:
+
+        >>> _ = torch.manual_seed(0)
+        >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+        >>> next_item = lambda items: layer(items)[:, -1]
+        >>> items = torch.rand(1, 4, 8)
+        >>> GenericAttention(next_item).attribute(items, 2, return_input_shape=False)[0, -1]
+        tensor(0.)
+        >>> keeping = GenericAttention(next_item, own="keep")
+        >>> bool(keeping.attribute(items, 2, return_input_shape=False)[0, -1] > 0)
+        True
     """
 
     def __init__(
@@ -261,6 +291,7 @@ class GenericAttention(AttentionAttribution):
         layers: Layers = None,
         start_layer: int = 0,
         rows: RowsOption = None,
+        own: Own = "zero",
         normalize: bool = True,
         self_in_cross: bool = True,
         aggregate: bool = True,
@@ -270,7 +301,7 @@ class GenericAttention(AttentionAttribution):
         interpolation: str = "bilinear",
         strict: bool = True,
     ) -> None:
-        options = AttentionOptions(layers, start_layer, rows, output, interpolation, strict)
+        options = AttentionOptions(layers, start_layer, rows, own, output, interpolation, strict)
         super().__init__(forward_func, options)
         if rule is not None and not callable(rule):
             raise TypeError(f"rule must be a function of two tensors, not {rule!r}")
@@ -285,4 +316,6 @@ class GenericAttention(AttentionAttribution):
     def _method(self) -> Method:
         chosen = "ours" if self.lrp is True else self.lrp
         rules = attention_rules(chosen) if chosen else None
-        return Generic(self.normalize, self.self_in_cross, self.aggregate, self.rule, rules)
+        return Generic(
+            self.normalize, self.self_in_cross, self.aggregate, self.rule, rules, own=self.own
+        )

@@ -96,6 +96,12 @@ class ModelAttribution(GradientAttribution):
             in each channel; `Lrp` alone has a value for each element. An input that reaches no
             attention gets zeros of its own shape, and a warning.
 
+            Where the score is computed from one token alone, what that token gave to itself is left
+            out: `own="zero"` in the constructor of a method over attention. That is right for a
+            class token. If the token is one of the input, such as the last token of a prompt, the
+            last item of a recommender or the word that is classified, use `own="keep"`: its own
+            value may be the answer. With several such tokens (mean pooling) nothing is left out.
+
         Raises:
             UnsupportedAttentionError: if attention is missing or cannot be explained.
             ValueError: if the inputs, the target or an option do not fit; if a picture's geometry
