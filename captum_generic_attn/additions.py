@@ -29,6 +29,7 @@ from captum_generic_attn.calls import (
 )
 from captum_generic_attn.rules import (
     cross_attention_update,
+    divisor,
     normalize_relevance,
     self_attention_update,
 )
@@ -123,8 +124,8 @@ class Additions:
         """Rollout's addition: `(R + Ā R) / (1 + s) − R`, with `s` the sums of the rows of Ā."""
         before = self.relevance(call.stream, call.query_ancestors, to)
         if before is None:
-            return update / (1 + sums)
-        return (update - sums * before[:, self._first(call) :]) / (1 + sums)
+            return update / divisor(1 + sums)
+        return (update - sums * before[:, self._first(call) :]) / divisor(1 + sums)
 
     def crossing(self, call: MappedCall, attention_map: Tensor, source: Source) -> Tensor:
         """Eq. 10 for the tokens of the keys' stream: `[B, size, roots of the keys' stream]`.

@@ -31,7 +31,8 @@ from captum_generic_attn.capture import (
     capture_forward,
     no_attention_message,
 )
-from captum_generic_attn.explanation import Explanation, Silent, explain
+from captum_generic_attn.capture.blocks import computing_dtype
+from captum_generic_attn.explanation import Again, Explanation, explain, narrowed
 from captum_generic_attn.input_maps import maps_of_inputs
 from captum_generic_attn.lrp import RuleSet, attention_rules
 from captum_generic_attn.lrp.propagation import Propagated, Propagation
@@ -135,7 +136,8 @@ class AttentionAttribution(ModelAttribution):
                 capture, explanation.values, request.inputs, interpolation,
                 warn=request.first and i == 0,
             )  # fmt: skip
-            yield Attributed(maps, explanation.dark)
+            dtype = computing_dtype(capture.output)
+            yield Attributed([narrowed(m, dtype) for m in maps], explanation.dark)
 
     def _explanations(
         self, request: Request, *, copies: bool, matrices: bool = False, keep_calls: bool = False
@@ -158,14 +160,18 @@ class AttentionAttribution(ModelAttribution):
                     explain, options=options, retain_graph=not last, matrices=matrices,
                     keep_calls=keep_calls, propagated=propagated.calls,
                 )  # fmt: skip
-                try:
+                asked = set[str]()
+                explanation: Explanation | None = None
+                while explanation is None:
                     score = self._score(capture.output, request, target)
-                    explanation = explained(capture, score)
-                except Silent:
-                    if last:  # the graph is spent
-                        capture = capture_forward(*model, copies=copies)
-                    score = self._score(capture.output, request, target)
-                    explanation = explained(capture, score, earlier=True)
+                    try:
+                        explanation = explained(
+                            capture, score, earlier="earlier" in asked, exact="exact" in asked
+                        )
+                    except Again as again:
+                        asked.add(again.option)
+                        if last:  # the graph is spent
+                            capture = capture_forward(*model, copies=copies)
             yield capture, explanation
 
     def _propagated(

@@ -105,7 +105,7 @@ class ModelAttribution(GradientAttribution):
         Raises:
             UnsupportedAttentionError: if attention is missing or cannot be explained.
             ValueError: if the inputs, the target or an option do not fit; if a picture's geometry
-                cannot be told.
+                cannot be told; if relevance is not finite, or too large for its precision.
             TypeError: if inputs or targets are of no accepted type.
 
         Source: eq. 5 to 11 of arXiv 2103.15679. What is done with tokens that are merged or joined

@@ -69,7 +69,13 @@ class SeenCall:
         return self.positions(self.record.key_tokens)
 
     def _by_head(self, maps: Tensor) -> Tensor:
-        return maps.view(*self.record.pick.shape, *maps.shape[1:])
+        maps = maps.view(*self.record.pick.shape, *maps.shape[1:])
+        return maps.to(torch.promote_types(maps.dtype, self.layout.like.dtype))
+
+    def finite(self) -> bool:
+        """Whether all that the call's map is made of is finite."""
+        known = self.relevance is None or bool(self.relevance.isfinite().all())
+        return known and self.blocks.finite()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,9 +75,9 @@ class GradCam(_LastCalls):
     def heads_of(self, seen: SeenCall) -> Tensor:  # noqa: D102
         gradient = seen.gradient()
         counted = self._counted(seen, gradient)
-        mean = (gradient * counted).sum((-2, -1), keepdim=True)
-        mean = mean / counted.sum((-2, -1), keepdim=True).clamp(min=torch.finfo(mean.dtype).tiny)
-        return mean * seen.attention()
+        total = counted.sum((-2, -1), keepdim=True)
+        share = counted / total.clamp(min=torch.finfo(total.dtype).tiny)
+        return (gradient * share).sum((-2, -1), keepdim=True) * seen.attention()
 
     def map_of(self, seen: SeenCall) -> AttentionMap:  # noqa: D102
         return LateMap(lambda: self._map(seen))
