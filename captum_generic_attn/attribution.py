@@ -17,6 +17,7 @@ from typing import Any, ClassVar, cast
 import torch
 from captum._utils.typing import TargetType, TensorOrTupleOfTensorsGeneric
 
+from captum_generic_attn import padding
 from captum_generic_attn.base import (
     Attributed,
     ModelAttribution,
@@ -124,6 +125,8 @@ class AttentionAttribution(ModelAttribution):
                 )
             )
         warn_of_no_gradient(explanation.dark, len(tensors[0]))
+        if explanation.padded:
+            warnings.warn(padding.message(explanation.padded), UserWarning, stacklevel=2)
         return cast(Relevance, explanation.relevance)
 
     # -- the way through ----------------------------------------------------------------------
@@ -137,7 +140,8 @@ class AttentionAttribution(ModelAttribution):
                 warn=request.first and i == 0,
             )  # fmt: skip
             dtype = computing_dtype(capture.output)
-            yield Attributed([narrowed(m, dtype) for m in maps], explanation.dark)
+            maps = [narrowed(m, dtype) for m in maps]
+            yield Attributed(maps, explanation.dark, explanation.padded)
 
     def _explanations(
         self, request: Request, *, copies: bool, matrices: bool = False, keep_calls: bool = False
@@ -151,6 +155,8 @@ class AttentionAttribution(ModelAttribution):
         options = Options(self.layers, self.start_layer, request.part.of_rows(self.rows), method)
         self._check_attention(capture, warn=request.first)
         self._check_output(capture.output, request)
+        arguments = (*request.inputs, *request.additional)
+        masks = padding.token_masks(arguments, len(request.inputs[0]))
         for i, target in enumerate(request.targets):
             last = i + 1 == len(request.targets)
             # Under the user's autocast, relevance would lose the digits that it is made for.
@@ -158,7 +164,7 @@ class AttentionAttribution(ModelAttribution):
                 propagated = self._propagated(propagation, request, target, retain_graph=not last)
                 explained = functools.partial(
                     explain, options=options, retain_graph=not last, matrices=matrices,
-                    keep_calls=keep_calls, propagated=propagated.calls,
+                    keep_calls=keep_calls, propagated=propagated.calls, masks=masks,
                 )  # fmt: skip
                 asked = set[str]()
                 explanation: Explanation | None = None

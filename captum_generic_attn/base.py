@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -24,6 +26,7 @@ from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_generic_attn import padding
 from captum_generic_attn.parts import Part, parts_of
 from captum_generic_attn.progress import bar
 from captum_generic_attn.rows import warn_of_no_gradient
@@ -48,10 +51,13 @@ class Request:
 
 
 class Attributed(NamedTuple):
-    """One map for each input, and the examples whose scores have no gradient."""
+    """One map for each input, and examples to warn of: those whose scores have no gradient, and, by
+    stream, those whose explained tokens are padding.
+    """
 
     maps: list[Tensor]
     dark: Sequence[int]
+    padded: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
 class ModelAttribution(GradientAttribution):
@@ -94,7 +100,9 @@ class ModelAttribution(GradientAttribution):
             for a float64 model); non-negative, but for methods that tell what speaks against a
             score (LRP). Each element has the undivided value of its token, pictures the same map
             in each channel; `Lrp` alone has a value for each element. An input that reaches no
-            attention gets zeros of its own shape, and a warning.
+            attention gets zeros of its own shape, and a warning; so do examples whose score has no
+            gradient. Another warning names examples whose explained token is padding, where a mask
+            `[B, N]` among the arguments says so (texts padded on the right and target=(-1, class)).
 
             Where the score is computed from one token alone, what that token gave to itself is left
             out: `own="zero"` in the constructor of a method over attention. That is right for a
@@ -188,6 +196,7 @@ class ModelAttribution(GradientAttribution):
         parts = list(parts_of(examples, internal_batch_size))
         results: list[list[list[Tensor]]] = [[] for _ in targets]  # of targets, parts, inputs
         dark: list[list[int]] = [[] for _ in targets]
+        padded: dict[str, set[int]] = {}
         title = f"{self.get_name()} attribution"
         with bar(title, len(parts) * len(targets), show=show_progress) as advance, undisturbed():
             for part in parts:
@@ -197,8 +206,14 @@ class ModelAttribution(GradientAttribution):
                     results[i].append(found.maps)
                     advance()
                     dark[i] += [part.start + example for example in found.dark]
+                    for stream, which in found.padded.items():
+                        own = (part.start + example for example in which)
+                        padded.setdefault(stream, set()).update(own)
         for group in dict.fromkeys(map(tuple, dark)):
             warn_of_no_gradient(group, examples)
+        if padded:
+            named = {stream: sorted(of) for stream, of in padded.items()}
+            warnings.warn(padding.message(named), UserWarning, stacklevel=2)
         joined = [[torch.cat(of) for of in zip(*maps, strict=True)] for maps in results]
         if not stacked:
             return _format_output(_is_tuple(inputs), tuple(joined[0]))

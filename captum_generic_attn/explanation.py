@@ -34,6 +34,7 @@ from captum_generic_attn.capture import (
 )
 from captum_generic_attn.capture.blocks import computing_dtype
 from captum_generic_attn.method import SeenCall
+from captum_generic_attn.padding import Padding
 from captum_generic_attn.reading import Asked, readers
 from captum_generic_attn.relevance import Call, Relevance, Stream
 from captum_generic_attn.rows import (
@@ -56,18 +57,20 @@ from captum_generic_attn.tokens import Meeting, TokenStream
 class Explanation:
     """Values `[B, roots]` of each stream's tokens, and the relevance that they were read from.
 
-    `dark` are the examples whose scores have no gradient.
+    `dark` are the examples whose scores have no gradient, `padded` those whose explained tokens are
+    padding, by stream.
     """
 
     values: Mapping[str, Tensor]
     relevance: Relevance | None
     dark: Sequence[int]
+    padded: Mapping[str, Sequence[int]]
 
 
 def explain(
     capture: Capture, score: Tensor, options: Options, *, retain_graph: bool, matrices: bool,
     keep_calls: bool, propagated: Mapping[int, Tensor] = MappingProxyType({}),
-    earlier: bool = False, exact: bool = False,
+    earlier: bool = False, exact: bool = False, masks: Sequence[Tensor] = (),
 ) -> Explanation:  # fmt: skip
     """Explain one score of each example.
 
@@ -82,6 +85,7 @@ def explain(
         earlier: whether rows are looked for at calls before the last ones in any case.
         exact: whether relevance is computed in float64, whatever the model's precision; values are
             then in float64 too, for `narrowed` to see whether they fit.
+        masks: `padding.token_masks` of the model's arguments.
 
     Raises:
         ValueError: if an option does not fit the model, relevance is not finite, or the score of
@@ -98,6 +102,7 @@ def explain(
         keep_calls=keep_calls,
         earlier=earlier,
         exact=exact,
+        masks=masks,
     ).run(retain_graph=retain_graph)
 
 
@@ -145,6 +150,7 @@ class _Explaining:
     def __init__(
         self, capture: Capture, score: Tensor, options: Options, propagated: Mapping[int, Tensor],
         *, matrices: bool, keep_calls: bool, earlier: bool, exact: bool,
+        masks: Sequence[Tensor],
     ) -> None:  # fmt: skip
         self._capture = capture
         self._score = score
@@ -158,6 +164,7 @@ class _Explaining:
         self._exact = exact
         self._dtype = computing_dtype(score)
         self._not_finite: dict[str, None] = {}
+        self._padding = Padding(capture, masks)
         kind = torch.float64 if exact else self._dtype
         like = torch.empty(0, dtype=kind, device=score.device)
         self._layout = Layout(capture.streams, len(score), like)
@@ -239,7 +246,8 @@ class _Explaining:
             ]
         calls = [self._call(record) for record in self._capture.records]
         self._check_finite(values.values())
-        return Explanation(values, self._relevance(calls) if self._matrices else None, dark)
+        relevance = self._relevance(calls) if self._matrices else None
+        return Explanation(values, relevance, dark, self._padding.found())
 
     def _arrive(
         self, record: AttentionRecord, padded: list[tuple[AttentionRecord, Tensor]],
@@ -254,6 +262,7 @@ class _Explaining:
                 padded.append((record, live))
             if record.index in self._read:
                 self._explain_rows(record, live)
+        self._padding.see(record, blocks)
         if record.index in self._unused:
             return
         relevance = self._propagated.get(record.index)
@@ -288,6 +297,7 @@ class _Explaining:
 
     def _read_rows(self, name: str, readings: Sequence[Reading]) -> None:
         self._rows[name] = total_weights(readings)
+        self._padding.explain(name, self._rows[name])
         self._sum.read(name, readings)
 
     def _check_silent(self) -> None:
