@@ -21,6 +21,7 @@ from captum_generic_attn.calls import (
     Collected,
     Layout,
     MappedCall,
+    OwnEntry,
     Reading,
     Source,
     Switches,
@@ -28,6 +29,7 @@ from captum_generic_attn.calls import (
 )
 from captum_generic_attn.rules import (
     cross_attention_update,
+    divisor,
     normalize_relevance,
     self_attention_update,
 )
@@ -122,8 +124,8 @@ class Additions:
         """Rollout's addition: `(R + Ā R) / (1 + s) − R`, with `s` the sums of the rows of Ā."""
         before = self.relevance(call.stream, call.query_ancestors, to)
         if before is None:
-            return update / (1 + sums)
-        return (update - sums * before[:, self._first(call) :]) / (1 + sums)
+            return update / divisor(1 + sums)
+        return (update - sums * before[:, self._first(call) :]) / divisor(1 + sums)
 
     def crossing(self, call: MappedCall, attention_map: Tensor, source: Source) -> Tensor:
         """Eq. 10 for the tokens of the keys' stream: `[B, size, roots of the keys' stream]`.
@@ -303,6 +305,7 @@ class WholeSum(Collected):
         super().__init__()
         self._calls = calls
         self._layout = layout
+        self._own = switches.own
         self._additions = Additions(layout, switches)
 
     def finish(self) -> dict[str, Tensor]:  # noqa: D102
@@ -315,6 +318,8 @@ class WholeSum(Collected):
                 gain = functools.partial(self._additions.gain, name, to=to)
                 part = read_out(gain, readings, stream.roots, own=to == name)
                 if part is not None:
+                    if to == name:
+                        part = with_own(part, total_weights(readings), self._own)
                     values[to] = values[to] + part if to in values else part
         return values
 
@@ -342,8 +347,7 @@ def read_out(
         own: whether rows and columns are of one stream.
 
     Returns:
-        `[B, columns]`; `None` for zero between two streams. In its own stream, the token of an
-        example's only explained row gets 0.
+        `[B, columns]`; `None` for zero between two streams.
     """
     rows = total_weights(readings)
     values = rows.new_zeros(len(rows), columns) if own else None
@@ -352,16 +356,19 @@ def read_out(
         if state is not None:
             part = (weights.unsqueeze(1) @ state).squeeze(1)
             values = part if values is None else values + part
-    return without_own(values, rows) if own and values is not None else values
+    return values
 
 
-def without_own(values: Tensor, rows: Tensor) -> Tensor:
-    """Values `[B, n]` of a stream's tokens with 0 for the token of an example's only explained row.
+def with_own(values: Tensor, rows: Tensor, own: OwnEntry) -> Tensor:
+    """Values of a stream's tokens with what the token of an example's only explained row is to get.
 
     Args:
         values: `[B, n]`.
         rows: `[B, N]` weights of the explained rows of the same stream.
+        own: `"keep"`: its value; else 0.
     """
+    if own == "keep":
+        return values
     return values.masked_fill(own_entries(rows)[:, : values.shape[1]], 0.0)
 
 

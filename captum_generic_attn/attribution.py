@@ -12,11 +12,12 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from captum._utils.typing import TargetType, TensorOrTupleOfTensorsGeneric
 
+from captum_generic_attn import padding
 from captum_generic_attn.base import (
     Attributed,
     ModelAttribution,
@@ -24,13 +25,15 @@ from captum_generic_attn.base import (
     retried,
     undisturbed,
 )
+from captum_generic_attn.calls import Own, OwnEntry
 from captum_generic_attn.capture import (
     Capture,
     UnsupportedAttentionError,
     capture_forward,
     no_attention_message,
 )
-from captum_generic_attn.explanation import Explanation, Silent, explain
+from captum_generic_attn.capture.blocks import computing_dtype
+from captum_generic_attn.explanation import Again, Explanation, explain, narrowed
 from captum_generic_attn.input_maps import maps_of_inputs
 from captum_generic_attn.lrp import RuleSet, attention_rules
 from captum_generic_attn.lrp.propagation import Propagated, Propagation
@@ -51,6 +54,7 @@ class AttentionOptions:
     layers: Layers = None
     start_layer: int = 0
     rows: RowsOption = None
+    own: OwnEntry = "zero"
     output: OutputChoice = None
     interpolation: str = "bilinear"
     strict: bool = True
@@ -59,17 +63,18 @@ class AttentionOptions:
 class AttentionAttribution(ModelAttribution):
     """An attribution method that makes a map of each attention call and combines the maps."""
 
+    _own: ClassVar[tuple[str, ...]] = ("zero", "keep")
+
     def __init__(self, forward_func: Callable[..., Any], options: AttentionOptions) -> None:
         super().__init__(forward_func, options.output)
-        if options.interpolation not in _INTERPOLATIONS:
-            raise ValueError(
-                f"interpolation={options.interpolation!r} is none of {_INTERPOLATIONS}"
-            )
+        check_choice("interpolation", options.interpolation, _INTERPOLATIONS)
+        check_choice("own", options.own, self._own)
         if not isinstance(options.start_layer, int) or isinstance(options.start_layer, bool):
             raise TypeError(f"start_layer must be an int, not {options.start_layer!r}")
         self.layers = options.layers
         self.start_layer = options.start_layer
         self.rows = options.rows
+        self.own = options.own
         self.interpolation = options.interpolation
         self.strict = options.strict
 
@@ -121,6 +126,8 @@ class AttentionAttribution(ModelAttribution):
             )
         warn_of_no_gradient(explanation.dark, len(tensors[0]))
         warn_of_zero_scores(zero, len(tensors[0]))
+        if explanation.padded:
+            warnings.warn(padding.message(explanation.padded), UserWarning, stacklevel=2)
         return cast(Relevance, explanation.relevance)
 
     # -- the way through ----------------------------------------------------------------------
@@ -133,7 +140,9 @@ class AttentionAttribution(ModelAttribution):
                 capture, explanation.values, request.inputs, interpolation,
                 warn=request.first and i == 0,
             )  # fmt: skip
-            yield Attributed(maps, explanation.dark, zero)
+            dtype = computing_dtype(capture.output)
+            maps = [narrowed(m, dtype) for m in maps]
+            yield Attributed(maps, explanation.dark, zero, explanation.padded)
 
     def _explanations(
         self, request: Request, *, copies: bool, matrices: bool = False, keep_calls: bool = False
@@ -148,6 +157,8 @@ class AttentionAttribution(ModelAttribution):
         options = Options(self.layers, self.start_layer, request.part.of_rows(self.rows), method)
         self._check_attention(capture, warn=request.first)
         self._check_output(capture.output, request)
+        arguments = (*request.inputs, *request.additional)
+        masks = padding.token_masks(arguments, len(request.inputs[0]))
         for i, target in enumerate(request.targets):
             last = i + 1 == len(request.targets)
             # Under the user's autocast, relevance would lose the digits that it is made for.
@@ -155,16 +166,20 @@ class AttentionAttribution(ModelAttribution):
                 propagated = self._propagated(propagation, request, target, retain_graph=not last)
                 explained = functools.partial(
                     explain, options=options, retain_graph=not last, matrices=matrices,
-                    keep_calls=keep_calls, propagated=propagated.calls,
+                    keep_calls=keep_calls, propagated=propagated.calls, masks=masks,
                 )  # fmt: skip
-                try:
+                asked = set[str]()
+                explanation: Explanation | None = None
+                while explanation is None:
                     score = self._score(capture.output, request, target)
-                    explanation = explained(capture, score)
-                except Silent:
-                    if last:  # the graph is spent
-                        capture = capture_forward(*model, copies=copies)
-                    score = self._score(capture.output, request, target)
-                    explanation = explained(capture, score, earlier=True)
+                    try:
+                        explanation = explained(
+                            capture, score, earlier="earlier" in asked, exact="exact" in asked
+                        )
+                    except Again as again:
+                        asked.add(again.option)
+                        if last:  # the graph is spent
+                            capture = capture_forward(*model, copies=copies)
             yield capture, explanation, propagated.zero
 
     def _propagated(
@@ -206,6 +221,16 @@ class AttentionAttribution(ModelAttribution):
             )
 
 
+def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """See that an option is one of those that there are.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is none of {allowed}")
+
+
 class GenericAttention(AttentionAttribution):
     """Generic attention explainability (Chefer et al., ICCV 2021) for any transformer.
 
@@ -222,6 +247,11 @@ class GenericAttention(AttentionAttribution):
         rows: which rows are explained; `None`: those that the score is computed from. Else an int
             (negative from the end), a list of ints, `[B]` or `[B, k]` indices, `[B, N]` weights,
             or a mapping from stream names to one of these.
+        own: what the token of an example's only explained row gets, its own entry of that row.
+            `"zero"`: 0, as the authors have it, for class tokens, which are no part of the input.
+            `"keep"`: its value, for a row that is a token of the input: the last token of a prompt,
+            the last item of a recommender, the word that is classified. With several explained
+            rows nothing is zeroed.
         normalize: eq. 8 and 9, in attention between streams (object queries and image).
         self_in_cross: the two `R̄` factors of eq. 10, in attention between streams.
         aggregate: `False` is the authors' ablation "no aggregation": each `+=` becomes `=`.
@@ -240,7 +270,7 @@ class GenericAttention(AttentionAttribution):
             warning.
 
     Raises:
-        ValueError: if `interpolation` is none of the two.
+        ValueError: if `interpolation` or `own` is none of its choices.
         TypeError: if `start_layer` is no int, or `forward_func` cannot be called.
 
     Source: arXiv 2103.15679. With several explained rows (mean pooling) each has equal weight, a
@@ -256,6 +286,18 @@ class GenericAttention(AttentionAttribution):
         torch.Size([2, 3, 160, 160])
         >>> GenericAttention(model).attribute(images, target=1, return_input_shape=False).shape
         torch.Size([2, 10, 10])
+
+        The next word, or the next item, is read at the last one, whose own value may be the answer:
+
+        >>> _ = torch.manual_seed(0)
+        >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+        >>> next_item = lambda items: layer(items)[:, -1]
+        >>> items = torch.rand(1, 4, 8)
+        >>> GenericAttention(next_item).attribute(items, 2, return_input_shape=False)[0, -1]
+        tensor(0.)
+        >>> keeping = GenericAttention(next_item, own="keep")
+        >>> bool(keeping.attribute(items, 2, return_input_shape=False)[0, -1] > 0)
+        True
     """
 
     def __init__(
@@ -265,6 +307,7 @@ class GenericAttention(AttentionAttribution):
         layers: Layers = None,
         start_layer: int = 0,
         rows: RowsOption = None,
+        own: Own = "zero",
         normalize: bool = True,
         self_in_cross: bool = True,
         aggregate: bool = True,
@@ -274,7 +317,7 @@ class GenericAttention(AttentionAttribution):
         interpolation: str = "bilinear",
         strict: bool = True,
     ) -> None:
-        options = AttentionOptions(layers, start_layer, rows, output, interpolation, strict)
+        options = AttentionOptions(layers, start_layer, rows, own, output, interpolation, strict)
         super().__init__(forward_func, options)
         if rule is not None and not callable(rule):
             raise TypeError(f"rule must be a function of two tensors, not {rule!r}")
@@ -289,4 +332,6 @@ class GenericAttention(AttentionAttribution):
     def _method(self) -> Method:
         chosen = "ours" if self.lrp is True else self.lrp
         rules = attention_rules(chosen) if chosen else None
-        return Generic(self.normalize, self.self_in_cross, self.aggregate, self.rule, rules)
+        return Generic(
+            self.normalize, self.self_in_cross, self.aggregate, self.rule, rules, own=self.own
+        )

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -24,6 +26,7 @@ from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_generic_attn import padding
 from captum_generic_attn.parts import Part, parts_of
 from captum_generic_attn.progress import bar
 from captum_generic_attn.rows import warn_of_no_gradient, warn_of_zero_scores
@@ -48,14 +51,16 @@ class Request:
 
 
 class Attributed(NamedTuple):
-    """One map for each input, and the examples whose maps are zero for a reason.
+    """One map for each input, and examples to warn of.
 
-    `dark` have scores without a gradient, `zero` scores of 0 that relevance would start from.
+    `dark` have scores without a gradient, `zero` scores of 0 that relevance would start from;
+    `padded` are, by stream, those whose explained tokens are padding.
     """
 
     maps: list[Tensor]
     dark: Sequence[int]
     zero: Sequence[int] = ()
+    padded: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
 class ModelAttribution(GradientAttribution):
@@ -88,7 +93,7 @@ class ModelAttribution(GradientAttribution):
                 of ints; `None` only where the output is `[B]` or `[B, 1]`.
             additional_forward_args: further arguments of `forward_func`, not explained.
             return_input_shape: `False` gives one value per token: text `[B, N]`, pictures
-                `[B, h, w]`.
+                `[B, h, w]`, frames `[B, t, h, w]`, zero for those that were not read.
             internal_batch_size: at most so many examples go through the model at once, which bounds
                 memory; `None`: all. Arguments whose first axis is the batch are cut alike.
             show_progress: whether a bar on stderr counts the parts of the batch.
@@ -97,13 +102,22 @@ class ModelAttribution(GradientAttribution):
             A tensor, or a tuple like `inputs`, detached, on the inputs' devices, float32 (float64
             for a float64 model); non-negative, but for methods that tell what speaks against a
             score (LRP with signed rules). Each element has the undivided value of its token,
-            pictures the same map in each channel; `Lrp` alone has a value for each element. An
-            input that reaches no attention gets zeros of its own shape, and a warning.
+            pictures the same map in each channel that was read, and zero where nothing was read;
+            `Lrp` alone has a value for each element. An input that reaches no attention gets zeros
+            of its own shape, and a warning; so do examples whose score has no gradient. Another
+            warning names examples whose explained token is padding, where a mask
+            `[B, N]` among the arguments says so (texts padded on the right and target=(-1, class)).
+
+            Where the score is computed from one token alone, what that token gave to itself is left
+            out: `own="zero"` in the constructor of a method over attention. That is right for a
+            class token. If the token is one of the input, such as the last token of a prompt, the
+            last item of a recommender or the word that is classified, use `own="keep"`: its own
+            value may be the answer. With several such tokens (mean pooling) nothing is left out.
 
         Raises:
             UnsupportedAttentionError: if attention is missing or cannot be explained.
             ValueError: if the inputs, the target or an option do not fit; if a picture's geometry
-                cannot be told.
+                cannot be told; if relevance is not finite, or too large for its precision.
             TypeError: if inputs or targets are of no accepted type.
 
         Source: eq. 5 to 11 of arXiv 2103.15679. What is done with tokens that are merged or joined
@@ -187,6 +201,7 @@ class ModelAttribution(GradientAttribution):
         results: list[list[list[Tensor]]] = [[] for _ in targets]  # of targets, parts, inputs
         dark: list[list[int]] = [[] for _ in targets]
         zero: list[list[int]] = [[] for _ in targets]
+        padded: dict[str, set[int]] = {}
         title = f"{self.get_name()} attribution"
         with bar(title, len(parts) * len(targets), show=show_progress) as advance, undisturbed():
             for part in parts:
@@ -197,10 +212,16 @@ class ModelAttribution(GradientAttribution):
                     advance()
                     dark[i] += [part.start + example for example in found.dark]
                     zero[i] += [part.start + example for example in found.zero]
+                    for stream, which in found.padded.items():
+                        own = (part.start + example for example in which)
+                        padded.setdefault(stream, set()).update(own)
         for group in dict.fromkeys(map(tuple, dark)):
             warn_of_no_gradient(group, examples)
         for group in dict.fromkeys(map(tuple, zero)):
             warn_of_zero_scores(group, examples)
+        if padded:
+            named = {stream: sorted(of) for stream, of in padded.items()}
+            warnings.warn(padding.message(named), UserWarning, stacklevel=2)
         joined = [[torch.cat(of) for of in zip(*maps, strict=True)] for maps in results]
         if not stacked:
             return _format_output(_is_tuple(inputs), tuple(joined[0]))

@@ -10,7 +10,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,11 @@ from torch import Tensor
 from captum_generic_attn.maps import AttentionMap
 from captum_generic_attn.tokens import TokenStream
 from captum_generic_attn.tokens.ids import Memory
+
+Own = Literal["zero", "keep"]
+"""What the token of an example's only explained row gets: 0, or its value."""
+OwnEntry = Literal[Own, "row_min"]
+"""The same, or the least value of its row, which `TransformerAttribution` alone knows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +62,7 @@ class Switches:
     """The paper's switches, and the pairs of streams (queries, keys) that attend across.
 
     `row_normalize` is rollout's: after each call the rows of its queries are scaled to the sum that
-    they had before it.
+    they had before it. `own` says what the token of an only explained row gets.
     """
 
     normalize: bool = True
@@ -65,6 +70,7 @@ class Switches:
     aggregate: bool = True
     crossings: frozenset[tuple[str, str]] = frozenset()
     row_normalize: bool = False
+    own: OwnEntry = "zero"
 
     def mutual(self, one: str, other: str) -> bool:
         """Whether two streams attend to each other."""

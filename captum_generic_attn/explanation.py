@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from captum_generic_attn.capture import (
 )
 from captum_generic_attn.capture.blocks import computing_dtype
 from captum_generic_attn.method import SeenCall
+from captum_generic_attn.padding import Padding
 from captum_generic_attn.reading import Asked, readers
 from captum_generic_attn.relevance import Call, Relevance, Stream
 from captum_generic_attn.rows import (
@@ -55,18 +57,20 @@ from captum_generic_attn.tokens import Meeting, TokenStream
 class Explanation:
     """Values `[B, roots]` of each stream's tokens, and the relevance that they were read from.
 
-    `dark` are the examples whose scores have no gradient.
+    `dark` are the examples whose scores have no gradient, `padded` those whose explained tokens are
+    padding, by stream.
     """
 
     values: Mapping[str, Tensor]
     relevance: Relevance | None
     dark: Sequence[int]
+    padded: Mapping[str, Sequence[int]]
 
 
 def explain(
     capture: Capture, score: Tensor, options: Options, *, retain_graph: bool, matrices: bool,
     keep_calls: bool, propagated: Mapping[int, Tensor] = MappingProxyType({}),
-    earlier: bool = False,
+    earlier: bool = False, exact: bool = False, masks: Sequence[Tensor] = (),
 ) -> Explanation:  # fmt: skip
     """Explain one score of each example.
 
@@ -79,11 +83,15 @@ def explain(
         keep_calls: whether that keeps the maps of each call.
         propagated: relevance of the probabilities of each call by LRP, if the method needs it.
         earlier: whether rows are looked for at calls before the last ones in any case.
+        exact: whether relevance is computed in float64, whatever the model's precision; values are
+            then in float64 too, for `narrowed` to see whether they fit.
+        masks: `padding.token_masks` of the model's arguments.
 
     Raises:
         ValueError: if an option does not fit the model, relevance is not finite, or the score of
             an example reads another example.
-        Silent: if the last calls have no gradient, so that `earlier` ones are to be looked at.
+        Again: if it is to be asked once more: with `earlier`, since the last calls have no
+            gradient, or `exact`, since relevance was not finite.
     """
     return _Explaining(
         capture,
@@ -93,11 +101,47 @@ def explain(
         matrices=matrices,
         keep_calls=keep_calls,
         earlier=earlier,
+        exact=exact,
+        masks=masks,
     ).run(retain_graph=retain_graph)
 
 
-class Silent(Exception):  # noqa: N818 - it asks for another try, and never reaches the user
-    """An example has no gradient at the last calls of a stream, which earlier ones might have."""
+class Again(Exception):  # noqa: N818 - it asks for another try, and never reaches the user
+    """The score is to be explained once more, with `option` of `explain`."""
+
+    def __init__(self, option: Literal["earlier", "exact"]) -> None:
+        super().__init__(option)
+        self.option = option
+
+
+def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in the precision of the result.
+
+    Raises:
+        ValueError: if they are too large for it.
+
+    Example:
+        >>> narrowed(torch.tensor([1e39], dtype=torch.float64), torch.float32)
+        Traceback (most recent call last):
+            ...
+        ValueError: relevance is too large for float32 (its largest number is 3.4e+38): ...
+    """
+    if values.dtype == dtype:
+        return values
+    result = values.to(dtype)
+    if not bool(result.isfinite().all()):
+        raise ValueError(_too_large(dtype))
+    return result
+
+
+def _too_large(dtype: torch.dtype) -> str:
+    name, most = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
+    other = "" if dtype == torch.float64 else "take model and inputs to float64 (.double()), or "
+    return (
+        f"relevance is too large for {name} (its largest number is {most:.2g}): it grows with "
+        f"each layer as the score's gradients do. The model's weights are not at fault: {other}"
+        "explain a smaller score, such as output=lambda scores: scores / 1e4"
+    )
 
 
 class _Explaining:
@@ -105,7 +149,8 @@ class _Explaining:
 
     def __init__(
         self, capture: Capture, score: Tensor, options: Options, propagated: Mapping[int, Tensor],
-        *, matrices: bool, keep_calls: bool, earlier: bool,
+        *, matrices: bool, keep_calls: bool, earlier: bool, exact: bool,
+        masks: Sequence[Tensor],
     ) -> None:  # fmt: skip
         self._capture = capture
         self._score = score
@@ -116,7 +161,12 @@ class _Explaining:
         reached = reached_by(score, capture.records)
         self._readers = readers(capture, reached)
         names = list(self._readers)
-        like = torch.empty(0, dtype=computing_dtype(score), device=score.device)
+        self._exact = exact
+        self._dtype = computing_dtype(score)
+        self._not_finite: dict[str, None] = {}
+        self._padding = Padding(capture, masks)
+        kind = torch.float64 if exact else self._dtype
+        like = torch.empty(0, dtype=kind, device=score.device)
         self._layout = Layout(capture.streams, len(score), like)
         self._automatic = options.rows is None
         given = given_rows(capture, names, options.rows, len(score), like)
@@ -195,8 +245,9 @@ class _Explaining:
                 i for i in range(examples) if not any(bool(v[i].any()) for v in values.values())
             ]
         calls = [self._call(record) for record in self._capture.records]
-        _check_finite(values, calls)
-        return Explanation(values, self._relevance(calls) if self._matrices else None, dark)
+        self._check_finite(values.values())
+        relevance = self._relevance(calls) if self._matrices else None
+        return Explanation(values, relevance, dark, self._padding.found())
 
     def _arrive(
         self, record: AttentionRecord, padded: list[tuple[AttentionRecord, Tensor]],
@@ -211,6 +262,7 @@ class _Explaining:
                 padded.append((record, live))
             if record.index in self._read:
                 self._explain_rows(record, live)
+        self._padding.see(record, blocks)
         if record.index in self._unused:
             return
         relevance = self._propagated.get(record.index)
@@ -226,6 +278,8 @@ class _Explaining:
         )
         if self._keep_calls:
             self._seen[record.index] = seen
+        if self._exact and not seen.finite():
+            self._not_finite[record.module or "the forward function"] = None
         self._sum.arrive(record.index, self._method.map_of(seen))
 
     def _explain_rows(self, record: AttentionRecord, live: Tensor) -> None:
@@ -238,11 +292,12 @@ class _Explaining:
             self._read_explained(name)
 
     def _read_explained(self, name: str) -> None:
-        weights = equal_weights(self._found[name], self._score)
+        weights = equal_weights(self._found[name], self._layout.like)
         self._read_rows(name, [Reading(weights, self._finals[name])])
 
     def _read_rows(self, name: str, readings: Sequence[Reading]) -> None:
         self._rows[name] = total_weights(readings)
+        self._padding.explain(name, self._rows[name])
         self._sum.read(name, readings)
 
     def _check_silent(self) -> None:
@@ -250,28 +305,44 @@ class _Explaining:
         for name, explained in self._found.items():
             reader = self._readers[name]
             if len(reader.calls) > len(reader.last) and not bool(explained.any(-1).all()):
-                raise Silent
+                raise Again("earlier")
+
+    def _check_finite(self, found: Iterable[Tensor]) -> None:
+        if all(bool(tensor.isfinite().all()) for tensor in found):
+            return
+        if not self._exact:
+            raise Again("exact")
+        if not self._not_finite:
+            raise ValueError(_too_large(self._layout.like.dtype))
+        raise ValueError(
+            "relevance is not finite: attention probabilities or their gradients hold NaN or "
+            "infinity. Look for NaN in the weights of, or overflow in: "
+            + ", ".join(sorted(self._not_finite))
+        )
 
     def _call(self, record: AttentionRecord) -> Call:
         missed = "" if record.index in self._arrived else "does not reach the score"
         reason = self._unused.get(record.index, missed)
         seen = self._seen.get(record.index)
+        heads = None if seen is None else self._method.heads_of(seen)
         positions = self._capture.streams.positions
         return Call(
             record.index, record.module, record.query_stream, record.key_stream, record.heads,
             not reason, reason, positions(record.query_tokens), positions(record.key_tokens),
-            None if seen is None else self._method.map_of(seen).dense(),
-            None if seen is None else self._method.heads_of(seen),
+            None if seen is None else self._method.map_of(seen).dense().to(self._dtype),
+            None if heads is None else heads.to(self._dtype),
         )  # fmt: skip
 
     def _relevance(self, calls: list[Call]) -> Relevance:
         assert isinstance(self._sum, Collected)  # noqa: S101 - matrices are asked for
         refused = map(_refused, self._capture.refusals)
+        matrices = self._sum.matrices(self._finals)
+        self._check_finite(matrices.values())
         return Relevance(
             MappingProxyType({s.name: _stream(s) for s in self._capture.streams}),
-            MappingProxyType(self._rows),
+            MappingProxyType({n: narrowed(w, self._dtype) for n, w in self._rows.items()}),
             tuple(sorted([*calls, *refused], key=lambda c: c.index)),
-            MappingProxyType(self._sum.matrices(self._finals)),
+            MappingProxyType({p: narrowed(m, self._dtype) for p, m in matrices.items()}),
         )
 
 
@@ -321,16 +392,6 @@ def _check_padding(padded: Sequence[tuple[AttentionRecord, Tensor]]) -> None:
                 "among the tokens and hands relevance on; pad with a parameter or an embedding, "
                 "whose tokens can be followed"
             )
-
-
-def _check_finite(values: Mapping[str, Tensor], calls: Sequence[Call]) -> None:
-    if all(bool(v.isfinite().all()) for v in values.values()):
-        return
-    modules = ", ".join(dict.fromkeys(call.module for call in calls if call.used))
-    raise ValueError(
-        "relevance is not finite: attention probabilities or their gradients hold NaN or infinity. "
-        f"Look for NaN in the weights of, or overflow in: {modules}"
-    )
 
 
 def _refused(refusal: Refusal) -> Call:

@@ -60,7 +60,7 @@ class BlockMap(AttentionMap):
 
     `heads` neighbouring maps of `blocks` are one group; `share` is the part of the layer's mean
     that they are (1 unless a model calls its heads one by one). `dtype` is the precision of what
-    comes out; it is computed in that of the blocks.
+    comes out; it is computed in that of the blocks, or in this one if it holds more.
     """
 
     blocks: Blocks
@@ -70,29 +70,36 @@ class BlockMap(AttentionMap):
 
     def dense(self) -> Tensor:  # noqa: D102
         blocks = self.blocks
-        total = blocks.like.new_zeros(blocks.count // self.heads, blocks.queries, blocks.keys)
+        shape = blocks.count // self.heads, blocks.queries, blocks.keys
+        total = blocks.like.new_zeros(shape, dtype=self._computing)
         for block in blocks:
-            total[:, block.rows, block.columns].index_add_(0, self._groups(block), block.evidence)
+            evidence = block.evidence.to(total.dtype)
+            total[:, block.rows, block.columns].index_add_(0, self._groups(block), evidence)
         return self._scaled(total)
 
     def of_rows(self, rows: Tensor) -> Tensor:  # noqa: D102
-        blocks, rows = self._asking(rows.to(self.blocks.like.dtype))
+        blocks, rows = self._asking(rows.to(self._computing))
         total = rows.new_zeros(blocks.count, rows.shape[1], blocks.keys)
         for maps, block_rows, columns, evidence in blocks:
-            total[maps, :, columns] += rows[maps, :, block_rows] @ evidence
+            total[maps, :, columns] += rows[maps, :, block_rows] @ evidence.to(rows.dtype)
         return self._mean(total)
 
     def of_columns(self, columns: Tensor) -> Tensor:  # noqa: D102
         blocks = self.blocks
-        columns = columns.to(blocks.like.dtype).repeat_interleave(self.heads, 0)
+        columns = columns.to(self._computing).repeat_interleave(self.heads, 0)
         total = columns.new_zeros(blocks.count, blocks.queries, columns.shape[-1])
         for maps, rows, block_columns, evidence in blocks:
-            total[maps, rows] += evidence @ columns[maps, block_columns]
+            total[maps, rows] += evidence.to(total.dtype) @ columns[maps, block_columns]
         return self._mean(total)
 
     def kept(self) -> AttentionMap:  # noqa: D102
         size = self.blocks.count // self.heads * self.blocks.queries * self.blocks.keys
         return DenseMap(self.dense()) if size < self.blocks.elements else self
+
+    @property
+    def _computing(self) -> torch.dtype:
+        own = self.blocks.like.dtype
+        return own if self.dtype is None else torch.promote_types(own, self.dtype)
 
     def _asking(self, rows: Tensor) -> tuple[Blocks, Tensor]:
         """Only those queries that some row has, and the rows of each map.

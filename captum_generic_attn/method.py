@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.additions import WholeSum
-from captum_generic_attn.calls import Layout, MappedCall, Sum, Switches
+from captum_generic_attn.calls import Layout, MappedCall, OwnEntry, Sum, Switches
 from captum_generic_attn.capture import AttentionRecord
 from captum_generic_attn.capture.blocks import Blocks
 from captum_generic_attn.lrp.rule_sets import RuleSet
@@ -69,19 +69,27 @@ class SeenCall:
         return self.positions(self.record.key_tokens)
 
     def _by_head(self, maps: Tensor) -> Tensor:
-        return maps.view(*self.record.pick.shape, *maps.shape[1:])
+        maps = maps.view(*self.record.pick.shape, *maps.shape[1:])
+        return maps.to(torch.promote_types(maps.dtype, self.layout.like.dtype))
+
+    def finite(self) -> bool:
+        """Whether all that the call's map is made of is finite."""
+        known = self.relevance is None or bool(self.relevance.isfinite().all())
+        return known and self.blocks.finite()
 
 
+@dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """How one attribution method makes a map of a call, and values of all maps.
 
     `rules`: the LRP rules that it needs the relevance of probabilities by. `last`: of which pairs
     of streams the last call alone counts. `reads`: the rows that the score is computed from, or all
-    rows alike.
+    rows alike. `own`: what the token of an example's only explained row gets.
     """
 
     last: ClassVar[Last] = "no"
     reads: ClassVar[Literal["explained", "all"]] = "explained"
+    own: OwnEntry = "zero"
 
     @property
     def rules(self) -> RuleSet | None:
@@ -166,7 +174,9 @@ class Generic(Method):
         self, calls: Sequence[MappedCall], readers: Sequence[str], layout: Layout,
         crossings: frozenset[tuple[str, str]], *, matrices: bool,
     ) -> Sum:  # fmt: skip
-        switches = Switches(self.normalize, self.self_in_cross, self.aggregate, crossings)
+        switches = Switches(
+            self.normalize, self.self_in_cross, self.aggregate, crossings, own=self.own
+        )
         if not matrices and pulls_back(calls, switches):
             return Pullback(calls, readers, layout, switches)
         return WholeSum(calls, layout, switches)

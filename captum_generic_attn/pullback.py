@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_generic_attn.additions import Additions, without_own
+from captum_generic_attn.additions import Additions, with_own
 from captum_generic_attn.calls import (
     Layout,
     MappedCall,
@@ -127,7 +127,7 @@ class Pullback(Sum):
         values: dict[str, Tensor] = {}
         for row, part in self._values.items():
             if row.reader == row.column:
-                part = without_own(part, self._rows[row.reader])
+                part = with_own(part, self._rows[row.reader], self._switches.own)
             values[row.column] = values[row.column] + part if row.column in values else part
         for name, weights in self._rows.items():
             roots = self._layout.streams[name].roots

@@ -105,11 +105,13 @@ def normalize_relevance(learnt: Tensor) -> Tensor:
 def divisor(sums: Tensor) -> Tensor:
     """What eq. 8 divides by: the sums of rows; 1 for a row of zeros, which stays one.
 
+    A sum that overflowed becomes NaN: divided by infinity, its row would pass for one of zeros.
+
     Example:
-        >>> divisor(torch.tensor([4.0, 0.0]))
-        tensor([4., 1.])
+        >>> divisor(torch.tensor([4.0, 0.0, torch.inf]))
+        tensor([4., 1., nan])
     """
-    return sums.masked_fill(sums == 0, 1.0)
+    return sums.masked_fill(sums == 0, 1.0).masked_fill(sums.isinf(), torch.nan)
 
 
 def cross_attention_update(

@@ -265,6 +265,66 @@ def test_rows_of_one_tower():
     assert close(text_map, expected)
 
 
+# --- the own entry of the only explained row
+
+
+@pytest.mark.parametrize("own", ["zero", "keep"])
+@pytest.mark.parametrize(
+    ("rows", "chosen"),
+    [
+        (None, [[2]] * 3),
+        (4, [[4]] * 3),
+        ([4, 1], [[4, 1]] * 3),
+        (torch.tensor([3, 0, 5]), [[3], [0], [5]]),
+    ],
+)
+def test_own_entry_in_loops(own, rows, chosen):
+    """R − I of eq. 6 in loops; 0 for the token of an example's only row, or its value."""
+    model = tiny_text("tokens", eager=True, depth=3)
+    whole = slow_relevance(model, sentences(), lambda output: output[:, 2, 1])[0].detach()
+    expected = torch.zeros(3, 6, dtype=torch.float64)
+    for example, its in enumerate(chosen):
+        for row in its:
+            for token in range(6):
+                value = whole[example, row, token] - int(row == token)
+                if own == "zero" and len(its) == 1 and row == token:
+                    value = 0
+                expected[example, token] += value / len(its)
+    method = GenericAttention(model, rows=rows, own=own)
+    assert close(method.attribute(sentences(), (2, 1)), expected)
+    relevance = method.relevance(sentences(), (2, 1))
+    assert close(relevance.matrix("input_ids", "input_ids"), whole)
+
+
+def test_own_entry_of_examples_with_one_row_and_with_two():
+    model = tiny_text("tokens", eager=True)
+    weights = torch.zeros(3, 6, dtype=torch.float64)
+    weights[0, 1], weights[1, [1, 2]], weights[2, 5] = 1, 0.5, 1
+    zero, keep = (
+        GenericAttention(model, rows=weights, own=own).attribute(sentences(), (2, 1))
+        for own in ("zero", "keep")
+    )
+    assert ((keep != zero).nonzero().tolist()) == [[0, 1], [2, 5]]
+    whole = slow_relevance(model, sentences(), lambda output: output[:, 2, 1])[0].detach()
+    expected = (weights.unsqueeze(1) @ (whole - torch.eye(6, dtype=torch.float64))).squeeze(1)
+    assert close(keep, expected)
+
+
+def test_own_entry_without_aggregation():
+    model = tiny_text("tokens", eager=True)
+    _, maps = slow_relevance(model, sentences(), lambda output: output[:, 2, 1])
+    expected = (maps[1] @ maps[0])[:, 2]
+    ours = GenericAttention(model, aggregate=False, own="keep").attribute(sentences(), (2, 1))
+    assert close(ours, expected)
+
+
+@pytest.mark.parametrize("own", ["row_min", "", None, 0, ["keep"]])
+def test_own_of_no_choice(own):
+    with pytest.raises(ValueError, match=r"own=.* is none of \('zero', 'keep'\)$") as caught:
+        GenericAttention(tiny_vit(), own=own)
+    assert repr(own) in str(caught.value)
+
+
 # --- aggregation and the switches of two streams
 
 

@@ -115,10 +115,11 @@ def test_rollout(text, normalized, start) -> None:
 
 @pytest.mark.parametrize("weights_from", ["explained_rows", "all"])
 @pytest.mark.parametrize("scale", ["minmax", None])
-def test_grad_cam(text, weights_from, scale) -> None:
+@pytest.mark.parametrize("own", ["zero", "keep"])
+def test_grad_cam(text, weights_from, scale, own) -> None:
     model, ids, attention, gradients = text
     row = explained_row(model, ids)
-    others = [i for i in range(ids.shape[1]) if i != row]
+    others = [i for i in range(ids.shape[1]) if i != row or own == "keep"]
     expected = torch.zeros_like(attention[-1][:, 0])
     for example in range(len(ids)):
         for head in range(attention[-1].shape[1]):
@@ -132,8 +133,9 @@ def test_grad_cam(text, weights_from, scale) -> None:
             least, most = looked_at.min(), looked_at.max()
             if most > least:
                 expected[example] = (expected[example] - least) / (most - least)
-    method = AttentionGradCam(model, weights_from=weights_from, scale=scale)
-    assert apart(method.attribute(ids, 1), without_own(expected[:, row], row)) <= SAME
+    method = AttentionGradCam(model, weights_from=weights_from, scale=scale, own=own)
+    values = expected[:, row] if own == "keep" else without_own(expected[:, row], row)
+    assert apart(method.attribute(ids, 1), values) <= SAME
     matrix = method.relevance(ids, 1).matrix("input_ids", "input_ids")
     assert apart(matrix, expected) <= SAME
 
@@ -154,13 +156,13 @@ def test_gradient_attention(text) -> None:
     assert apart((rows.unsqueeze(1) @ matrix).squeeze(1), expected) <= SAME
 
 
-@pytest.mark.parametrize("own_entry", ["zero", "row_min"])
+@pytest.mark.parametrize("own", ["zero", "keep", "row_min"])
 @pytest.mark.parametrize("normalized", [True, False])
-def test_transformer_attribution_of_its_own_maps(text, normalized, own_entry) -> None:
+def test_transformer_attribution_of_its_own_maps(text, normalized, own) -> None:
     """The product of what `keep_calls` tells of each call."""
     model, ids, _, gradients = text
     row = explained_row(model, ids)
-    method = TransformerAttribution(model, row_normalize=normalized, own_entry=own_entry)
+    method = TransformerAttribution(model, row_normalize=normalized, own=own)
     relevance = method.relevance(ids, 1, keep_calls=True)
     expected = torch.eye(ids.shape[1], dtype=torch.float64).repeat(len(ids), 1, 1)
     for call, gradient in zip(relevance.calls, gradients, strict=True):
@@ -172,7 +174,9 @@ def test_transformer_attribution_of_its_own_maps(text, normalized, own_entry) ->
             factor = factor / factor.sum(-1, keepdim=True)
         expected = factor @ expected
     values = without_own(expected[:, row], row)
-    if own_entry == "row_min":
+    if own == "keep":
+        values[:, row] = expected[:, row, row] - (0 if normalized else 1)
+    if own == "row_min":
         values[:, row] = expected[:, row].amin(-1)
     assert apart(method.attribute(ids, 1), values) <= SAME
 
@@ -261,15 +265,75 @@ def test_copies_and_nothing_left_behind(method) -> None:
         assert torch.equal(twin.attribute(images, 1), ours)
 
 
+WITH_IDENTITY = [GenericAttention, TransformerAttribution, LrpRollout]
+"""Methods whose matrices have the identity, which is no value of a token."""
+
+
+@pytest.mark.parametrize("rows", [None, [2], [0, 4]])
+@pytest.mark.parametrize("own", ["zero", "keep"])
 @pytest.mark.parametrize("method", OVER_ATTENTION)
-def test_values_are_the_explained_rows_of_the_matrix(method) -> None:
+def test_values_are_the_explained_rows_of_the_matrix(method, own, rows) -> None:
+    """In loops over examples, rows and tokens; `own` decides on one entry of one row alone."""
     model, ids = tiny_text("classes", depth=3), sentences()
+    if method in (AttentionGradCam, PartialLrp):  # know nothing of a row that the score ignores
+        rows = rows and [0, *rows]
+    options = {} if rows is None or method is GradientAttention else {"rows": rows}
+    method = partial(method, own=own, **options)
     relevance = method(model).relevance(ids, 1)
-    rows, matrix = relevance.rows["input_ids"], relevance.matrix("input_ids", "input_ids")
-    expected = (rows.unsqueeze(1) @ matrix).squeeze(1)
-    if method is not GradientAttention:
-        expected = expected.masked_fill(rows != 0, 0.0)
-    assert apart(method(model).attribute(ids, 1), expected) <= SAME
+    weights, matrix = relevance.rows["input_ids"], relevance.matrix("input_ids", "input_ids")
+    expected = torch.zeros_like(matrix[:, 0])
+    for example in range(len(ids)):
+        explained = [row for row, weight in enumerate(weights[example]) if weight != 0]
+        for row in explained:
+            for token in range(ids.shape[1]):
+                value = matrix[example, row, token]
+                if row == token and method.func in WITH_IDENTITY:
+                    value = value - 1
+                if row == token and own == "zero" and len(explained) == 1:
+                    value = 0
+                expected[example, token] += weights[example, row] * value
+    ours = method(model).attribute(ids, 1)
+    assert apart(ours, expected) <= SAME
+    if own == "keep" and len(options.get("rows", [0])) == 1:
+        row = options.get("rows", [0])[0]
+        assert (ours[:, row] > 0).any(), "nothing to be seen of the own entry"
+
+
+@pytest.mark.parametrize("method", [m for m in OVER_ATTENTION if m is not GradientAttention])
+def test_own_in_two_towers(method) -> None:
+    """Each stream has one explained row and so an own entry; nothing else changes."""
+    inputs = pictures(3), sentences()
+    # Of rows that the score does not read, the last call alone knows nothing by its gradient.
+    read = method in (AttentionGradCam, PartialLrp)
+    places = (None, 0) if read else (4, 2)
+    options = {} if read else {"rows": {"pixels": 5, "input_ids": 2}}
+    options |= {"scale": None, "weights_from": "all"} if method is AttentionGradCam else {}
+    zero, keep = (
+        method(two_towers(), own=own, **options).attribute(inputs, return_input_shape=False)
+        for own in ("zero", "keep")
+    )
+    for less, more, place in zip(zero, keep, places, strict=True):
+        less, more = less.flatten(1), more.flatten(1)
+        if place is None:  # the class token is no patch
+            assert torch.equal(less, more)
+            continue
+        assert not less[:, place].any()
+        assert (more[:, place] > 0).any()
+        others = [i for i in range(less.shape[1]) if i != place]
+        assert torch.equal(less[:, others], more[:, others])
+
+
+@pytest.mark.parametrize("method", OVER_ATTENTION)
+def test_own_is_kept_by_copies_and_parts(method) -> None:
+    ids = sentences()
+    keeping = method(tiny_text(), own="keep")
+    assert keeping.own == "keep"
+    ours = keeping.attribute(ids, 1)
+    for twin in (copy.deepcopy(keeping), pickle.loads(pickle.dumps(keeping))):  # noqa: S301 - our own
+        assert twin.own == "keep"
+        assert torch.equal(twin.attribute(ids, 1), ours)
+    assert apart(keeping.attribute(ids, 1, internal_batch_size=2), ours) <= 1e-9
+    assert apart(keeping.attribute_targets(ids, [0, 1])[1], ours) <= 1e-9
 
 
 def test_wrong_options_are_named() -> None:
@@ -278,8 +342,18 @@ def test_wrong_options_are_named() -> None:
         AttentionGradCam(model, weights_from="rows")
     with pytest.raises(ValueError, match=r"scale='max' is none of \('minmax', None\)"):
         PartialLrp(model, scale="max")
-    with pytest.raises(ValueError, match=r"own_entry='one' is none of \('zero', 'row_min'\)"):
-        TransformerAttribution(model, own_entry="one")
+    for method in OVER_ATTENTION:
+        choices = r"\('zero', 'keep', 'row_min'\)" if method is TransformerAttribution else (
+            r"\('zero', 'keep'\)"
+        )  # fmt: skip
+        for wrong in ("one", None, True):
+            with pytest.raises(ValueError, match=rf"own={wrong!r} is none of {choices}$"):
+                method(model, own=wrong)
+        if method is not TransformerAttribution:
+            with pytest.raises(ValueError, match=rf"own='row_min' is none of {choices}$"):
+                method(model, own="row_min")
+    with pytest.raises(TypeError, match="own"):
+        Lrp(model, own="keep")
     for method in (Lrp, PartialLrp, TransformerAttribution, LrpRollout):
         with pytest.raises(ValueError, match="rules='theirs' is none of original, ours"):
             method(model, rules="theirs")

@@ -518,3 +518,143 @@ def test_what_acts_otherwise_in_training_mode_is_told_of(module: nn.Module, name
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tokens(model.eval(), encoder.features())
+
+
+DRAWN = encoder.features().shape[-1]
+
+
+class Between(nn.Module):
+    """An encoder whose input is treated by some function, which gets a weight and a buffer too."""
+
+    def __init__(self, treat: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.encoder = Encoder(eager)
+        self.treat = treat
+        self.weight = nn.Parameter(torch.randn(DRAWN, DRAWN))
+        self.register_buffer("constant", torch.randn(DRAWN, DRAWN))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(self.treat(x, self.weight, self.constant))
+
+
+def standardised(weight: Tensor, **options: object) -> Tensor:
+    """Weight standardisation as timm has it."""
+    flat = weight.reshape(1, len(weight), -1)
+    return F.batch_norm(flat, None, None, training=True, **options).reshape_as(weight)
+
+
+def normed_alone(x: Tensor) -> Tensor:
+    """Instance norm written with batch norm: examples are channels."""
+    flat = F.batch_norm(x.mT.reshape(1, -1, x.shape[1]), None, None, training=True)
+    return flat.view(*x.mT.shape).mT
+
+
+NOT_IN_TRAINING: dict[str, Callable[..., Tensor]] = {
+    "batch norm of a parameter": lambda x, w, _: F.linear(x, standardised(w)),
+    "by keyword": lambda x, w, _: x @ F.batch_norm(
+        input=w, running_mean=None, running_var=None, training=True
+    ),
+    "torch.batch_norm of a parameter": lambda x, w, _: x @ torch.batch_norm(
+        w, None, None, None, None, True, 0.0, 1e-6, False
+    ),
+    "batch norm of a scaled parameter": lambda x, w, _: F.linear(x, standardised(2 * w)),
+    "batch norm of a buffer": lambda x, _, c: x @ standardised(c),
+    "batch norm of a constant": lambda x, *_: x * F.batch_norm(
+        torch.arange(12.0, dtype=x.dtype).view(3, 4), None, None, training=True
+    ).std(),
+    "instance norm": lambda x, *_: F.instance_norm(x.mT, use_input_stats=True).mT,
+    "instance norm by batch norm": lambda x, *_: normed_alone(x),
+    "dropout of a parameter": lambda x, w, _: x @ F.dropout(w, 0.5),
+    "alpha dropout of a buffer": lambda x, _, c: x @ F.alpha_dropout(c, 0.5, training=True),
+}  # fmt: skip
+IN_TRAINING: dict[str, tuple[str, Callable[..., Tensor]]] = {
+    "batch norm": ("batch_norm", lambda x, *_: F.batch_norm(x.mT, None, None, training=True).mT),
+    "by keyword": ("batch_norm", lambda x, *_: F.batch_norm(
+        input=x.mT, running_mean=None, running_var=None, training=True
+    ).mT),
+    "with running statistics": ("batch_norm", lambda x, *_: F.batch_norm(
+        x.mT, torch.zeros(DRAWN).double(), torch.ones(DRAWN).double(), training=True
+    ).mT),
+    "of the sum with a parameter": ("batch_norm", lambda x, w, _: F.batch_norm(
+        (x + w[0]).mT, None, None, training=True
+    ).mT),
+    "dropout": ("dropout", lambda x, *_: F.dropout(x, 0.5)),
+    "dropout of a product": ("dropout", lambda x, w, _: F.dropout(x @ w, 0.5)),
+    "both": ("dropout", lambda x, w, _: F.dropout(x @ standardised(w), 0.5)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_IN_TRAINING)
+def test_what_treats_weights_or_single_examples_is_no_training_mode(name: str) -> None:
+    model = Between(NOT_IN_TRAINING[name]).double().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tokens(model, encoder.features()).max() > 0
+
+
+def test_dropout_in_fused_attention_of_parameters_alone() -> None:
+    def treat(x: Tensor, w: Tensor, _: Tensor) -> Tensor:
+        F.scaled_dot_product_attention(w[None], w[None], w[None], dropout_p=0.5)
+        return x
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tokens(Between(treat).double().eval(), encoder.features(), layers="encoder")
+    assert not [w for w in caught if "training mode" in str(w.message)]
+
+
+@pytest.mark.parametrize("name", IN_TRAINING)
+def test_what_treats_activations_is(name: str) -> None:
+    told, treat = IN_TRAINING[name]
+    model = Between(treat).double().eval()
+    with pytest.warns(UserWarning, match=rf"training mode \({told}\)") as caught:
+        tokens(model, encoder.features())
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_hybrids_with_standardised_weights(training: bool) -> None:
+    """Timm's ResNetV2 in front of a vision transformer standardises its weights by batch norm."""
+    from timm.layers import HybridEmbed, StdConv2dSame
+    from timm.models.resnetv2 import ResNetV2
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    backbone = ResNetV2(
+        layers=(1,), channels=(128,), num_classes=0, global_pool="", preact=False, stem_chs=32,
+        stem_type="same", conv_layer=StdConv2dSame,
+    )  # fmt: skip
+    model = VisionTransformer(
+        img_size=32, embed_dim=24, depth=2, num_heads=2, num_classes=5, proj_drop_rate=0.1,
+        embed_layer=lambda **given: HybridEmbed(
+            backbone, img_size=given["img_size"], patch_size=1, in_chans=3,
+            embed_dim=given["embed_dim"],
+        ),
+    ).train(training)  # fmt: skip
+    nn.init.normal_(model.head.weight)
+    pictures = torch.randn(4, 3, 32, 32)
+    if training:
+        with pytest.warns(UserWarning, match=r"training mode \(dropout\)"):
+            GenericAttention(model).attribute(pictures, 1)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours = GenericAttention(model).attribute(pictures, 1)
+    assert ours.max() > 0
+    with pytest.raises(ValueError, match="must depend on that example alone"):
+        GenericAttention(lambda x: model(x) - model(x).mean(0)).attribute(pictures, 1)
+
+
+def test_what_is_drawn_by_nn_init_while_the_model_runs() -> None:
+    """PyTorch hands its tensor over by keyword."""
+    plain = Between(lambda x, *_: x).double().eval()
+
+    def treat(x: Tensor, w: Tensor, _: Tensor) -> Tensor:
+        with torch.no_grad():
+            zeros = nn.init.zeros_(torch.empty_like(w))
+        ones = nn.init.constant_(torch.empty(len(w), dtype=w.dtype), 1.0)
+        return x * ones + nn.init.normal_(zeros, 0.0, 1e-300).sum() * 0
+
+    drawn = Between(treat).double().eval()
+    drawn.load_state_dict(plain.state_dict())
+    laws.assert_same(tokens(drawn, encoder.features()), tokens(plain, encoder.features()))

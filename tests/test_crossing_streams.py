@@ -188,6 +188,41 @@ def test_a_chain_of_streams(normalize: bool, self_in_cross: bool) -> None:
     own = paper.R["b", "b"][:, 1].clone()
     own[:, 1] = 0
     assert_same(second, own)
+    keeping = GenericAttention(
+        model, normalize=normalize, self_in_cross=self_in_cross, own="keep"
+    ).attribute(given, 1, return_input_shape=False)
+    assert torch.equal(keeping[0], first), "the other stream has no own entry"
+    assert_same(keeping[1], paper.R["b", "b"][:, 1] - torch.eye(SIZES["b"]).double()[1])
+
+
+@pytest.mark.parametrize("own", ["zero", "keep"])
+@pytest.mark.parametrize("rows", [{"a": 2}, {"a": [0, 2]}, {"a": 2, "b": 1, LATENTS: 1}])
+def test_own_entries_of_streams_that_attend_in_turns(own: str, rows: dict[str, object]) -> None:
+    """Whole matrices, in loops: `R − I` between a stream's own tokens, `R` between two streams.
+
+    A token gets 0 of its own only row, and what other rows say of it in any case.
+    """
+    model = randomise(Three(alone=True).double().eval())
+    assert isinstance(model, Three)
+    given = inputs()
+    paper = by_the_paper(model, given, Paper(normalize=True, self_in_cross=True))
+    names = {"a": "a", "b": "b", LATENTS: "z"}
+    expected = {c: torch.zeros(B, SIZES[c]).double() for c in SIZES}
+    for name, chosen in rows.items():
+        s = names[name]
+        places = [chosen] if isinstance(chosen, int) else chosen
+        for example, c in product(range(B), SIZES):
+            for row, token in product(places, range(SIZES[c])):
+                value = paper.R[s, c][example, row, token]
+                if (s, row) == (c, token):
+                    value = value - 1 if own == "keep" or len(places) > 1 else 0
+                expected[c][example, token] += value / len(places)
+    if LATENTS not in rows:  # read by the score: its row stays
+        for c in SIZES:
+            expected[c] += paper.R["z", c][:, 1]
+    maps = GenericAttention(model, rows=rows, own=own).attribute(given, 1, return_input_shape=False)
+    for name, ours in zip("ab", maps, strict=True):
+        assert_same(ours, expected[name])
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["eager", "fused"])

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_explained_rows import Layers, class_attention_alone, exits, inputs
 from torch import Tensor, nn
 
@@ -111,6 +112,24 @@ def test_batch_norm_in_training_mode_is_warned_of() -> None:
         GenericAttention(lambda x: norm(MODEL(x))).attribute(inputs(4), 1)
     norm.eval()
     GenericAttention(lambda x: norm(MODEL(x))).attribute(inputs(4), 1)
+
+
+@pytest.mark.parametrize("kind", ["a parameter", "a buffer", "each example"])
+def test_batch_norm_of_what_no_other_example_feeds_leaves_the_check_on(kind: str) -> None:
+    """Standardised weights are no training mode: scores may still not read other examples."""
+    weight = torch.randn(4, 4).double()
+    weight = nn.Parameter(weight) if kind == "a parameter" else weight
+
+    def treated(x: Tensor) -> Tensor:
+        if kind == "each example":
+            flat = F.batch_norm(x.mT.reshape(1, -1, x.shape[1]), None, None, training=True)
+            return flat.view(*x.mT.shape).mT
+        return x @ F.batch_norm(weight, None, None, training=True)
+
+    assert GenericAttention(lambda x: MODEL(treated(x))).attribute(inputs(4), 1).max() > 0
+    for mixed in (flipped, less_the_mean):
+        with pytest.raises(ValueError, match=MATCH):
+            GenericAttention(lambda x, mixed=mixed: mixed(treated(x))).attribute(inputs(4), 1)
 
 
 def test_masks_written_by_hand_are_no_dependence() -> None:

@@ -102,6 +102,8 @@ def test_a_step_between_two_blocks(name: str, form) -> None:
         expected[:, parents[0][0]] = 0
     method = GenericAttention(model)
     assert_same(method.attribute(inputs, 1, return_input_shape=False), expected)
+    keeping = GenericAttention(model, own="keep")
+    assert_same(keeping.attribute(inputs, 1, return_input_shape=False), (after - P)[:, 0])
     relevance = method.relevance(inputs, 1)
     (stream,) = relevance.streams.values()
     merged = [i for i, row in enumerate(parents) if len(row) > 1 or name == "stretched"]

@@ -118,10 +118,10 @@ BERT_METHODS = {
     "partial_lrp.layers_lrp": PartialLrp,
     "partial_lrp.layers_ours": lambda m: PartialLrp(m, rules="ours"),
     "transformer_attribution.start0": lambda m: TransformerAttribution(
-        m, row_normalize=True, own_entry="row_min"
+        m, row_normalize=True, own="row_min"
     ),
     "transformer_attribution.start2": lambda m: TransformerAttribution(
-        m, row_normalize=True, own_entry="row_min", start_layer=2
+        m, row_normalize=True, own="row_min", start_layer=2
     ),
     # The words take all of the relevance of the encoder's input: position codes get none.
     "full_lrp.layers_lrp": lambda m: Lrp(m, rules=replace(RULE_SETS["original"], **AT_WORDS)),

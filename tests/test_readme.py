@@ -32,6 +32,25 @@ def lxmert():
     return {"lxmert": model, "lxmert_encoding": encoding}
 
 
+def language_model():
+    """A tiny GPT-2, and a tokenizer whose words are numbered as they come."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=9, n_embd=16, n_layer=2, n_head=2)
+    words = ["The", "capital", "of", "France", "is", "Paris"]
+
+    def tokenizer(text, return_tensors=None):
+        ids = [words.index(word) for word in text.split()]
+        encoding = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        if return_tensors:
+            encoding = {name: torch.tensor([value]) for name, value in encoding.items()}
+        return transformers.BatchEncoding(encoding)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.GPT2LMHeadModel(config).eval()
+    return {"language_model": model, "tokenizer": tokenizer}
+
+
 def blocks():
     """The README's Python, in its order."""
     return re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
@@ -79,12 +98,12 @@ def without_downloads(monkeypatch, tmp_path):
 
 
 def test_every_block_of_python_is_run_by_a_test():
-    assert len(blocks()) == 11
+    assert len(blocks()) == 12
 
 
 def test_five_lines_for_each_library_run(tmp_path, monkeypatch, without_downloads):
     monkeypatch.chdir(tmp_path)
-    start, timm_, torchvision_, text, clip, detr = blocks()[:6]
+    start, timm_, torchvision_, text, clip, detr, prompt = blocks()[:7]
     photo = Image.new("RGB", (300, 240), "white")
     photo.paste((200, 30, 30), (40, 60, 160, 200))
     names = {"photo": photo, "texts": ["a fine film", "bad"]}
@@ -106,6 +125,10 @@ def test_five_lines_for_each_library_run(tmp_path, monkeypatch, without_download
     assert names["image_map"].shape == (2, 3, 32, 32)
     assert names["text_map"].shape == names["encoding"]["input_ids"].shape
     run(detr, names)
+    names |= language_model()
+    run(prompt, names)
+    assert names["relevance"].shape == names["prompt"].shape == (1, 5)
+    assert names["relevance"][0, -1] > 0
     assert names["heatmap"].shape == names["pixels"].shape
     assert all(names[name].abs().sum() > 0 for name in ("relevance", "image_map", "heatmap"))
 
@@ -113,7 +136,7 @@ def test_five_lines_for_each_library_run(tmp_path, monkeypatch, without_download
 def test_python_runs_and_gives_the_shapes_that_it_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     start, *_ = blocks()
-    shapes, joint, batch, several, right = blocks()[6:]
+    shapes, joint, batch, several, right = blocks()[7:]
     names = {}
     run(start, names)
     run(shapes, names)

@@ -235,7 +235,7 @@ def methods(forward: Forward) -> Methods:
         "Attention Grad-CAM": AttentionGradCam(forward, weights_from="all"),
         "Gradient attention": GradientAttention(forward),
         "Transformer attribution": TransformerAttribution(
-            forward, row_normalize=True, own_entry="row_min"
+            forward, row_normalize=True, own="row_min"
         ),
         "Partial LRP": PartialLrp(forward),
         "LRP rollout": LrpRollout(forward),

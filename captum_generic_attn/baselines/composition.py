@@ -10,23 +10,22 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from captum_generic_attn.additions import Additions, own_entries, read_out
+from captum_generic_attn.additions import Additions, own_entries, read_out, with_own
 from captum_generic_attn.calls import (
     Collected,
     Layout,
     MappedCall,
+    OwnEntry,
     Reading,
     Switches,
     total_weights,
 )
 
 _NOTHING = frozenset[int]()
-OwnEntry = Literal["zero", "row_min"]
 
 
 class Composition(Collected):
@@ -38,19 +37,19 @@ class Composition(Collected):
         between: whether what crosses stands between the products of both sides, `Tᵀ A I`.
         row_normalize: whether rows of `I + A` are scaled to sum to 1.
         identity: whether a stream's matrix has the identity, as products have, or is the map alone.
-        own_entry: what the token of the only explained row gets: 0, or the least of its row.
+        own: what the token of an only explained row gets: 0, its value, or the least of its row.
     """
 
     def __init__(
         self, calls: Sequence[MappedCall], layout: Layout, *, between: bool = False,
-        row_normalize: bool = False, identity: bool = True, own_entry: OwnEntry = "zero",
+        row_normalize: bool = False, identity: bool = True, own: OwnEntry = "zero",
     ) -> None:  # fmt: skip
         super().__init__()
         switches = Switches(normalize=False, self_in_cross=between, row_normalize=row_normalize)
         self._calls = calls
         self._layout = layout
         self._identity = identity
-        self._own_entry = own_entry
+        self._own = own
         self._scaled = row_normalize
         self._additions = Additions(layout, switches)
         self._crossing: dict[tuple[str, str], dict[int, Tensor]] = {}
@@ -70,15 +69,17 @@ class Composition(Collected):
                 self._crossing.setdefault((call.stream, source.stream), {})[call.index] = found
         values: dict[str, Tensor] = {}
         # Scaled rows keep less than all of the identity: there is nothing to take off.
-        own = self._additions.relevance if self._scaled else self._additions.gain
+        inside = self._additions.relevance if self._scaled else self._additions.gain
         for name, readings in self._readings.items():
             for to, stream in self._layout.streams.items():
-                of = functools.partial(own if to == name else self._between, name, to=to)
+                of = functools.partial(inside if to == name else self._between, name, to=to)
                 part = read_out(of, readings, stream.roots, own=to == name)
                 if part is None:
                     continue
-                if to == name and self._own_entry == "row_min":
-                    part = self._with_least(part, readings, name)
+                if to == name:
+                    part = with_own(part, total_weights(readings), self._own)
+                    if self._own == "row_min":
+                        part = self._with_least(part, readings, name)
                 values[to] = values[to] + part if to in values else part
         return values
 

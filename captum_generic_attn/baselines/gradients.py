@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from captum_generic_attn.attribution import AttentionAttribution, AttentionOptions
+from captum_generic_attn.attribution import AttentionAttribution, AttentionOptions, check_choice
 from captum_generic_attn.baselines.methods import GradCam, PositiveGradient
+from captum_generic_attn.calls import Own
 from captum_generic_attn.method import Method
 from captum_generic_attn.rows import RowsOption
 from captum_generic_attn.score import OutputChoice
@@ -21,10 +22,12 @@ class AttentionGradCam(AttentionAttribution):
     Args:
         forward_func: as in `GenericAttention`.
         weights_from: `"explained_rows"`: `w_h` is the mean over the explained rows, without the
-            column of their own token, and scaling looks there; `"all"`: over the whole matrix.
+            own entry of an only one unless `own="keep"`, and scaling looks there; `"all"`: over the
+            whole matrix.
         scale: `"minmax"`: each example's values are scaled to reach from 0 to 1; `None`: not.
         layers: as in `GenericAttention`; the last call is the last of these.
         rows: as in `GenericAttention`.
+        own: as in `GenericAttention`.
         output: as in `GenericAttention`.
         interpolation: as in `GenericAttention`.
         strict: as in `GenericAttention`.
@@ -55,11 +58,12 @@ class AttentionGradCam(AttentionAttribution):
         scale: Literal["minmax"] | None = "minmax",
         layers: Layers = None,
         rows: RowsOption = None,
+        own: Own = "zero",
         output: OutputChoice = None,
         interpolation: str = "bilinear",
         strict: bool = True,
     ) -> None:
-        options = AttentionOptions(layers, 0, rows, output, interpolation, strict)
+        options = AttentionOptions(layers, 0, rows, own, output, interpolation, strict)
         super().__init__(forward_func, options)
         check_choice("weights_from", weights_from, ("explained_rows", "all"))
         check_choice("scale", scale, ("minmax", None))
@@ -68,7 +72,7 @@ class AttentionGradCam(AttentionAttribution):
 
     @property
     def _method(self) -> Method:
-        return GradCam(self.weights_from, self.scale)
+        return GradCam(self.weights_from, self.scale, own=self.own)
 
 
 class GradientAttention(AttentionAttribution):
@@ -82,6 +86,7 @@ class GradientAttention(AttentionAttribution):
         forward_func: as in `GenericAttention`.
         layers: as in `GenericAttention`.
         start_layer: as in `GenericAttention`.
+        own: has no effect, since no row is explained more than another: no token is ever set to 0.
         output: as in `GenericAttention`.
         interpolation: as in `GenericAttention`.
         strict: as in `GenericAttention`.
@@ -106,23 +111,14 @@ class GradientAttention(AttentionAttribution):
         *,
         layers: Layers = None,
         start_layer: int = 0,
+        own: Own = "zero",
         output: OutputChoice = None,
         interpolation: str = "bilinear",
         strict: bool = True,
     ) -> None:
-        options = AttentionOptions(layers, start_layer, None, output, interpolation, strict)
+        options = AttentionOptions(layers, start_layer, None, own, output, interpolation, strict)
         super().__init__(forward_func, options)
 
     @property
     def _method(self) -> Method:
         return PositiveGradient()
-
-
-def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    """See that an option is one of those that there are.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} is none of {allowed}")

@@ -31,7 +31,8 @@ class LateMap(AttentionMap):
 
 
 def min_max(maps: Tensor, examples: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Maps scaled so that each example's values reach from 0 to 1; 0 where they are all alike.
+    """Maps scaled so that each example's values reach from 0 to 1; 0 where they are all alike, NaN
+    where some are not finite.
 
     Args:
         maps: `[G, Nq, Nk]`.
@@ -57,4 +58,5 @@ def min_max(maps: Tensor, examples: Tensor, counted: Tensor | None = None) -> Te
     span = high - low
     known = torch.isfinite(span) & (span > 0)
     scaled = (maps - low) / torch.where(known, span, torch.ones_like(span))
-    return torch.where(known, scaled, torch.zeros_like(scaled))
+    finite = maps.isfinite().flatten(1).all(1).view(-1, 1, 1)
+    return torch.where(known, scaled, torch.zeros_like(scaled)).masked_fill(~finite, torch.nan)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from captum_generic_attn.baselines.composition import Composition, OwnEntry, Total
+from captum_generic_attn.baselines.composition import Composition, Total
 from captum_generic_attn.baselines.maps import LateMap, min_max
 from captum_generic_attn.calls import Layout, MappedCall, Sum
 from captum_generic_attn.lrp.rule_sets import RuleSet
@@ -40,7 +40,7 @@ class _Composed(Method):
         self, calls: Sequence[MappedCall], readers: Sequence[str], layout: Layout,  # noqa: ARG002
         crossings: frozenset[tuple[str, str]], *, matrices: bool,  # noqa: ARG002
     ) -> Sum:  # fmt: skip
-        return Composition(calls, layout, **self.options)
+        return Composition(calls, layout, own=self.own, **self.options)
 
 
 class _LastCalls(_Composed):
@@ -75,9 +75,9 @@ class GradCam(_LastCalls):
     def heads_of(self, seen: SeenCall) -> Tensor:  # noqa: D102
         gradient = seen.gradient()
         counted = self._counted(seen, gradient)
-        mean = (gradient * counted).sum((-2, -1), keepdim=True)
-        mean = mean / counted.sum((-2, -1), keepdim=True).clamp(min=torch.finfo(mean.dtype).tiny)
-        return mean * seen.attention()
+        total = counted.sum((-2, -1), keepdim=True)
+        share = counted / total.clamp(min=torch.finfo(total.dtype).tiny)
+        return (gradient * share).sum((-2, -1), keepdim=True) * seen.attention()
 
     def map_of(self, seen: SeenCall) -> AttentionMap:  # noqa: D102
         return LateMap(lambda: self._map(seen))
@@ -93,8 +93,8 @@ class GradCam(_LastCalls):
     def _counted(self, seen: SeenCall, like: Tensor) -> Tensor:
         """`[G, 1, Nq, Nk]`, how much each entry of the gradient counts for the head's weight.
 
-        All alike; or those of the explained rows, without the column of their own token. In a
-        stream of which no row is explained, all alike too.
+        All alike; or those of the explained rows, without the column of their own token where that
+        gets 0. In a stream of which no row is explained, all alike too.
         """
         record, layout = seen.record, seen.layout
         everything = like.new_ones(1, 1, 1, 1).expand(len(like), 1, *like.shape[-2:])
@@ -104,7 +104,7 @@ class GradCam(_LastCalls):
         queries = seen.positions_of_queries()
         asking = layout.gather(weights.unsqueeze(1), record.examples, queries, record.query_stream)
         counted = asking.mT.unsqueeze(1) * everything
-        if record.meeting.crosses:
+        if record.meeting.crosses or self.own == "keep":
             return counted
         keys = seen.positions_of_keys()
         single = ((weights != 0).sum(-1) == 1)[record.examples.to(weights.device)]
@@ -153,11 +153,10 @@ class LrpWeighted(_Composed):
 
     lrp: RuleSet
     row_normalize: bool
-    own_entry: OwnEntry
 
     @property
     def options(self) -> Mapping[str, Any]:  # noqa: D102
-        return {"row_normalize": self.row_normalize, "own_entry": self.own_entry}
+        return {"row_normalize": self.row_normalize}
 
     @property
     def rules(self) -> RuleSet:  # noqa: D102

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from captum_generic_attn.attribution import AttentionAttribution, AttentionOptions
+from captum_generic_attn.attribution import AttentionAttribution, AttentionOptions, check_choice
 from captum_generic_attn.base import Attributed, ModelAttribution, Request, retried
-from captum_generic_attn.baselines.gradients import check_choice
 from captum_generic_attn.baselines.methods import LrpAlone, LrpRolled, LrpWeighted
+from captum_generic_attn.calls import Own, OwnEntry
 from captum_generic_attn.capture.blocks import computing_dtype
 from captum_generic_attn.lrp import RuleSet, attention_rules, rule_set
 from captum_generic_attn.lrp.propagation import Propagation
@@ -32,12 +32,12 @@ class TransformerAttribution(AttentionAttribution):
     Args:
         forward_func: as in `GenericAttention`.
         row_normalize: whether the rows of each factor are scaled to sum to 1.
-        own_entry: what the token of the only explained row gets: `"zero"`, or `"row_min"`, the
-            least value of its row.
         start_layer: leave out the first `start_layer` calls of each pair of streams.
         rules: the LRP rules, `"ours"`, another name of `lrp.RULE_SETS`, or a `RuleSet`.
         layers: as in `GenericAttention`.
         rows: as in `GenericAttention`.
+        own: as in `GenericAttention`; or `"row_min"`: the least value of its row, as the authors'
+            code for BERT has it.
         output: as in `GenericAttention`.
         interpolation: as in `GenericAttention`.
         strict: as in `GenericAttention`.
@@ -57,31 +57,31 @@ class TransformerAttribution(AttentionAttribution):
         torch.Size([1, 3, 160, 160])
     """
 
+    _own = ("zero", "keep", "row_min")
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
         *,
         row_normalize: bool = False,
-        own_entry: Literal["zero", "row_min"] = "zero",
         start_layer: int = 0,
         rules: Rules = "ours",
         layers: Layers = None,
         rows: RowsOption = None,
+        own: OwnEntry = "zero",
         output: OutputChoice = None,
         interpolation: str = "bilinear",
         strict: bool = True,
     ) -> None:
-        options = AttentionOptions(layers, start_layer, rows, output, interpolation, strict)
+        options = AttentionOptions(layers, start_layer, rows, own, output, interpolation, strict)
         super().__init__(forward_func, options)
-        check_choice("own_entry", own_entry, ("zero", "row_min"))
         attention_rules(rules)
         self.row_normalize = row_normalize
-        self.own_entry = own_entry
         self.rules = rules
 
     @property
     def _method(self) -> Method:
-        return LrpWeighted(attention_rules(self.rules), self.row_normalize, self.own_entry)
+        return LrpWeighted(attention_rules(self.rules), self.row_normalize, own=self.own)
 
 
 class PartialLrp(AttentionAttribution):
@@ -94,6 +94,7 @@ class PartialLrp(AttentionAttribution):
         rules: the LRP rules, `"original"`, another name of `lrp.RULE_SETS`, or a `RuleSet`.
         layers: as in `GenericAttention`; the last call is the last of these.
         rows: as in `GenericAttention`.
+        own: as in `GenericAttention`.
         output: as in `GenericAttention`.
         interpolation: as in `GenericAttention`.
         strict: as in `GenericAttention`.
@@ -122,11 +123,12 @@ class PartialLrp(AttentionAttribution):
         rules: Rules = "original",
         layers: Layers = None,
         rows: RowsOption = None,
+        own: Own = "zero",
         output: OutputChoice = None,
         interpolation: str = "bilinear",
         strict: bool = True,
     ) -> None:
-        options = AttentionOptions(layers, 0, rows, output, interpolation, strict)
+        options = AttentionOptions(layers, 0, rows, own, output, interpolation, strict)
         super().__init__(forward_func, options)
         check_choice("scale", scale, ("minmax", None))
         attention_rules(rules)
@@ -136,7 +138,7 @@ class PartialLrp(AttentionAttribution):
 
     @property
     def _method(self) -> Method:
-        return LrpAlone(attention_rules(self.rules), self.clamp, self.scale)
+        return LrpAlone(attention_rules(self.rules), self.clamp, self.scale, own=self.own)
 
 
 class LrpRollout(AttentionAttribution):
@@ -148,6 +150,7 @@ class LrpRollout(AttentionAttribution):
         rules: the LRP rules, `"ours"`, another name of `lrp.RULE_SETS`, or a `RuleSet`.
         layers: as in `GenericAttention`.
         rows: as in `GenericAttention`.
+        own: as in `GenericAttention`.
         output: as in `GenericAttention`.
         interpolation: as in `GenericAttention`.
         strict: as in `GenericAttention`.
@@ -176,18 +179,19 @@ class LrpRollout(AttentionAttribution):
         rules: Rules = "ours",
         layers: Layers = None,
         rows: RowsOption = None,
+        own: Own = "zero",
         output: OutputChoice = None,
         interpolation: str = "bilinear",
         strict: bool = True,
     ) -> None:
-        options = AttentionOptions(layers, start_layer, rows, output, interpolation, strict)
+        options = AttentionOptions(layers, start_layer, rows, own, output, interpolation, strict)
         super().__init__(forward_func, options)
         attention_rules(rules)
         self.rules = rules
 
     @property
     def _method(self) -> Method:
-        return LrpRolled(attention_rules(self.rules))
+        return LrpRolled(attention_rules(self.rules), own=self.own)
 
 
 class Lrp(ModelAttribution):

@@ -7,6 +7,7 @@ from typing import Any
 
 from captum_generic_attn.attribution import AttentionAttribution, AttentionOptions
 from captum_generic_attn.baselines.methods import Raw, Rollout
+from captum_generic_attn.calls import Own
 from captum_generic_attn.method import Method
 from captum_generic_attn.rows import RowsOption
 from captum_generic_attn.score import OutputChoice
@@ -23,6 +24,7 @@ class RawAttention(AttentionAttribution):
         forward_func: as in `GenericAttention`.
         layers: as in `GenericAttention`; the last call is the last of these.
         rows: as in `GenericAttention`.
+        own: as in `GenericAttention`.
         output: as in `GenericAttention`.
         interpolation: as in `GenericAttention`.
         strict: as in `GenericAttention`.
@@ -47,16 +49,17 @@ class RawAttention(AttentionAttribution):
         *,
         layers: Layers = None,
         rows: RowsOption = None,
+        own: Own = "zero",
         output: OutputChoice = None,
         interpolation: str = "bilinear",
         strict: bool = True,
     ) -> None:
-        options = AttentionOptions(layers, 0, rows, output, interpolation, strict)
+        options = AttentionOptions(layers, 0, rows, own, output, interpolation, strict)
         super().__init__(forward_func, options)
 
     @property
     def _method(self) -> Method:
-        return Raw()
+        return Raw(own=self.own)
 
 
 class AttentionRollout(AttentionAttribution):
@@ -71,6 +74,7 @@ class AttentionRollout(AttentionAttribution):
         start_layer: leave out the first `start_layer` calls of each pair of streams.
         layers: as in `GenericAttention`.
         rows: as in `GenericAttention`.
+        own: as in `GenericAttention`.
         output: as in `GenericAttention`.
         interpolation: as in `GenericAttention`.
         strict: as in `GenericAttention`.
@@ -100,14 +104,15 @@ class AttentionRollout(AttentionAttribution):
         start_layer: int = 0,
         layers: Layers = None,
         rows: RowsOption = None,
+        own: Own = "zero",
         output: OutputChoice = None,
         interpolation: str = "bilinear",
         strict: bool = True,
     ) -> None:
-        options = AttentionOptions(layers, start_layer, rows, output, interpolation, strict)
+        options = AttentionOptions(layers, start_layer, rows, own, output, interpolation, strict)
         super().__init__(forward_func, options)
         self.row_normalize = row_normalize
 
     @property
     def _method(self) -> Method:
-        return Rollout(self.row_normalize)
+        return Rollout(self.row_normalize, own=self.own)

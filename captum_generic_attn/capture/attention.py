@@ -572,7 +572,7 @@ class Attention:
         asked = self._transfer.tokens_of(key, "attention")
         result: Tensor = self._run(func, args, kwargs)
         leave_graph(result)
-        if call.dropout > 0:
+        if call.dropout > 0 and (asking.data or asked.data or self._transfer.of(value).data):
             self._recorder.in_training["dropout of fused attention"] = None
         tokens = self._transfer.spaces.memory(
             _tokens_of_call, self._plane(query, asking), self._plane(key, asked), result.shape,

@@ -108,6 +108,17 @@ class Blocks(ABC):
     def elements(self) -> int:
         """How many elements it takes to keep this."""
 
+    @property
+    @abstractmethod
+    def operands(self) -> Sequence[Maps]:
+        """What the blocks are computed from."""
+
+    def finite(self) -> bool:
+        """Whether attention, its gradient and `relu(∇A ⊙ A)` hold neither NaN nor infinity."""
+        return all(bool(operand.tensor.isfinite().all()) for operand in self.operands) and all(
+            bool(block.evidence.isfinite().all()) for block in self
+        )
+
     @abstractmethod
     def live_rows(self) -> Tensor:
         """`[maps, queries]` True where the gradient of a query's attention is not zero."""
@@ -166,6 +177,10 @@ class ExplicitBlocks(Blocks):
     def elements(self) -> int:  # noqa: D102
         return 2 * self.count * self.queries * self.keys
 
+    @property
+    def operands(self) -> Sequence[Maps]:  # noqa: D102
+        return self.attention, self.attention_gradient
+
     def live_rows(self) -> Tensor:  # noqa: D102
         return (self.attention_gradient[slice(None)] != 0).any(-1)
 
@@ -222,8 +237,11 @@ class FusedBlocks(Blocks):
 
     @property
     def elements(self) -> int:  # noqa: D102
-        parts = self.query, self.key, self.value, self.output_gradient
-        return sum(part.tensor.numel() for part in parts)
+        return sum(part.tensor.numel() for part in self.operands)
+
+    @property
+    def operands(self) -> Sequence[Maps]:  # noqa: D102
+        return self.query, self.key, self.value, self.output_gradient
 
     def live_rows(self) -> Tensor:  # noqa: D102
         return (self.output_gradient[slice(None)] != 0).any(-1)

@@ -17,7 +17,13 @@ from torch.overrides import TorchFunctionMode
 from captum_generic_attn.capture import contraction, opaque, written_out
 from captum_generic_attn.capture.attention import Attention, fused_operands, leave_graph
 from captum_generic_attn.capture.constants import Constants
-from captum_generic_attn.capture.operations import Family, canonical, family_of, tensors_in
+from captum_generic_attn.capture.operations import (
+    Family,
+    argument,
+    canonical,
+    family_of,
+    tensors_in,
+)
 from captum_generic_attn.capture.record import Saved
 from captum_generic_attn.capture.recorder import Recorder
 from captum_generic_attn.capture.scope import Scope
@@ -36,7 +42,7 @@ _TRAINED = {
 }
 
 
-def _in_training(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+def _trains(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     place, usual = _TRAINED[name]
     asked = args[place] if len(args) > place else kwargs.get("training", kwargs.get("train", usual))
     share = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
@@ -103,7 +109,7 @@ class FrozenMode(TorchFunctionMode):
                 return None
             self._without_grad = False
             return func(*args, **kwargs)
-        if identity.in_place and self._without_grad and self._is_state(args[0]):
+        if identity.in_place and self._without_grad and args and self._is_state(args[0]):
             with torch.no_grad():  # a running mean: it must not grow a graph
                 return func(*args, **kwargs)
         return self._run(identity, func, args, kwargs)
@@ -154,7 +160,7 @@ class CaptureMode(FrozenMode):
     ) -> Any:
         """Run one operation and give its results their shadows."""
         name, in_place, family, _ = identity
-        if name in _TRAINED and _in_training(name, args, kwargs):
+        if name in _TRAINED and self._in_training(name, args, kwargs):
             self._recorder.in_training[name] = None
         transfer = self._transfer
         if name in _HANGS_ON:
@@ -180,12 +186,13 @@ class CaptureMode(FrozenMode):
             return self._run_unknown(identity, func, args, kwargs)
         if family is Family.SHAPE and transfer.looks_up(args, kwargs):
             family = Family.EMBEDDING
-        if name in _SUMS and isinstance(args[0], Tensor) and (terms := transfer.weighing(args[0])):
+        summed = args[0] if name in _SUMS and args else None
+        if isinstance(summed, Tensor) and (terms := transfer.weighing(summed)):
             found = self._attention.summed(name, func, args, kwargs, terms)
             if found is not None:
                 return found
         weighs = self._attention.weighs(args, kwargs) if name in _TIMES else None
-        if in_place and isinstance(args[0], Tensor):
+        if in_place and args and isinstance(args[0], Tensor):
             transfer.settle(args[0])
         out = self._compute(identity._replace(family=family), func, args, kwargs)
         if family is Family.SOFTMAX:
@@ -195,6 +202,23 @@ class CaptureMode(FrozenMode):
             if weighs is not None:
                 transfer.shadows[out] = transfer.of(out)._replace(weighing=weighs)
         return out
+
+    def _in_training(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        """Whether an operation treats what inputs feed as it does in training mode alone.
+
+        Weights are standardised by `batch_norm` as well, and single examples are normed by it.
+        """
+        tensor = argument(args, kwargs, 0, "input")
+        transfer = self._transfer
+        if not _trains(name, args, kwargs) or not isinstance(tensor, Tensor):
+            return False
+        if not transfer.knows(tensor) or not transfer.of(tensor).data:
+            return False
+        if name != "batch_norm" or argument(args, kwargs, 1, "running_mean") is not None:
+            return True
+        planes = transfer.of(tensor).planes
+        # Statistics of a channel, of which no two examples have a part, are an example's own.
+        return not planes or not transfer.spaces.example_axes(planes[0]) <= {1}
 
     def _run_unknown(
         self, identity: _Identity, func: Function, args: Sequence[Any], kwargs: dict[str, Any]

@@ -63,6 +63,7 @@ def test_signature_of_the_constructor():
         "layers": None,
         "start_layer": 0,
         "rows": None,
+        "own": "zero",
         "normalize": True,
         "self_in_cross": True,
         "aggregate": True,

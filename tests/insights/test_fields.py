@@ -77,12 +77,13 @@ def test_what_came_back_once_comes_back_again(method):
     ("method", "option", "choices"),
     [
         (GenericAttention, "normalize", ("True", "False")),
+        (GenericAttention, "own", ("zero", "keep")),
         (GenericAttention, "interpolation", ("bilinear", "nearest")),
         (GenericAttention, "lrp", ("False", "original", "ours", "detr", "epsilon", "gamma")),
         (AttentionRollout, "row_normalize", ("True", "False")),
         (AttentionGradCam, "weights_from", ("explained_rows", "all")),
         (AttentionGradCam, "scale", ("minmax", "None")),
-        (TransformerAttribution, "own_entry", ("zero", "row_min")),
+        (TransformerAttribution, "own", ("zero", "keep", "row_min")),
         # These rules hold attention constant, so that it has no relevance.
         (PartialLrp, "rules", ("original", "ours", "detr", "epsilon", "gamma")),
         (Lrp, "rules", ("original", "ours", "detr", "epsilon", "gamma", "frozen")),
