@@ -467,7 +467,7 @@ def of_resized(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     starts = [(step - 1) / 2 for step in steps]
     centres = _centres(spaces, lines, starts, steps, result.shape[2:])
     if raw:
-        sampled = _sampled(operand.shape[2:], result.shape[2:])
+        sampled = _sampled(op, operand.shape[2:], result.shape[2:])
         extent = _extent(spaces, plane[:, :1], sampled, result.shape[2:])
         if centres is None or extent is None:
             return lost
@@ -481,11 +481,13 @@ def of_resized(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     return _born_on_map(spaces, shadow, op, parents, centres)
 
 
-def _sampled(spatial: torch.Size, out: torch.Size) -> Windows:
+def _sampled(op: Operation, spatial: torch.Size, out: torch.Size) -> Windows:
     """What each place of a resized map reads: the part that it stands for, and its neighbours."""
+    taps = 2 if op.argument(3, "mode", "nearest") == "bicubic" else 1
+    smooth = bool(op.argument(6, "antialias", False))
     along = []
     for n, m in zip(spatial, out, strict=True):
-        half = max(n / m / 2, 1 - 1e-6)
+        half = max(n / m / 2, taps * (max(n / m, 1) if smooth else 1) - 1e-6)
         middles = [(i + 0.5) * n / m - 0.5 for i in range(m)]
         along.append([range(math.ceil(c - half), math.floor(c + half) + 1) for c in middles])
     return Windows(along)
