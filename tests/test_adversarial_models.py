@@ -509,3 +509,28 @@ def test_differences_of_the_corners_of_a_box_are_of_the_box():
 
     with pytest.raises(UnsupportedAttentionError, match="followed through sub"):
         explain(Walker(mixed), given)
+
+
+def test_batch_norm_of_one_picture_has_its_gradient_in_any_layout():
+    """The CPU kernel of PyTorch 2.14 takes this layout for another, and mixes up channels."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(WIDTH).double().eval()
+    norm.weight.data.uniform_(0.5, 2)
+    project, head = nn.Linear(WIDTH, WIDTH).double(), nn.Linear(WIDTH, 3).double()
+
+    def strided(gradient: Tensor) -> Tensor:
+        c, w = gradient.shape[1], gradient.shape[3]
+        lines = gradient.contiguous(memory_format=torch.channels_last)
+        return lines.as_strided(gradient.shape, (c, 1, w * c, c))
+
+    def forward(x: Tensor, *, odd: bool) -> Tensor:
+        x = project(x)
+        x = x + plain(x, x, x)
+        y = norm(x.mT.unflatten(2, (2, -1))).clone()
+        if odd:
+            y.register_hook(strided)
+        return head(torch.tanh(y.flatten(2).mT)[:, 1])
+
+    x = torch.randn(1, 6, WIDTH, dtype=torch.float64)
+    found = [explain(lambda x, odd=odd: forward(x, odd=odd), x) for odd in (False, True)]
+    assert_same(*found)

@@ -195,6 +195,8 @@ class CaptureMode(FrozenMode):
         if in_place and args and isinstance(args[0], Tensor):
             transfer.settle(args[0])
         out = self._compute(identity._replace(family=family), func, args, kwargs)
+        if name == "batch_norm" and out.ndim > 3 and len(out) == 1 and out.requires_grad:
+            out.register_hook(_laid_out)
         if family is Family.SOFTMAX:
             self._attention.softmax(args, kwargs, out)
         else:
@@ -251,3 +253,13 @@ class CaptureMode(FrozenMode):
                     f"attention probabilities enter {name} with other than one other tensor",
                     "write the product with values as a matmul or an einsum of two tensors",
                 )
+
+
+def _laid_out(gradient: Tensor) -> Tensor:
+    """A gradient in the usual layout.
+
+    Of one example, the CPU kernel of batch norm mistakes some layouts for another, and its gradient
+    is wrong then.
+    """
+    with torch.no_grad(), torch._C.DisableTorchFunction():  # noqa: SLF001
+        return gradient.contiguous()
