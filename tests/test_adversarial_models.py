@@ -525,7 +525,7 @@ def test_batch_norm_of_one_picture_has_its_gradient_in_any_layout():
 
     def forward(x: Tensor, *, odd: bool) -> Tensor:
         x = project(x)
-        x = x + plain(x, x, x)
+        x = x + plain(x, x) @ x
         y = norm(x.mT.unflatten(2, (2, -1))).clone()
         if odd:
             y.register_hook(strided)
