@@ -526,7 +526,7 @@ def test_batch_norm_of_one_picture_has_its_gradient_in_any_layout():
     def forward(x: Tensor, *, odd: bool) -> Tensor:
         x = project(x)
         x = x + plain(x, x) @ x
-        y = norm(x.mT.unflatten(2, (2, -1))).clone()
+        y = norm(x.mT.unflatten(2, (2, -1)).contiguous()).clone()
         if odd:
             y.register_hook(strided)
         return head(torch.tanh(y.flatten(2).mT)[:, 1])
