@@ -240,6 +240,8 @@ class _Verifying:
             inside = inside & torch.isin(_small(plane), chosen)
         cotangent = self._normal(read.like, read.planes[0].shape)
         cotangent = cotangent * inside.to(cotangent.device)
+        if len(read.planes) == 2:
+            cotangent = _without_shifts(cotangent, inside.to(cotangent.device), read.planes)
         sources = [r for r in capture.records if r.index < record.index]
         sources = [r for r in sources if r.index in self._witness.calls]
         edges = [*_inputs(capture), *(r.result for r in sources)]
@@ -435,6 +437,16 @@ def _small(plane: Tensor) -> Tensor:
         if plane.stride(axis) == 0 and plane.shape[axis] > 1:
             plane = plane.narrow(axis, 0, 1)
     return plane
+
+
+def _without_shifts(cotangent: Tensor, inside: Tensor, planes: Sequence[Tensor]) -> Tensor:
+    """A cotangent of logits that adds up to zero for each query: a softmax is blind to the rest."""
+    rows, columns = map(_small, planes)
+    for axis in range(cotangent.ndim):
+        if rows.shape[axis] == 1 and columns.shape[axis] > 1:
+            count = inside.expand(cotangent.shape).sum(axis, keepdim=True).clamp(min=1)
+            cotangent = cotangent - cotangent.sum(axis, keepdim=True) / count * inside
+    return cotangent
 
 
 def _live(gradient: Tensor) -> Tensor:
