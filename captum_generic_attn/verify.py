@@ -24,6 +24,8 @@ from captum_generic_attn.capture.blocking import ending_at
 from captum_generic_attn.capture.record import Explicit
 from captum_generic_attn.capture.scope import modules_of
 from captum_generic_attn.capture.witness import Read
+from captum_generic_attn.lrp import rule_set
+from captum_generic_attn.lrp.propagation import Propagation
 from captum_generic_attn.parts import parts_of
 from captum_generic_attn.tokens import Extent, TokenSpaces, elements_of
 
@@ -88,7 +90,8 @@ def verify(
     4. *elements*: input elements without a gradient in any random probe have no relevance.
     5. *examples*: scores depend on their own example alone (of batches).
     6. *heads*: which calls were taken for heads of one layer, for you to judge.
-    7. *conservation*: by how much the relevance of LRP misses the score.
+    7. *conservation*: by how much the relevance of LRP misses what it started from, and the
+       operation where most of it leaks.
     8. *traces*: the model is left as it was.
 
     Args:
@@ -161,7 +164,7 @@ class _Verifying:
             yield self._elements(maps)
             yield self._examples()
             yield self._heads()
-        yield self._conservation(maps)
+        yield self._conservation()
 
     def _captured(self, request: Request, witness: Witness) -> Capture:
         return capture_forward(
@@ -404,21 +407,30 @@ class _Verifying:
 
     # -- 7 -------------------------------------------------------------------------------------
 
-    def _conservation(self, maps: Sequence[Tensor]) -> Check:
+    def _conservation(self) -> Check:
         from captum_generic_attn.baselines import Lrp
 
-        if not isinstance(self._method, Lrp):
+        method, request = self._method, self._request
+        if not isinstance(method, Lrp):
             return Check("conservation", "skipped", "relevance is no share of a score here", 0)
-        with torch.no_grad():
-            request = self._request
-            returned = self._method.forward_func(*request.inputs, *request.additional)
-            output = self._method._choose(returned)  # noqa: SLF001
-            score = self._method._score(output, request, self._target).double()  # noqa: SLF001
-        total = sum(m.double().flatten(1).sum(1) for m in maps)
-        assert isinstance(total, Tensor)  # noqa: S101 - there is an input
-        missed = ((total - score.to(total.device)) / score.to(total.device)).abs()
-        found = f"the sum of relevance misses the score by {float(missed.max()):.1%}"
-        return Check("conservation", "noted", found, len(score))
+        leaks: dict[str, float] = {}
+        with undisturbed():
+            propagation = Propagation(
+                method.forward_func, request.inputs, request.additional,
+                method._choose, rule_set(method.rules), copies=True, leaks=leaks,  # noqa: SLF001
+            )  # fmt: skip
+            output = propagation.capture.output
+            score = method._score(output, request, self._target)  # noqa: SLF001
+            found = propagation.of(score, retain_graph=False)
+        scores = score.detach().double()
+        begun = scores if propagation.starts_from_score else torch.ones_like(scores)
+        total = torch.stack([r.double().flatten(1).sum(1) for r in found.inputs]).sum(0)
+        missed = float(((total - begun) / begun).abs().max())
+        told = f"the sum of relevance misses what it started from by {missed:.1%}"
+        if leaks and missed > _NOISE:
+            name = max(leaks, key=lambda operation: abs(leaks[operation]))
+            told += f", most of it at {name} ({leaks[name] / float(begun.sum()):+.1%})"
+        return Check("conservation", "noted" if missed > _NOISE else "passed", told, len(scores))
 
 
 def _name(record: AttentionRecord) -> str:

@@ -556,3 +556,36 @@ def test_too_large_pictures_are_refused(monkeypatch):
     output = explain("large.jpg", code=1)
     assert "'large.jpg' is too large: image size (600 pixels) exceeds limit of 500 pixels" in output
     assert "save it smaller, such as 4000 pixels wide" in output
+
+
+CHECKS = ["attention", "tokens", "rows", "elements", "examples", "heads", "conservation", "traces"]
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--model", "garments-clip", "--text", "a boot", "--text", "a dress"],
+                ["--model", "garments-detr"]],
+    ids=["classifier", "dual encoder", "detector"],
+)  # fmt: skip
+def test_verify_checks_a_model(options):
+    printed = run("verify", *options)
+    assert printed.startswith("Checking the shipped ")
+    assert re.findall(r"(?:ok|look|-) (\w+): ", printed) == CHECKS
+    assert "WRONG" not in printed
+    assert printed.endswith("Nothing is wrong.")
+
+
+def test_verify_of_a_wrong_map_is_an_error(monkeypatch):
+    import captum_generic_attn
+
+    wrong = captum_generic_attn.Verification(
+        "Generic Attention", (captum_generic_attn.Check("rows", "failed", "others", 1),)
+    )
+    monkeypatch.setattr(captum_generic_attn, "verify", lambda *args: wrong)
+    printed = run("verify", code=1)
+    assert "WRONG rows: others" in printed
+    assert "do not trust its maps" in printed
+
+
+def test_verify_says_which_arguments_are_wrong():
+    assert "--target" in run("verify", "--target", "no such class", code=2)
+    assert "give two" in run("verify", "--model", "garments-clip", code=2)

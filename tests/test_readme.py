@@ -98,7 +98,7 @@ def without_downloads(monkeypatch, tmp_path):
 
 
 def test_every_block_of_python_is_run_by_a_test():
-    assert len(blocks()) == 12
+    assert len(blocks()) == 13
 
 
 def test_five_lines_for_each_library_run(tmp_path, monkeypatch, without_downloads):
@@ -136,7 +136,7 @@ def test_five_lines_for_each_library_run(tmp_path, monkeypatch, without_download
 def test_python_runs_and_gives_the_shapes_that_it_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     start, *_ = blocks()
-    shapes, joint, batch, several, right = blocks()[7:]
+    shapes, joint, batch, verified, several, right = blocks()[7:]
     names = {}
     run(start, names)
     run(shapes, names)
@@ -151,6 +151,9 @@ def test_python_runs_and_gives_the_shapes_that_it_says(tmp_path, monkeypatch):
     assert names["boxes"].shape == (1, 5, 4)
     run(batch, names)
     assert names["heatmaps"].shape == (40, 3, 64, 64)
+    run(verified, names)
+    assert names["report"].passed
+    assert {c.status for c in names["report"].checks} == {"passed", "skipped"}
     run(several, names)
     assert len(names["found"].attributions) == 14
     assert names["found"]["LRP"].shape == (1, 3, 64, 64)

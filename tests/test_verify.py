@@ -94,7 +94,7 @@ def test_other_methods_and_options() -> None:
     assert given["rows"].status == "skipped"
     found = verify(Lrp(tiny_vit(), rules="epsilon"), pictures(), 1)
     assert found.passed
-    assert "misses the score by" in found["conservation"].found
+    assert "misses what it started from by" in found["conservation"].found
     assert found["rows"].status == "skipped"
     with pytest.raises(TypeError, match="takes a method of this package, not str"):
         verify("GenericAttention", pictures(), 1)  # type: ignore[arg-type]
@@ -257,3 +257,18 @@ def test_traces_of_a_method(left: str) -> None:
 
     found = verify(Careless(tiny_vit()), pictures(), 1)
     assert failed(found) == {"traces"}
+
+
+def test_the_operation_where_relevance_leaks_is_named() -> None:
+    """Score 4, of which the bias is 2: half of the relevance stays with it."""
+    layer = nn.Linear(2, 1)
+    layer.weight.data.fill_(1)
+    layer.bias.data.fill_(2)
+    found = verify(Lrp(layer, rules="epsilon"), torch.ones(1, 2))["conservation"]
+    assert found.status == "noted"
+    assert found.found == (
+        "the sum of relevance misses what it started from by 50.0%, most of it at linear (+50.0%)"
+    )
+    layer.bias.data.zero_()
+    kept = verify(Lrp(layer, rules="epsilon"), torch.ones(1, 2))["conservation"]
+    assert kept.status == "passed"

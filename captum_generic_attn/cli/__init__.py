@@ -174,6 +174,66 @@ def explain(
 
 
 @app.command()
+def verify(
+    image: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="IMAGE",
+            help="A picture to check with; without it, one that comes with the package.",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="A model, as of the command explain.", show_default=False
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A state dict for the timm or torchvision model, as of the command explain.",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT", help="For a dual encoder: two texts or more.", show_default=False
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASS|INDEX",
+            help="Of a classifier: the class that is explained. Without it, the most probable one.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Check that the maps of a model are what they should be.
+
+    Compares what was captured of the model with its own derivatives: attention,
+    tokens, explained rows, what was read of the picture, examples, heads, and
+    that nothing is left behind. Prints a line for each check, and leaves with
+    code 1 if one fails.
+    """
+    from captum_generic_attn.cli.verifying import verify_model
+    from captum_generic_attn.kinds import kind_of
+
+    choices = Choices(
+        image, model, weights, tuple(text or ()), (target,) if target else (), None,
+        Path("explanation.png"), 0, (),
+    )  # fmt: skip
+    verify_model(choices, loaded(lambda: kind_of(model)))
+
+
+@app.command()
 def evaluate(
     config: Annotated[
         Path,

@@ -7,7 +7,7 @@ parameters as constants and attention written out; the model is left as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -44,18 +44,24 @@ class UnsupportedOperationError(ValueError):
     """
 
 
+Note = Callable[[Tensor, Sequence[Tensor | None]], None]
+"""Is told what relevance an operation was given, and what it handed to each operand."""
+
+
 class _Propagated(torch.autograd.Function):
     """One operation whose backward is a rule, in float32 at least."""
 
     @staticmethod
     def forward(
-        ctx: Any, run: Callable[[], Tensor], rule: Rule, passage: Passage, *operands: Tensor
-    ) -> Tensor:
+        ctx: Any, run: Callable[[], Tensor], rule: Rule, passage: Passage, note: Note | None,
+        *operands: Tensor,
+    ) -> Tensor:  # fmt: skip
         result = run()
         if any(result is operand for operand in operands):
             result = result.clone()
         ctx.rule = rule
         ctx.passage = passage
+        ctx.note = note
         ctx.save_for_backward(*operands, result)
         return result
 
@@ -69,17 +75,23 @@ class _Propagated(torch.autograd.Function):
                 for t in (*saved, relevance[0])
             )
             found = ctx.rule(operands, result, given)
+            if ctx.note is not None:
+                ctx.note(given, found)
             handed = [
                 None if r is None else r.to(t.dtype) for r, t in zip(found, saved, strict=False)
             ]
-            return None, None, None, *handed
+            return None, None, None, None, *handed
 
 
 class RelevanceMode(TorchFunctionMode):
     """Gives every operation of this thread the backward of a relevance rule."""
 
-    def __init__(self, rules: RuleSet, tokens: Tokens) -> None:
+    def __init__(
+        self, rules: RuleSet, tokens: Tokens, leaks: dict[str, float] | None = None
+    ) -> None:
+        """Run under rules; `leaks` get, by operation, what relevance is not handed on."""
         super().__init__()
+        self._leaks = leaks
         self._rules = rules
         self._tokens = tokens
         self._choice = Choice(rules, tokens)
@@ -154,7 +166,15 @@ class RelevanceMode(TorchFunctionMode):
             return found
 
         sign = passage(kind, name, func, args, kwargs, operands)
-        return _Propagated.apply(run, rule_of, sign, *on)
+        note = None if self._leaks is None else partial(self._leaked, name)
+        return _Propagated.apply(run, rule_of, sign, note, *on)
+
+    def _leaked(self, name: str, given: Tensor, found: Sequence[Tensor | None]) -> None:
+        """Add up what an operation kept to itself, of either sign."""
+        assert self._leaks is not None  # noqa: S101 - who asks keeps them
+        handed = sum(float(r.double().sum()) for r in found if r is not None)
+        left = float(given.double().sum()) - handed
+        self._leaks[name] = self._leaks.get(name, 0.0) + left
 
     def _without_rule(self, name: str, func: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
         """Run an operation that no list knows: it may only ask, not compute with its operands."""

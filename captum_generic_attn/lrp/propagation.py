@@ -108,8 +108,10 @@ class Propagation:
     def __init__(
         self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...], choose: Callable[[Any], Tensor], rules: RuleSet, *,
-        copies: bool = False,
+        copies: bool = False, leaks: dict[str, float] | None = None,
     ) -> None:  # fmt: skip
+        """Run the model; `leaks` get, by operation, what relevance is not handed on later."""
+        self._leaks = leaks
         self._inputs = inputs
         self._rules = rules
         self._mode: RelevanceMode | None = None
@@ -117,8 +119,15 @@ class Propagation:
             forward_func, inputs, additional, choose, copies=copies, beneath=self._beneath
         )
 
+    @property
+    def starts_from_score(self) -> bool:
+        """Whether the relevance of an example starts from its score, or from 1."""
+        return self._rules.start != "one"
+
     def _beneath(self, transfer: Transfer) -> RelevanceMode:
-        self._mode = RelevanceMode(self._rules, _Tokens(transfer, len(self._inputs[0])))
+        self._mode = RelevanceMode(
+            self._rules, _Tokens(transfer, len(self._inputs[0])), self._leaks
+        )
         return self._mode
 
     def of(
