@@ -8,7 +8,7 @@ tokens, explained rows, elements that were read) with derivatives of the model i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -397,10 +397,11 @@ class _Verifying:
         joined = [calls for calls in layers.values() if len(calls) > 1]
         branches = [calls for calls in alike.values() if len({r.layer for r in calls}) > 1]
         told = {"averaged as heads of one layer": joined, "added up as branches": branches}
-        found = "; ".join(
-            f"{how}: {', '.join(f'{_name(r)} (call {r.index})' for r in calls)}"
-            for how, groups in told.items() for calls in groups
-        )  # fmt: skip
+        lines = [
+            f"{how}: {_listed([', '.join(_call(r) for r in calls) for calls in groups])}"
+            for how, groups in told.items() if groups
+        ]  # fmt: skip
+        found = "; ".join(lines)
         if not found:
             found = f"each of {len(records)} calls has its heads in one tensor"
         return Check("heads", "noted" if joined or branches else "passed", found, len(records))
@@ -437,7 +438,11 @@ def _name(record: AttentionRecord) -> str:
     return record.module or "the forward function"
 
 
-def _listed(places: dict[str, None]) -> str:
+def _call(record: AttentionRecord) -> str:
+    return f"{_name(record)} (call {record.index})"
+
+
+def _listed(places: Collection[str]) -> str:
     shown = list(places)[:3]
     more = f" and {len(places) - 3} more" if len(places) > 3 else ""
     return ", ".join(shown) + more
