@@ -253,10 +253,11 @@ class _Verifying:
         mine = _closure(spaces, chosen)
         foreign = within = False
         own = set(spaces.locate(chosen)[1].tolist()) - {-1}
+        largest = max((_size(gradient) for gradient in found if gradient is not None), default=0.0)
         for gradient, allowed in self._allowed(mine, sources, found):
             if gradient is None:
                 continue
-            live = _live(gradient)
+            live = _live(gradient, largest)
             bad = live & ~allowed.to(live.device)
             if bool(bad.any()):
                 within = True
@@ -376,7 +377,7 @@ class _Verifying:
                 for gradient in _gradients([asked], edges, [torch.ones_like(asked)], capture):
                     if gradient is None or not gradient.ndim or len(gradient) != count:
                         continue
-                    foreign = _live(gradient).cpu()[~half]
+                    foreign = _live(gradient, _size(gradient)).cpu()[~half]
                     if bool(foreign.any()):
                         return Check(
                             "examples", "failed", "the score of an example reads another", 1
@@ -466,10 +467,13 @@ def _without_shifts(cotangent: Tensor, inside: Tensor, planes: Sequence[Tensor])
     return cotangent
 
 
-def _live(gradient: Tensor) -> Tensor:
-    """Where a gradient is more than rounding; NaN is no evidence."""
-    size = gradient.abs().nan_to_num(0, 0, 0)
-    return size > _NOISE * max(float(size.max()) if size.numel() else 0.0, 1e-30)
+def _size(gradient: Tensor) -> float:
+    return float(gradient.abs().nan_to_num(0, 0, 0).max()) if gradient.numel() else 0.0
+
+
+def _live(gradient: Tensor, largest: float) -> Tensor:
+    """Where a gradient is more than rounding beside the `largest`; NaN is no evidence."""
+    return gradient.abs().nan_to_num(0, 0, 0) > _NOISE * max(largest, 1e-30)
 
 
 def _inputs(capture: Capture) -> list[GradientEdge]:
