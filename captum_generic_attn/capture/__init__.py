@@ -4,7 +4,8 @@
 tensor by the transfers of `transfer` (with `births` and `joins`), looked up by the families of
 `operations`, on `constants` in place of parameters; `scope` knows which module is running;
 `attention` recognises attention calls and `recorder` keeps them as records (`record`). What of them
-a score reaches tells `graph`; their attention and its gradient come in `blocks`.
+a score reaches tells `graph`; their attention and its gradient come in `blocks`. What calls read is
+kept by a `witness` where `verify` asks for it.
 """
 
 from captum_generic_attn.capture.forward import (
