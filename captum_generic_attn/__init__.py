@@ -4,8 +4,9 @@ The way of the data is the way of the modules: `capture` runs a model and record
 `tokens` says what the tokens are, `rules` and `relevance` hold the equations and their order,
 `selection` says which calls count, `explanation` applies the equations to one score, and
 `attribution` is the Captum class round it all. `lrp` propagates relevance through a model, and
-`baselines` are the methods to compare with. `verify` checks maps on a model of
-the user's, `metrics` measure how good an explanation is, `evaluation` those of many pictures or texts.
+`baselines` are the methods to compare with. `verify` checks maps on a model
+of the user's, `metrics` measure how good an explanation is, and `evaluation` that of many pictures
+or texts.
 """
 
 from captum_generic_attn.attribution import GenericAttention

@@ -71,6 +71,7 @@ def test_the_page_gets_each_argument_in_its_form(registered):
         "layers": "string",
         "start_layer": "number",
         "rows": "string",
+        "own": "enum",
         "normalize": "enum",
         "self_in_cross": "enum",
         "aggregate": "enum",
