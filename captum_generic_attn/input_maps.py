@@ -39,7 +39,7 @@ class _Fed(NamedTuple):
         """`[E, *shape[1:]]` True for what tokens that attention reads were made of."""
         assert self.extent is not None  # noqa: S101 - they have a grid
         ranges, along = self.extent
-        present = self.present.cpu()
+        present = self.present
         if bool((present == present[:1]).all()):
             present = present[:1]
         return torch.stack([elements_of(Extent(ranges[own], along), shape) for own in present])
@@ -66,12 +66,13 @@ def maps_of_inputs(
     """
     maps = []
     silent = []
+    read = _read_by(capture)
     for i, tensor in enumerate(inputs):
         name = name_of_input(capture, inputs, i)
         feeding = [
             fed
             for stream in capture.streams if stream.name in values
-            for fed in _feeding(capture, stream, values[stream.name], name)
+            for fed in _feeding(capture, stream, values[stream.name], name, read)
         ]  # fmt: skip
         if not feeding:
             silent.append(name)
@@ -95,7 +96,7 @@ def maps_of_inputs(
 
 
 def _feeding(
-    capture: Capture, stream: TokenStream, values: Tensor, name: str
+    capture: Capture, stream: TokenStream, values: Tensor, name: str, read: Tensor
 ) -> list[Sequence[_Fed]]:
     """The tokens of a stream that come from an input, space by space.
 
@@ -110,6 +111,7 @@ def _feeding(
         if bool((places >= stream.roots).any()):
             continue  # merged tokens handed their values on
         itself = torch.arange(space.size)[None]
+        known = read[space.base : space.stop].view(-1, space.size)
         sources = [(space, itself), *capture.spaces.absorbed_into(space)]
         fed = []
         for source, table in sources:
@@ -118,10 +120,29 @@ def _feeding(
             positions = torch.where(table >= 0, places[table.clamp(min=0)], -1).to(values.device)
             picked = values.gather(1, positions.clamp(min=0).expand(len(values), -1))
             picked = picked.masked_fill(positions < 0, 0.0)
-            fed.append(_Fed(picked, positions >= 0, source.coordinates, source.extent))
+            rows = max(len(known), len(table))
+            here = known.expand(rows, -1).gather(1, table.clamp(min=0).expand(rows, -1))
+            here &= table >= 0
+            present = here & (positions >= 0).cpu()
+            fed.append(_Fed(picked, present, source.coordinates, source.extent))
         if fed:
             found.append(sorted(fed, key=lambda f: f.centres is None))
     return found
+
+
+def _read_by(capture: Capture) -> Tensor:
+    """`[ids]` True for tokens that attention calls read, be it merged into others."""
+    spaces = capture.spaces
+    read = torch.zeros(max((space.stop for space in spaces), default=0), dtype=torch.bool)
+    seen = {id(ids): ids for r in capture.records for ids in (r.query_tokens, r.key_tokens)}
+    for ids in seen.values():
+        read[ids[ids >= 0].long()] = True
+    for space in reversed(list(spaces)):
+        if space.parents is not None:
+            merged = read[space.base : space.stop].view(-1, space.size)
+            parents = space.parents[merged[: len(space.parents)]]
+            read[parents[parents >= 0].long()] = True
+    return read
 
 
 def _pooled(feeding: list[Sequence[_Fed]], shape: torch.Size) -> list[Sequence[_Fed]]:

@@ -40,7 +40,10 @@ class Sketch:
         self.streams.close([("attention", read)])
         (stream,) = self.streams
         values = torch.arange(1.0, stream.size + 1).expand(len(self.inputs[0]), -1)
-        capture = SimpleNamespace(spaces=self.spaces, streams=self.streams, input_names=self.names)
+        capture = SimpleNamespace(
+            spaces=self.spaces, streams=self.streams, input_names=self.names,
+            records=[SimpleNamespace(query_tokens=read, key_tokens=read)],
+        )  # fmt: skip
         return maps_of_inputs(capture, {stream.name: values}, self.inputs, interpolation, warn=warn)
 
 

@@ -260,6 +260,26 @@ def test_elements_without_a_gradient_have_no_relevance(stem: str, interpolation:
     assert not read.all()
 
 
+@BOTH
+def test_patches_that_are_dropped_have_nothing(interpolation: str) -> None:
+    """Each example keeps other patches, as in masked pre-training."""
+    torch.manual_seed(0)
+    patches = nn.Conv2d(3, 24, 8, 8).double()
+    kept = torch.tensor([[0, 1, 5, 9], [2, 6, 10, 15]])
+
+    def forward(x: Tensor) -> Tensor:
+        tokens = patches(x).flatten(2).mT
+        tokens = tokens.gather(1, kept.unsqueeze(-1).expand(-1, -1, 24))
+        tokens = torch.cat([MODEL.cls_token.expand(len(x), -1, -1), tokens], 1)
+        return MODEL.head(MODEL.norm(MODEL.blocks(tokens))[:, 0])
+
+    given = drawn(2, 3, 32, 32)
+    ours = GenericAttention(forward, interpolation=interpolation).attribute(given, 1)
+    cells = ours.abs().unflatten(2, (4, 8)).unflatten(4, (4, 8)).amax((1, 3, 5)).flatten(1)
+    for example, own in enumerate(kept.tolist()):
+        assert cells[example].nonzero().flatten().tolist() == own
+
+
 def test_a_picture_that_is_resized_first() -> None:
     """Between the pixels that are sampled, the map goes on; what is cropped away has nothing."""
     picture = drawn(1, 3, 80, 64)

@@ -441,6 +441,31 @@ def test_the_first_sum_counts_and_none_goes_in_circles() -> None:
     assert absorbed(spaces, 1) == {}
 
 
+def test_the_elements_that_merged_tokens_were_made_of() -> None:
+    """Each parent's own, of whichever space, in any example."""
+    spaces = TokenSpaces()
+    elements = spaces.of_input("x", torch.Size([2, 12]))
+    first = spaces.born_of_rows(elements[:, :4].view(2, 2, 2))
+    last = spaces.born_of_rows(elements[:, 6:12].view(2, 2, 3))
+    assert first is not None
+    assert last is not None
+    rows = torch.stack([first, last], -1)
+    found = spaces.extent(rows[0])
+    assert found is not None
+    assert found.ranges[:, 0].tolist() == [[0, 8], [2, 11]]
+    assert found.along[0].nonzero().flatten().tolist() == [0, 1, 2, 3, 6, 7, 8, 9, 10, 11]
+    alone = spaces.extent(torch.stack([first[0], torch.full_like(first[0], PADDING)], -1))
+    assert alone is not None
+    assert alone.ranges[:, 0].tolist() == [[0, 1], [2, 3]]
+    centres = torch.tensor([[1.0], [5.0]]).repeat(2, 1)
+    swapped = torch.stack([rows[0], torch.stack([first[1].flip(0), last[1]], -1)])
+    merged = spaces.born(swapped, centres)
+    assert merged is not None
+    extent = spaces[spaces.indices(merged)[0]].extent
+    assert extent is not None
+    assert extent.ranges[:, 0].tolist() == [[0, 8], [0, 11]]  # those of all examples
+
+
 def test_axes_of_tokens_and_of_examples() -> None:
     """Padding is no token, and what each example has once is no axis of tokens."""
     spaces = TokenSpaces()
