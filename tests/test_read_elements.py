@@ -163,6 +163,40 @@ def test_two_dates_side_by_side(interpolation: str) -> None:
     check(lambda x: change(*x.split(3, 1)), dates, torch.cat(apart, 1), interpolation)
 
 
+@BOTH
+@pytest.mark.parametrize("order", ["bands first", "examples first", "backwards"])
+def test_groups_of_bands_in_the_batch(order: str, interpolation: str) -> None:
+    """Three bands at a time are a picture; each group has its own map."""
+    picture = drawn(2, 9, 32, 32)
+
+    def forward(x: Tensor) -> Tensor:
+        groups = x.unflatten(1, (3, 3))
+        if order == "backwards":
+            groups = groups.flip(1)
+        if order == "bands first":
+            return POOLED(groups.transpose(0, 1).flatten(0, 1)).unflatten(0, (3, -1)).sum(0)
+        return POOLED(groups.flatten(0, 1)).unflatten(0, (-1, 3)).sum(1)
+
+    ours = GenericAttention(forward, interpolation=interpolation).attribute(picture, 1)
+    parts = [alone(picture[:, i : i + 3], interpolation, POOLED) for i in (0, 3, 6)]
+    expected = torch.cat(parts, 1)
+    scale = ours.sum() / expected.sum()
+    torch.testing.assert_close(ours, scale * expected, rtol=1e-9, atol=1e-14)
+    tokens = GenericAttention(forward).attribute(picture, 1, return_input_shape=False)
+    assert tokens.shape == (2, 3, 4, 4)
+
+
+def test_bands_among_bands_of_other_tokens_have_no_grid() -> None:
+    """Every second band is of another group: no map is better than a wrong one."""
+
+    def forward(x: Tensor) -> Tensor:
+        groups = x.unflatten(1, (3, 2)).transpose(1, 2)
+        return POOLED(groups.flatten(0, 1)).unflatten(0, (-1, 2)).sum(1)
+
+    with pytest.raises(ValueError, match="no regular grid"):
+        GenericAttention(forward).attribute(drawn(2, 6, 32, 32), 1)
+
+
 def test_two_patch_embeddings_that_are_summed() -> None:
     """Tokens of the first bands and of the last, summed: one token, made of both."""
     torch.manual_seed(0)

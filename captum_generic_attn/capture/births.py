@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -260,6 +261,9 @@ def _of_channels(
             centres = _of_own(owner == i, _centres(spaces, lines[owner == i], *steps, out[2:]))
         if centres is not None:
             extent = _extent(spaces, plane[owner == i], windows, out[2:])
+            apart = _apart(spaces, plane[owner == i])
+            if apart is not None:  # in the middle of the channels
+                centres = centres + (apart.amin(0) + apart.amax(0)) / 2
         if extent is not None:
             ranges = _of_own(owner == i, extent.ranges)
             assert ranges is not None  # noqa: S101 - they are known
@@ -325,6 +329,11 @@ def _extent(spaces: TokenSpaces, plane: Tensor, windows: Windows, out: torch.Siz
     found = [part for part in parts if part is not None]
     if len(found) < len(parts):
         return None
+    for one, other in combinations(found, 2):
+        for axis, (mine, theirs) in enumerate(zip(one.along, other.along, strict=True)):
+            first, last = other.ranges[..., axis, 0].min(), other.ranges[..., axis, 1].max()
+            if not bool((mine & theirs).any()) and bool(mine[first : last + 1].any()):
+                return None  # channels that stand among those of other tokens
     ranges = found[0].ranges.new_zeros(len(plane), *found[0].ranges.shape)
     for rows, part in zip(groups, found, strict=True):
         ranges[rows] = part.ranges
@@ -332,17 +341,22 @@ def _extent(spaces: TokenSpaces, plane: Tensor, windows: Windows, out: torch.Siz
     return Extent(ranges, along)
 
 
+def _apart(spaces: TokenSpaces, plane: Tensor) -> Tensor | None:
+    """`[c, d]`, how far each of the channels of `[B, c, *spatial]` lies from the first."""
+    known = (plane[0, 0].flatten() >= 0).nonzero().flatten()
+    channels = spaces.coordinates(plane[0].flatten(1)[:, int(known[0])])
+    return None if channels is None else (channels - channels[0]).long()
+
+
 def _extent_of_alike(
     spaces: TokenSpaces, plane: Tensor, windows: Windows, out: torch.Size
 ) -> Extent | None:
     """The elements in windows `[*out]` over channels `[B, c, *spatial]` of the same places."""
     lines = plane[:, 0]
-    known = (lines[0].flatten() >= 0).nonzero().flatten()
-    channels = spaces.coordinates(plane[0].flatten(1)[:, int(known[0])])
+    apart = _apart(spaces, plane)
     source = spaces[spaces.indices(lines)[0]]
-    if channels is None:
+    if apart is None:
         return None
-    apart = (channels - channels[0]).long()  # [c, d]
     lattice = spaces.lattice(lines)
     if lattice is None or source.shape is None:
         rows = windows_of(lines[:1].unsqueeze(1), windows, out)
