@@ -15,6 +15,7 @@ from torch import Tensor
 
 from captum_generic_attn.capture import Capture, name_of_input
 from captum_generic_attn.tokens import Extent, Grid, TokenStream, elements_of, fit_grid
+from captum_generic_attn.tokens.spaces import along_of_all
 
 
 class _Fed(NamedTuple):
@@ -38,11 +39,10 @@ class _Fed(NamedTuple):
     def elements(self, shape: torch.Size) -> Tensor:
         """`[E, *shape[1:]]` True for what tokens that attention reads were made of."""
         assert self.extent is not None  # noqa: S101 - they have a grid
-        ranges, along = self.extent
         present = self.present
         if bool((present == present[:1]).all()):
             present = present[:1]
-        return torch.stack([elements_of(Extent(ranges[own], along), shape) for own in present])
+        return torch.stack([elements_of(self.extent.of(own), shape) for own in present])
 
 
 def maps_of_inputs(
@@ -164,8 +164,7 @@ def _joined(feeding: Sequence[_Fed]) -> _Fed | None:
         return None
     values = torch.cat([f.values for f in feeding], 1)
     present = torch.cat([f.present.expand(len(values), -1) for f in feeding], 1)
-    along = (torch.stack(axis).any(0) for axis in zip(*(e.along for e in extents), strict=True))
-    extent = Extent(torch.cat([e.ranges for e in extents]), tuple(along))
+    extent = Extent(torch.cat([e.ranges for e in extents]), along_of_all(extents))
     return _Fed(values, present, torch.cat(centres), extent)
 
 

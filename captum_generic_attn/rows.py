@@ -111,28 +111,26 @@ def without_gradient(rows: Mapping[str, Tensor], examples: int) -> list[int]:
 
 def warn_of_no_gradient(dark: Sequence[int], examples: int) -> None:
     """Warn of the examples, of `examples`, whose scores have no gradient."""
-    if not dark:
-        return
-    which = "the score" if len(dark) == examples else f"the score of example {[*dark]}"
-    warnings.warn(
-        f"{which} has no gradient at any attention call (a zero head, or a score that does not "
-        "depend on attention): its attributions are zero",
-        UserWarning,
-        stacklevel=2,
-    )
+    _warn_of_scores(
+        dark, examples,
+        "has no gradient at any attention call (a zero head, or a score that does not depend on "
+        "attention): its attributions are zero",
+    )  # fmt: skip
 
 
 def warn_of_zero_scores(zero: Sequence[int], examples: int) -> None:
     """Warn of the examples, of `examples`, whose scores are 0 where relevance starts from them."""
-    if not zero:
-        return
-    which = "the score" if len(zero) == examples else f"the score of example {[*zero]}"
-    warnings.warn(
-        f"{which} is exactly 0, and LRP with these rules shares the score out: there is nothing to "
-        "share, its relevance is zero",
-        UserWarning,
-        stacklevel=2,
-    )
+    _warn_of_scores(
+        zero, examples,
+        "is exactly 0, and LRP with these rules shares the score out: there is nothing to share, "
+        "its relevance is zero",
+    )  # fmt: skip
+
+
+def _warn_of_scores(found: Sequence[int], examples: int, why: str) -> None:
+    if found:
+        which = "the score" if len(found) == examples else f"the score of example {[*found]}"
+        warnings.warn(f"{which} {why}", UserWarning, stacklevel=3)
 
 
 def _row_weights(stream: TokenStream, choice: Rows, examples: int) -> Tensor:

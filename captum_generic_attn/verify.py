@@ -27,7 +27,8 @@ from captum_generic_attn.capture.witness import Read
 from captum_generic_attn.lrp import rule_set
 from captum_generic_attn.lrp.propagation import Propagation
 from captum_generic_attn.parts import parts_of
-from captum_generic_attn.tokens import Extent, TokenSpaces, elements_of
+from captum_generic_attn.tokens import TokenSpaces, elements_of
+from captum_generic_attn.tokens.ids import compact
 
 Status = Literal["passed", "failed", "noted", "skipped"]
 _MARKS = {"passed": "ok", "failed": "WRONG", "noted": "look", "skipped": "-"}
@@ -234,13 +235,13 @@ class _Verifying:
         Those of other examples or inputs, and those of the same.
         """
         spaces, capture = self._capture.spaces, self._capture
-        every = torch.unique(torch.cat([p.reshape(-1) for p in map(_small, read.planes)]))
+        every = torch.unique(torch.cat([p.reshape(-1) for p in map(compact, read.planes)]))
         every = every[every >= 0]
         order = torch.randperm(len(every), generator=self._generator)
         chosen = every[order[: max(len(every) // 2, 1)]]
         inside = torch.ones((), dtype=torch.bool)
         for plane in read.planes:
-            inside = inside & torch.isin(_small(plane), chosen)
+            inside = inside & torch.isin(compact(plane), chosen)
         cotangent = self._normal(read.like, read.planes[0].shape)
         cotangent = cotangent * inside.to(cotangent.device)
         if len(read.planes) == 2:
@@ -249,7 +250,7 @@ class _Verifying:
         sources = [r for r in sources if r.index in self._witness.calls]
         edges = [*_inputs(capture), *(r.result for r in sources)]
         with ending_at(r.result for r in capture.records):
-            found = _gradients([read.edge], edges, [cotangent], capture)
+            found = capture.products([read.edge], edges, [cotangent])
         mine = _closure(spaces, chosen)
         foreign = within = False
         own = set(spaces.locate(chosen)[1].tolist()) - {-1}
@@ -336,7 +337,7 @@ class _Verifying:
             request = self._request if sample == 0 else _near(self._request, self._generator)
             capture = self._captured(request, Witness())
             cotangent = self._normal(capture.output)
-            left = iter(_gradients([capture.output], _inputs(capture), [cotangent], capture))
+            left = iter(capture.products([capture.output], _inputs(capture), [cotangent]))
             for i, root in enumerate(capture.roots):
                 gradient = next(left) if root is not None else None
                 if gradient is not None:
@@ -374,7 +375,7 @@ class _Verifying:
             for half in (own, ~own):
                 edges = _inputs(capture)
                 asked = score[half.to(score.device)].sum()
-                for gradient in _gradients([asked], edges, [torch.ones_like(asked)], capture):
+                for gradient in capture.products([asked], edges, [torch.ones_like(asked)]):
                     if gradient is None or not gradient.ndim or len(gradient) != count:
                         continue
                     foreign = _live(gradient, _size(gradient)).cpu()[~half]
@@ -449,17 +450,9 @@ def _listed(places: Collection[str]) -> str:
     return ", ".join(shown) + more
 
 
-def _small(plane: Tensor) -> Tensor:
-    """A plane with features, along which it repeats, narrowed."""
-    for axis in range(plane.ndim):
-        if plane.stride(axis) == 0 and plane.shape[axis] > 1:
-            plane = plane.narrow(axis, 0, 1)
-    return plane
-
-
 def _without_shifts(cotangent: Tensor, inside: Tensor, planes: Sequence[Tensor]) -> Tensor:
     """A cotangent of logits that adds up to zero for each query: a softmax is blind to the rest."""
-    rows, columns = map(_small, planes)
+    rows, columns = map(compact, planes)
     for axis in range(cotangent.ndim):
         if rows.shape[axis] == 1 and columns.shape[axis] > 1:
             count = inside.expand(cotangent.shape).sum(axis, keepdim=True).clamp(min=1)
@@ -480,16 +473,6 @@ def _inputs(capture: Capture) -> list[GradientEdge]:
     """The inputs that are numbers, and what became vectors of those that are integers."""
     roots = [edge for edge in capture.roots if edge is not None]
     return [*roots, *(edge for _, edge in capture.embedded)]
-
-
-def _gradients(
-    outputs: Sequence[Tensor | GradientEdge], edges: Sequence[GradientEdge],
-    cotangents: Sequence[Tensor], capture: Capture,
-) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """A vector-Jacobian product; the graph is kept."""
-    if not edges:
-        return ()
-    return capture.products(outputs, edges, cotangents)
 
 
 def _weighed(record: AttentionRecord, cotangent: Tensor, capture: Capture) -> Tensor | None:
@@ -544,9 +527,7 @@ def _elements_of_tokens(spaces: TokenSpaces, mine: Tensor, name: str, shape: tor
                 found[own.any(1).expand(len(found))] = True
         else:
             for example, tokens in enumerate(own.expand(len(found), -1)):
-                found[example] |= elements_of(
-                    Extent(space.extent.ranges[tokens], space.extent.along), shape
-                )
+                found[example] |= elements_of(space.extent.of(tokens), shape)
     return found
 
 

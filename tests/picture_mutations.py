@@ -1,6 +1,5 @@
 """Pictures in files of many kinds, whole and damaged: for the tests of what is read from files."""
 
-import contextlib
 import io
 import json
 import random
@@ -11,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from memory_limit import memory
 from PIL import Image
 
 from captum_generic_attn.picture_files import UnreadablePictureError, open_rgb
@@ -87,20 +87,6 @@ def damaged(data: bytes, seed: int) -> bytes:
             [changed[place] ^ (1 << draw.randrange(8)), draw.randrange(256), 255]
         )
     return bytes(changed)
-
-
-@contextlib.contextmanager
-def memory(mib: int):
-    """So much memory, beyond what the process has, on Linux."""
-    import resource
-
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + mib * 2**20, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def check(path: Path) -> str:

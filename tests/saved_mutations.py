@@ -1,12 +1,13 @@
 """Saved results, damaged in numbered ways: for the tests of what is read from files."""
 
-import contextlib
 import json
 import random
 import struct
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+
+from memory_limit import memory
 
 HOSTILE = [
     None, True, False, -1, 0, 1, 2, 3, 2**31, 2**63, 10**400, -0.5, 1e308, float("nan"),
@@ -194,20 +195,6 @@ def large(data: bytes, most: int) -> Iterator[bytes]:
     ):
         yield with_metadata(data, entry, metadata)
     yield joined({**header, **{f"x{i}": none for i in range(room // 70)}}, values)
-
-
-@contextlib.contextmanager
-def memory(mib: int) -> Iterator[None]:
-    """So much memory, beyond what the process has, on Linux."""
-    import resource
-
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + mib * 2**20, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def run(count: int) -> None:

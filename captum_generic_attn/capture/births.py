@@ -30,6 +30,7 @@ from captum_generic_attn.tokens.spaces import (
     PADDING,
     Extent,
     TokenSpaces,
+    along_of_all,
     moved_along,
     sums_along,
 )
@@ -337,8 +338,7 @@ def _extent(spaces: TokenSpaces, plane: Tensor, windows: Windows, out: torch.Siz
     ranges = found[0].ranges.new_zeros(len(plane), *found[0].ranges.shape)
     for rows, part in zip(groups, found, strict=True):
         ranges[rows] = part.ranges
-    along = tuple(torch.stack(axis).any(0) for axis in zip(*(p.along for p in found), strict=True))
-    return Extent(ranges, along)
+    return Extent(ranges, along_of_all(found))
 
 
 def _apart(spaces: TokenSpaces, plane: Tensor) -> Tensor | None:

@@ -86,12 +86,7 @@ class Capture:
         Returns:
             The gradient at each edge; `None` where the score does not depend on it.
         """
-        gradients = undispatched(torch.autograd.grad)  # type: ignore[arg-type]
-        with FrozenMode(self.parameters, written_out=self.written_out):
-            found: tuple[Tensor | None, ...] = gradients(
-                score, edges, retain_graph=retain_graph, allow_unused=True
-            )
-        return found
+        return self._gradients([score], edges, None, retain_graph=retain_graph)
 
     def products(
         self, outputs: Sequence[Tensor | GradientEdge], edges: Sequence[GradientEdge],
@@ -107,10 +102,16 @@ class Capture:
         Returns:
             The product at each edge; `None` where no output depends on it.
         """
+        return self._gradients(outputs, edges, cotangents, retain_graph=True) if edges else ()
+
+    def _gradients(
+        self, outputs: Sequence[Tensor | GradientEdge], edges: Sequence[GradientEdge],
+        cotangents: Sequence[Tensor] | None, *, retain_graph: bool,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
         gradients = undispatched(torch.autograd.grad)  # type: ignore[arg-type]
         with FrozenMode(self.parameters, written_out=self.written_out):
             found: tuple[Tensor | None, ...] = gradients(
-                outputs, edges, cotangents, retain_graph=True, allow_unused=True
+                outputs, edges, cotangents, retain_graph=retain_graph, allow_unused=True
             )
         return found
 

@@ -51,6 +51,10 @@ class Extent(NamedTuple):
     ranges: Tensor
     along: tuple[Tensor, ...]
 
+    def of(self, tokens: Tensor) -> Extent:
+        """That of some of the tokens, as far as it is known of each by itself."""
+        return self._replace(ranges=self.ranges[tokens])
+
 
 @dataclass(frozen=True, eq=False)
 class Space:
@@ -431,7 +435,7 @@ class TokenSpaces:
             centres = torch.where(alike[:, None, None], middle, centres)
         centres = (centres * weight).sum(-2) / weight.sum(-2).clamp(min=1)
         centres = centres.mul(4096).round().div(4096)  # the order of sums must not matter
-        return centres[member], extent._replace(ranges=extent.ranges[member])
+        return centres[member], extent.of(member)
 
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Space index, example (-1: all) and local number of each id; all -1 for no token."""
@@ -805,6 +809,12 @@ def moved_along(along: Sequence[Tensor], steps: Tensor) -> tuple[Tensor, ...]:
     return tuple(moved)
 
 
+def along_of_all(extents: Sequence[Extent]) -> tuple[Tensor, ...]:
+    """Along each axis, the elements of any of these."""
+    along = zip(*(extent.along for extent in extents), strict=True)
+    return tuple(torch.stack(axis).any(0) for axis in along)
+
+
 def _hull(ranges: Tensor) -> Tensor:
     """`[n, d, 2]`, the ranges that hold all of `[n, m, d, 2]`."""
     return torch.stack([ranges[..., 0].amin(-2), ranges[..., 1].amax(-2)], -1)
@@ -812,8 +822,7 @@ def _hull(ranges: Tensor) -> Tensor:
 
 def _together(extents: Sequence[Extent]) -> Extent:
     """What the same tokens were made of in several ways."""
-    along = (torch.stack(axis).any(0) for axis in zip(*(e.along for e in extents), strict=True))
-    return Extent(_hull(torch.stack([e.ranges for e in extents], 1)), tuple(along))
+    return Extent(_hull(torch.stack([e.ranges for e in extents], 1)), along_of_all(extents))
 
 
 def _among(ids: Tensor, known: Tensor) -> Tensor:
