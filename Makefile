@@ -131,10 +131,10 @@ evidence-small: $(READY) ## a bounded part of `make evidence`, with what it must
 	$(PYTEST) --dist loadscope -m evidence_small tests/evidence
 
 tutorials: $(READY) ## run every notebook, and compare with what is stored in it
-	$(PYTEST) tests/test_tutorials.py
+	$(PYTEST) tests/project/test_tutorials.py
 
 tutorials-write: $(READY) ## run every notebook, and store what it gives
-	TUTORIALS=write $(PYTEST) tests/test_tutorials.py
+	TUTORIALS=write $(PYTEST) tests/project/test_tutorials.py
 
 sentiment: $(READY) ## train the text classifier of the tutorials; its script says where its data are
 	$(BIN)/python benchmarks/sentiment/train_bert.py $(if $(DATA),--data $(DATA))

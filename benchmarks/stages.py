@@ -20,8 +20,9 @@ import torch
 from contenders import CONTENDERS
 from workloads import WORKLOADS, Task, Workload
 
-from captum_generic_attn import attribution, explanation
+from captum_generic_attn import attribution
 from captum_generic_attn.capture import Capture
+from captum_generic_attn.relevance import backward as explanation
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "speed.md"
 BEGIN, END = "<!-- stages -->", "<!-- end of stages -->"

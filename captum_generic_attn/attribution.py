@@ -17,15 +17,15 @@ from typing import Any, ClassVar, cast
 import torch
 from captum._utils.typing import TargetType, TensorOrTupleOfTensorsGeneric
 
-from captum_generic_attn import padding
-from captum_generic_attn.base import (
+from captum_generic_attn.captum_api.base import (
     Attributed,
     ModelAttribution,
     Request,
     retried,
     undisturbed,
 )
-from captum_generic_attn.calls import Own, OwnEntry
+from captum_generic_attn.captum_api.batching import parts_of
+from captum_generic_attn.captum_api.targets import OutputChoice
 from captum_generic_attn.capture import (
     Capture,
     UnsupportedAttentionError,
@@ -33,16 +33,20 @@ from captum_generic_attn.capture import (
     no_attention_message,
 )
 from captum_generic_attn.capture.blocks import computing_dtype
-from captum_generic_attn.explanation import Again, Explanation, explain, narrowed
-from captum_generic_attn.input_maps import maps_of_inputs
 from captum_generic_attn.lrp import RuleSet, attention_rules
 from captum_generic_attn.lrp.propagation import Propagated, Propagation
-from captum_generic_attn.method import Generic, Method, Rule
-from captum_generic_attn.parts import parts_of
-from captum_generic_attn.relevance import Relevance
-from captum_generic_attn.rows import RowsOption, warn_of_no_gradient, warn_of_zero_scores
-from captum_generic_attn.score import OutputChoice
-from captum_generic_attn.selection import Layers, Options, selected
+from captum_generic_attn.relevance import padding
+from captum_generic_attn.relevance.backward import Again, Explanation, explain, narrowed
+from captum_generic_attn.relevance.calls import Own, OwnEntry
+from captum_generic_attn.relevance.explained_rows import (
+    RowsOption,
+    warn_of_no_gradient,
+    warn_of_zero_scores,
+)
+from captum_generic_attn.relevance.input_maps import maps_of_inputs
+from captum_generic_attn.relevance.method import Generic, Method, Rule
+from captum_generic_attn.relevance.result import Relevance
+from captum_generic_attn.relevance.selection import Layers, Options, selected
 
 _INTERPOLATIONS = ("bilinear", "nearest")
 
@@ -263,7 +267,7 @@ class GenericAttention(AttentionAttribution):
             With signed rules the product is positive also where both factors speak against the
             score, and a score that is a probability is refused (docs/baselines.md).
         output: field name, index or function that picks the output to explain; see
-            `captum_generic_attn.score.choose_output`.
+            `captum_generic_attn.captum_api.targets.choose_output`.
         interpolation: `"bilinear"` (the authors' pictures) or `"nearest"` (each element has the
             value of its token).
         strict: whether attention calls that cannot be explained raise, or are skipped with one

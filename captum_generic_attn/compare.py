@@ -31,7 +31,6 @@ from captum.attr import (
 )
 from torch import Tensor
 
-from captum_generic_attn import saved
 from captum_generic_attn.attribution import GenericAttention
 from captum_generic_attn.baselines import (
     AttentionGradCam,
@@ -42,7 +41,8 @@ from captum_generic_attn.baselines import (
     RawAttention,
     TransformerAttribution,
 )
-from captum_generic_attn.metrics.libraries import needed
+from captum_generic_attn.extras import needed
+from captum_generic_attn.files import tensors as saved
 from captum_generic_attn.progress import bar
 
 Attributions = Tensor | tuple[Tensor, ...]

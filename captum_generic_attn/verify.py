@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_generic_attn.attribution import AttentionAttribution
-from captum_generic_attn.base import ModelAttribution, Request, undisturbed
+from captum_generic_attn.captum_api.base import ModelAttribution, Request, undisturbed
+from captum_generic_attn.captum_api.batching import parts_of
 from captum_generic_attn.capture import AttentionRecord, Capture, Witness, capture_forward
 from captum_generic_attn.capture.blocking import ending_at
 from captum_generic_attn.capture.record import Explicit
@@ -26,7 +27,6 @@ from captum_generic_attn.capture.scope import modules_of
 from captum_generic_attn.capture.witness import Read
 from captum_generic_attn.lrp import rule_set
 from captum_generic_attn.lrp.propagation import Propagation
-from captum_generic_attn.parts import parts_of
 from captum_generic_attn.tokens import TokenSpaces, elements_of
 from captum_generic_attn.tokens.ids import compact
 

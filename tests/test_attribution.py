@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from tiny_models import pictures, sentences, slow_relevance, tiny_text, tiny_vit, two_towers
+from helpers.tiny_models import pictures, sentences, slow_relevance, tiny_text, tiny_vit, two_towers
 
 from captum_generic_attn import GenericAttention
 

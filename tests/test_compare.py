@@ -18,7 +18,7 @@ from captum.attr import (
     Saliency,
     ShapleyValueSampling,
 )
-from tiny_models import pictures, sentences, tiny_text, tiny_vit
+from helpers.tiny_models import pictures, sentences, tiny_text, tiny_vit
 
 import captum_generic_attn
 from captum_generic_attn import (

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from tiny_models import pictures, sentences, slow_relevance, tiny_text, tiny_vit, two_towers
+from helpers.tiny_models import pictures, sentences, slow_relevance, tiny_text, tiny_vit, two_towers
 from torch import Tensor, nn
 
 from captum_generic_attn import GenericAttention, UnsupportedAttentionError

@@ -7,10 +7,10 @@ import inspect
 import pickle
 from collections import UserDict
 
-import hugging_face_folders as folders
 import numpy as np
 import pytest
 import torch
+from helpers import hugging_face_folders as folders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn

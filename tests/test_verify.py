@@ -10,19 +10,15 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from test_explained_rows import Layers, exits, inputs
-from tiny_models import pictures, tiny_text, tiny_vit
+from helpers.tiny_models import pictures, tiny_text, tiny_vit
+from relevance.test_explained_rows import Layers, exits, inputs
 from torch import Tensor, nn
 
-from captum_generic_attn import (
-    GenericAttention,
-    Lrp,
-    RawAttention,
-    Verification,
-    reading,
-)
-from captum_generic_attn.capture import blocks, head_calls, mixture, opaque
-from captum_generic_attn.capture.shadow import Shadow
+from captum_generic_attn import GenericAttention, Lrp, RawAttention, Verification
+from captum_generic_attn.capture import blocks
+from captum_generic_attn.capture.tracking import head_calls, mixture, opaque
+from captum_generic_attn.capture.tracking.shadow import Shadow
+from captum_generic_attn.relevance import reading
 from captum_generic_attn.verify import Check, verify
 
 D = 8
@@ -196,7 +192,7 @@ def test_rows_of_the_last_call_alone() -> None:
         found = plain(capture, reached)
         return {n: reading.Reader(r.stream, r.last, r.last, plain=True) for n, r in found.items()}
 
-    explanation = importlib.import_module("captum_generic_attn.explanation")
+    explanation = importlib.import_module("captum_generic_attn.relevance.backward")
     model, given = Layers(exits), inputs(2)
     assert report(model, given, (0, 2)).passed
     with mock.patch.object(explanation, "readers", naive):
@@ -215,7 +211,7 @@ def test_relevance_on_elements_that_are_not_read(way: str) -> None:
             tiny_vit(img_size=(36, 37)), torch.rand(2, 3, 36, 37).double()),
     }[way]  # fmt: skip
     assert report(forward, given).passed
-    maps = importlib.import_module("captum_generic_attn.input_maps")
+    maps = importlib.import_module("captum_generic_attn.relevance.input_maps")
     everywhere = lambda extent, shape: torch.ones(shape[1:], dtype=torch.bool)
     with mock.patch.object(maps, "elements_of", everywhere):
         found = report(forward, given)
@@ -231,7 +227,7 @@ def test_scores_that_read_other_examples() -> None:
 
     found = report(similarity, pictures(3))
     assert failed(found) == {"examples"}
-    independence = importlib.import_module("captum_generic_attn.independence")
+    independence = importlib.import_module("captum_generic_attn.relevance.independence")
     with mock.patch.object(independence, "checkable", return_value=False):
         found = report(similarity, pictures(3))
     assert "examples" in failed(found)

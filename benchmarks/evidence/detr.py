@@ -22,7 +22,6 @@ from torch import Tensor
 
 from captum_generic_attn import demo
 from captum_generic_attn.compare import run
-from captum_generic_attn.detectors import Detector, load_detector
 from captum_generic_attn.metrics import (
     Detections,
     DetectionScores,
@@ -33,6 +32,7 @@ from captum_generic_attn.metrics import (
     otsu_masks,
     pointing,
 )
+from captum_generic_attn.models.detectors import Detector, load_detector
 
 SEED = 2021
 """Of the canvases, all of the test split."""

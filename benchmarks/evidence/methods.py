@@ -32,7 +32,7 @@ from captum_generic_attn import (
     TransformerAttribution,
 )
 from captum_generic_attn.metrics import RandomAttribution
-from captum_generic_attn.relevance import Relevance
+from captum_generic_attn.relevance.result import Relevance
 
 OURS = "Generic attention"
 Methods = dict[str, Attribution]

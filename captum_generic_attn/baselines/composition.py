@@ -14,8 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from captum_generic_attn.additions import Additions, own_entries, read_out, with_own
-from captum_generic_attn.calls import (
+from captum_generic_attn.relevance.calls import (
     Collected,
     Layout,
     MappedCall,
@@ -23,6 +22,12 @@ from captum_generic_attn.calls import (
     Reading,
     Switches,
     total_weights,
+)
+from captum_generic_attn.relevance.full_propagation import (
+    Additions,
+    own_entries,
+    read_out,
+    with_own,
 )
 
 _NOTHING = frozenset[int]()

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from captum_generic_attn.attribution import AttentionAttribution, AttentionOptions, check_choice
 from captum_generic_attn.baselines.methods import GradCam, PositiveGradient
-from captum_generic_attn.calls import Own
-from captum_generic_attn.method import Method
-from captum_generic_attn.rows import RowsOption
-from captum_generic_attn.score import OutputChoice
-from captum_generic_attn.selection import Layers
+from captum_generic_attn.captum_api.targets import OutputChoice
+from captum_generic_attn.relevance.calls import Own
+from captum_generic_attn.relevance.explained_rows import RowsOption
+from captum_generic_attn.relevance.method import Method
+from captum_generic_attn.relevance.selection import Layers
 
 
 class AttentionGradCam(AttentionAttribution):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_generic_attn.maps import AttentionMap
+from captum_generic_attn.relevance.attention_maps import AttentionMap
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from captum_generic_attn.baselines.composition import Composition, Total
 from captum_generic_attn.baselines.maps import LateMap, min_max
-from captum_generic_attn.calls import Layout, MappedCall, Sum
 from captum_generic_attn.lrp.rule_sets import RuleSet
-from captum_generic_attn.maps import AttentionMap
-from captum_generic_attn.method import Last, Method, SeenCall, whole_map
-from captum_generic_attn.rules import positive_evidence
+from captum_generic_attn.relevance.attention_maps import AttentionMap
+from captum_generic_attn.relevance.calls import Layout, MappedCall, Sum
+from captum_generic_attn.relevance.equations import positive_evidence
+from captum_generic_attn.relevance.method import Last, Method, SeenCall, whole_map
 
 Scale = Literal["minmax"] | None
 WeightsFrom = Literal["explained_rows", "all"]

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.attribution import AttentionAttribution, AttentionOptions, check_choice
-from captum_generic_attn.base import Attributed, ModelAttribution, Request, retried
 from captum_generic_attn.baselines.methods import LrpAlone, LrpRolled, LrpWeighted
-from captum_generic_attn.calls import Own, OwnEntry
+from captum_generic_attn.captum_api.base import Attributed, ModelAttribution, Request, retried
+from captum_generic_attn.captum_api.targets import OutputChoice
 from captum_generic_attn.capture.blocks import computing_dtype
 from captum_generic_attn.lrp import RuleSet, attention_rules, rule_set
 from captum_generic_attn.lrp.propagation import Propagation
-from captum_generic_attn.method import Method
-from captum_generic_attn.rows import RowsOption
-from captum_generic_attn.score import OutputChoice
-from captum_generic_attn.selection import Layers
+from captum_generic_attn.relevance.calls import Own, OwnEntry
+from captum_generic_attn.relevance.explained_rows import RowsOption
+from captum_generic_attn.relevance.method import Method
+from captum_generic_attn.relevance.selection import Layers
 
 Rules = str | RuleSet
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.capture.constants import Constants
-from captum_generic_attn.capture.contraction import Contraction, elementwise
-from captum_generic_attn.capture.operations import argument
-from captum_generic_attn.capture.planes import relabel, varies
 from captum_generic_attn.capture.record import Explicit, Fused, sums_kept_by
 from captum_generic_attn.capture.recorder import CHANNELS, Recorder
 from captum_generic_attn.capture.scope import Scope
-from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
-from captum_generic_attn.capture.transfer import WITHOUT_SOFTMAX, Pool, Transfer
+from captum_generic_attn.capture.tracking.contraction import Contraction, elementwise
+from captum_generic_attn.capture.tracking.operations import argument
+from captum_generic_attn.capture.tracking.planes import relabel, varies
+from captum_generic_attn.capture.tracking.shadow import Role, Shadow, Softmax
+from captum_generic_attn.capture.tracking.transfer import WITHOUT_SOFTMAX, Pool, Transfer
 from captum_generic_attn.tokens.ids import compact
 
 Args = Sequence[Any]

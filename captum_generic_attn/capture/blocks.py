@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_generic_attn.rules import positive_evidence
+from captum_generic_attn.relevance.equations import positive_evidence
 
 _ROWS, _COLUMNS = 256, 512
 """Queries and keys of a block on a CPU: two of them in float32 fill half the cache of a core."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_generic_attn.capture.operations import Family
+from captum_generic_attn.capture.tracking.operations import Family
 
 
 class Constants:

@@ -21,12 +21,12 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from captum_generic_attn.capture.blocking import ending_at
 from captum_generic_attn.capture.mode import CaptureMode, FrozenMode
-from captum_generic_attn.capture.operations import Family, family_of
 from captum_generic_attn.capture.record import AttentionRecord
 from captum_generic_attn.capture.recorder import Recorder, Refusal, kernel_refusal
 from captum_generic_attn.capture.scope import Scope, modules_of, signature_of
-from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
-from captum_generic_attn.capture.transfer import Transfer
+from captum_generic_attn.capture.tracking.operations import Family, family_of
+from captum_generic_attn.capture.tracking.shadow import Role, Shadow, Softmax
+from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.capture.undispatched import undispatched
 from captum_generic_attn.capture.witness import Witness
 from captum_generic_attn.tokens.spaces import TokenSpaces

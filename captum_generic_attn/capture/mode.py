@@ -14,21 +14,22 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from captum_generic_attn.capture import contraction, opaque, written_out
+from captum_generic_attn.capture import written_out
 from captum_generic_attn.capture.attention import Attention, fused_operands, leave_graph
 from captum_generic_attn.capture.constants import Constants
-from captum_generic_attn.capture.operations import (
+from captum_generic_attn.capture.record import Saved
+from captum_generic_attn.capture.recorder import Recorder
+from captum_generic_attn.capture.scope import Scope
+from captum_generic_attn.capture.tracking import contraction, opaque
+from captum_generic_attn.capture.tracking.operations import (
     Family,
     argument,
     canonical,
     family_of,
     tensors_in,
 )
-from captum_generic_attn.capture.record import Saved
-from captum_generic_attn.capture.recorder import Recorder
-from captum_generic_attn.capture.scope import Scope
-from captum_generic_attn.capture.shadow import Role
-from captum_generic_attn.capture.transfer import Transfer
+from captum_generic_attn.capture.tracking.shadow import Role
+from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.capture.undispatched import dispatches_itself, undispatched
 
 Function = Callable[..., Any]

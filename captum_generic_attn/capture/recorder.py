@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from captum_generic_attn.capture.head_calls import of_call
 from captum_generic_attn.capture.heads import Groups, Unreadable, group_heads
 from captum_generic_attn.capture.record import (
     AttentionRecord,
@@ -24,8 +23,9 @@ from captum_generic_attn.capture.record import (
     Tap,
 )
 from captum_generic_attn.capture.scope import Scope
-from captum_generic_attn.capture.shadow import Role, Shadow, Softmax
-from captum_generic_attn.capture.transfer import Transfer
+from captum_generic_attn.capture.tracking.head_calls import of_call
+from captum_generic_attn.capture.tracking.shadow import Role, Shadow, Softmax
+from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.capture.witness import Witness
 from captum_generic_attn.tokens.ids import compact
 from captum_generic_attn.tokens.spaces import PADDING, STALE

@@ -150,7 +150,7 @@ def explain(
     A detector gives those of its detections, the queries whose most probable
     class has a probability above 0.5, and their boxes are drawn.
     """
-    from captum_generic_attn.kinds import brings_weights, kind_of
+    from captum_generic_attn.models.kinds import brings_weights, kind_of
 
     _check_output(output, image)
     if weights is not None and model is None:
@@ -224,7 +224,7 @@ def verify(
     code 1 if one fails.
     """
     from captum_generic_attn.cli.verifying import verify_model
-    from captum_generic_attn.kinds import kind_of
+    from captum_generic_attn.models.kinds import kind_of
 
     choices = Choices(
         image, model, weights, tuple(text or ()), (target,) if target else (), None,
@@ -260,11 +260,11 @@ def evaluate(
     The file says which model, data, methods and metrics; all but the data may
     be left out, and docs/evaluate.toml in the sources shows every key.
     """
-    from captum_generic_attn.checkpoints import UnavailableWeightsError
     from captum_generic_attn.evaluation import DataError, PlanError, read_plan
     from captum_generic_attn.evaluation import evaluate as run
     from captum_generic_attn.evaluation.report import FORMATS
     from captum_generic_attn.evaluation.terminal import print_report
+    from captum_generic_attn.models.checkpoints import UnavailableWeightsError
 
     if output is not None:
         if output.suffix.lower() not in FORMATS:

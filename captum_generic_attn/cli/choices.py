@@ -10,7 +10,7 @@ from captum_generic_attn.cli.seen import Seen, see
 from captum_generic_attn.cli.terminal import fail, passed_on, short
 
 if TYPE_CHECKING:
-    from captum_generic_attn.picture_models import PictureModel
+    from captum_generic_attn.models.preprocessing import PictureModel
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Choices:
     def seen(self, model: PictureModel) -> Seen:
         """The picture, and what the model sees of it; if it cannot be read, that is said."""
         from captum_generic_attn import demo
-        from captum_generic_attn.picture_files import UnreadablePictureError, open_rgb
+        from captum_generic_attn.files.images import UnreadablePictureError, open_rgb
 
         try:
             if self.image is None:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from captum_generic_attn.picture_areas import Area
-    from captum_generic_attn.picture_models import PictureModel
+    from captum_generic_attn.models.preprocessing import PictureModel
+    from captum_generic_attn.models.seen_area import Area
 
 # On its longer side, in pixels: as many as a panel of a figure can show to one who looks closely.
 _DRAWN = 1200
@@ -65,7 +65,7 @@ def see(model: PictureModel, picture: Image.Image) -> Seen:
     import numpy as np
     from PIL import Image
 
-    from captum_generic_attn.picture_areas import seen_area
+    from captum_generic_attn.models.seen_area import seen_area
 
     narrow = max(picture.size) > _NARROWEST * min(picture.size)
     try:

@@ -34,8 +34,8 @@ def warn(message: str) -> None:
 
 def loaded(load: Callable[[], T]) -> T:
     """What `load` returns; if there is no such model, or it cannot be had, that is said."""
-    from captum_generic_attn.checkpoints import UnavailableWeightsError
-    from captum_generic_attn.classifiers import UnknownModelError
+    from captum_generic_attn.models.checkpoints import UnavailableWeightsError
+    from captum_generic_attn.models.classifiers import UnknownModelError
 
     try:
         return load()

@@ -37,7 +37,7 @@ def _twice(pixels: Tensor) -> Tensor:
 
 
 def _of_classifier(choices: Choices) -> _Given:
-    from captum_generic_attn.classifiers import load_classifier
+    from captum_generic_attn.models.classifiers import load_classifier
 
     classifier = loaded(lambda: load_classifier(choices.model, choices.weights))
     try:
@@ -50,7 +50,7 @@ def _of_classifier(choices: Choices) -> _Given:
 
 
 def _of_dual_encoder(choices: Choices) -> _Given:
-    from captum_generic_attn.dual_encoders import load_dual_encoder
+    from captum_generic_attn.models.dual_encoders import load_dual_encoder
 
     if not choices.texts:
         wrong("--text", f"{choices.model} compares the picture with texts: give two")
@@ -64,7 +64,7 @@ def _of_dual_encoder(choices: Choices) -> _Given:
 
 
 def _of_detector(choices: Choices) -> _Given:
-    from captum_generic_attn.detectors import load_detector
+    from captum_generic_attn.models.detectors import load_detector
 
     detector = loaded(lambda: load_detector(str(choices.model)))
     pixels = choices.seen(detector).pixels

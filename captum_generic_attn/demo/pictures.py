@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
-from captum_generic_attn.picture_files import rgb
+from captum_generic_attn.files.images import rgb
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,19 +13,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from captum_generic_attn.checkpoints import UnavailableWeightsError
-from captum_generic_attn.classifiers import ImageClassifier, UnknownModelError, load_classifier
+from captum_generic_attn.captum_api.targets import choose_output
 from captum_generic_attn.evaluation.batch import Batch, DataError, Examples, drawn
 from captum_generic_attn.evaluation.plan import FAITHFULNESS, PictureData, Plan
 from captum_generic_attn.evaluation.tables import PlanError
-from captum_generic_attn.metrics import PIXELS, Pixels, Removal, blurred
-from captum_generic_attn.picture_files import (
+from captum_generic_attn.files.images import (
     UnreadablePictureError,
     open_picture,
     open_rgb,
     picture_endings,
 )
-from captum_generic_attn.score import choose_output
+from captum_generic_attn.metrics import PIXELS, Pixels, Removal, blurred
+from captum_generic_attn.models.checkpoints import UnavailableWeightsError
+from captum_generic_attn.models.classifiers import (
+    ImageClassifier,
+    UnknownModelError,
+    load_classifier,
+)
 
 
 class PictureSet(Examples):

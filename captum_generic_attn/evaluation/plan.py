@@ -200,7 +200,7 @@ def _methods(chosen: Table, *, texts: bool) -> tuple[tuple[str, ...], dict[str, 
     """The names of the methods, and those that "all" leaves out."""
     from torch.nn import Identity
 
-    from captum_generic_attn.base import ModelAttribution
+    from captum_generic_attn.captum_api.base import ModelAttribution
     from captum_generic_attn.compare import all_methods
 
     known = all_methods(Identity())

@@ -12,8 +12,8 @@ import torch
 from captum.attr import Attribution, KernelShap
 from torch import Tensor
 
-from captum_generic_attn.base import ModelAttribution
 from captum_generic_attn.baselines import Lrp
+from captum_generic_attn.captum_api.base import ModelAttribution
 from captum_generic_attn.compare import all_methods, compare, patch_mask
 from captum_generic_attn.evaluation.batch import Batch, Examples
 from captum_generic_attn.evaluation.pictures import PictureSet
@@ -21,8 +21,8 @@ from captum_generic_attn.evaluation.plan import PictureData, Plan
 from captum_generic_attn.evaluation.report import Report
 from captum_generic_attn.evaluation.scores import AREAS, Part, figures, score
 from captum_generic_attn.evaluation.texts import TextSet
+from captum_generic_attn.extras import needed
 from captum_generic_attn.metrics import Curve, RandomAttribution, joined
-from captum_generic_attn.metrics.libraries import needed
 from captum_generic_attn.progress import bar
 
 Grid = tuple[int, int] | None

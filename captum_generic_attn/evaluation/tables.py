@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from captum_generic_attn.metrics.libraries import needed
+from captum_generic_attn.extras import needed
 
 
 class PlanError(ValueError):

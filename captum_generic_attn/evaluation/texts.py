@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn import hf
+from captum_generic_attn.captum_api.targets import choose_output
 from captum_generic_attn.evaluation.batch import Batch, DataError, Examples, Rationale, drawn
 from captum_generic_attn.evaluation.plan import FAITHFULNESS, Plan, TextData
 from captum_generic_attn.evaluation.tables import PlanError
 from captum_generic_attn.evaluation.text_classifier import TextClassifier, load_text_classifier
 from captum_generic_attn.metrics import TOKENS, Tokens
 from captum_generic_attn.metrics.rationales import WORD_COUNTS
-from captum_generic_attn.score import choose_output
 
 
 @dataclass(frozen=True)

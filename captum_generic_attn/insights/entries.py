@@ -14,7 +14,6 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_generic_attn.attribution import AttentionAttribution, GenericAttention
-from captum_generic_attn.base import ModelAttribution
 from captum_generic_attn.baselines import (
     AttentionGradCam,
     AttentionRollout,
@@ -25,6 +24,7 @@ from captum_generic_attn.baselines import (
     RawAttention,
     TransformerAttribution,
 )
+from captum_generic_attn.captum_api.base import ModelAttribution
 from captum_generic_attn.insights.fields import Field, fields_of
 from captum_generic_attn.insights.requirement import require_insights
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from captum_generic_attn.base import ModelAttribution
+from captum_generic_attn.captum_api.base import ModelAttribution
 from captum_generic_attn.lrp import RULE_SETS
 
 NOT_ON_THE_PAGE = frozenset({"rule"})

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from captum_generic_attn.checkpoints import require_transformers
 from captum_generic_attn.insights.entries import register, select
 from captum_generic_attn.insights.requirement import require_insights
+from captum_generic_attn.models.checkpoints import require_transformers
 
 if TYPE_CHECKING:
     from captum.insights import AttributionVisualizer, Batch

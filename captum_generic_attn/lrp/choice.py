@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from captum_generic_attn.capture import contraction
-from captum_generic_attn.capture.operations import argument, canonical
+from captum_generic_attn.capture.tracking import contraction
+from captum_generic_attn.capture.tracking.operations import argument, canonical
 from captum_generic_attn.lrp.norms import frozen
 from captum_generic_attn.lrp.operations import Kind
 from captum_generic_attn.lrp.rule_sets import RuleSet

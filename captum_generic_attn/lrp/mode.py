@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from captum_generic_attn.capture.operations import argument, canonical, tensors_in
+from captum_generic_attn.capture.tracking.operations import argument, canonical, tensors_in
 from captum_generic_attn.lrp.choice import Args, Choice, Kwargs, Rule, Tokens, without_aliasing
 from captum_generic_attn.lrp.operations import Kind, kind_of
 from captum_generic_attn.lrp.rule_sets import RuleSet

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_generic_attn.capture.operations import argument
+from captum_generic_attn.capture.tracking.operations import argument
 
 Frozen = Callable[[Tensor], Tensor]
 

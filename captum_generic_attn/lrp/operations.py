@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from captum_generic_attn.capture.operations import Family, names_of
+from captum_generic_attn.capture.tracking.operations import Family, names_of
 
 
 class Kind(Enum):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from captum_generic_attn.capture.operations import argument
+from captum_generic_attn.capture.tracking.operations import argument
 from captum_generic_attn.lrp.operations import Kind
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_generic_attn.captum_api.targets import OutputChoice, choose_output
 from captum_generic_attn.metrics.measures import Measure
 from captum_generic_attn.metrics.removal import Attributions, Removal
 from captum_generic_attn.metrics.statistics import Estimate, estimate
 from captum_generic_attn.progress import bar
-from captum_generic_attn.score import OutputChoice, choose_output
 
 PIXELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """The fractions of pixels that the authors remove from pictures."""

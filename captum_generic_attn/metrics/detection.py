@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_generic_attn.metrics.libraries import needed
+from captum_generic_attn.extras import needed
 from captum_generic_attn.metrics.statistics import Estimate
 
 IOU_THRESHOLDS = tuple(percent / 100 for percent in range(20, 100, 5))

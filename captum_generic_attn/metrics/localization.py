@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_generic_attn.metrics.libraries import needed
+from captum_generic_attn.extras import needed
 from captum_generic_attn.metrics.statistics import Estimate, estimate, ratio
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_generic_attn.captum_api.targets import OutputChoice
 from captum_generic_attn.metrics.curves import measured, ranks
 from captum_generic_attn.metrics.measures import Measure
 from captum_generic_attn.metrics.removal import Attributions, Removal
 from captum_generic_attn.progress import bar
-from captum_generic_attn.score import OutputChoice
 
 
 def saco(

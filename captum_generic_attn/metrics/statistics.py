@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from captum_generic_attn.metrics.libraries import needed
+from captum_generic_attn.extras import needed
 
 Statistic = Callable[..., Any]
 """Of arrays whose last axis holds examples (and `axis=-1`): one figure each."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from captum_generic_attn.relevance import Call, Relevance
+    from captum_generic_attn.relevance.result import Call, Relevance
 
 
 def check_kept(relevance: Relevance) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from PIL.Image import Image
 
-    from captum_generic_attn.relevance import Call, Relevance
+    from captum_generic_attn.relevance.result import Call, Relevance
 
 # In inches.
 _CELL = 0.3  # of the table of heads

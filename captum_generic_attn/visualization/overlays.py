@@ -11,7 +11,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from PIL.Image import Image
 from torch import Tensor
 
-from captum_generic_attn.picture_files import rgb
+from captum_generic_attn.files.images import rgb
 from captum_generic_attn.visualization.areas import checked_box, spread
 from captum_generic_attn.visualization.arrays import array_of, merged, numbers
 from captum_generic_attn.visualization.scales import nothing_of

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from captum.attr import GradientAttribution
-from tiny_models import pictures, sentences, tiny_text, tiny_vit, two_towers
+from helpers.tiny_models import pictures, sentences, tiny_text, tiny_vit, two_towers
 
 from captum_generic_attn import GenericAttention
 

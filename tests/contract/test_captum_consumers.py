@@ -9,7 +9,7 @@ import torch
 from captum.attr import NoiseTunnel
 from captum.attr import visualization as viz
 from captum.metrics import infidelity, sensitivity_max
-from tiny_models import pictures, sentences, tiny_text, tiny_vit, two_towers
+from helpers.tiny_models import pictures, sentences, tiny_text, tiny_vit, two_towers
 
 from captum_generic_attn import GenericAttention
 

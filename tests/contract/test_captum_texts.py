@@ -2,12 +2,12 @@
 
 import re
 
-import hugging_face_folders as folders
 import numpy as np
 import pytest
 import torch
 from captum.attr import visualization as viz
-from tiny_models import sentences, tiny_text
+from helpers import hugging_face_folders as folders
+from helpers.tiny_models import sentences, tiny_text
 
 from captum_generic_attn import GenericAttention, Lrp, hf
 from captum_generic_attn.visualization import word_relevance

@@ -5,7 +5,7 @@ The reference of each case selects the scores inside `forward_func`, so that no 
 
 import pytest
 import torch
-from tiny_models import pictures, sentences, tiny_text, tiny_vit, two_towers
+from helpers.tiny_models import pictures, sentences, tiny_text, tiny_vit, two_towers
 
 from captum_generic_attn import GenericAttention
 

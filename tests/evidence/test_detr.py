@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from captum_generic_attn import GenericAttention, RawAttention, demo
-from captum_generic_attn.detectors import load_detector
 from captum_generic_attn.metrics import RandomAttribution
+from captum_generic_attn.models.detectors import load_detector
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from browser import chromium
+from helpers.browser import chromium
 from PIL import Image
 
 from captum_generic_attn import GenericAttention, demo

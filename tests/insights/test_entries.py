@@ -5,7 +5,7 @@ import sys
 import captum
 import pytest
 import torch
-from tiny_models import pictures, tiny_vit, two_towers
+from helpers.tiny_models import pictures, tiny_vit, two_towers
 from typer.testing import CliRunner
 
 from captum_generic_attn import GenericAttention, insights

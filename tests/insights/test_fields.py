@@ -13,7 +13,7 @@ from captum_generic_attn import (
     PartialLrp,
     TransformerAttribution,
 )
-from captum_generic_attn.base import ModelAttribution
+from captum_generic_attn.captum_api.base import ModelAttribution
 from captum_generic_attn.insights import METHODS
 from captum_generic_attn.insights.fields import NOT_ON_THE_PAGE, fields_of
 

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 import torch
-from tiny_models import pictures, tiny_vit
+from helpers.tiny_models import pictures, tiny_vit
 from typer.testing import CliRunner
 
 from captum_generic_attn import GenericAttention, insights

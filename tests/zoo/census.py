@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_generic_attn import GenericAttention, Relevance, UnsupportedAttentionError
+from captum_generic_attn.captum_api.targets import choose_output
 from captum_generic_attn.capture import capture_forward
 from captum_generic_attn.capture.scope import modules_of
-from captum_generic_attn.score import choose_output
 from zoo.aten import count
 from zoo.models import Built, Entry
 

@@ -14,7 +14,7 @@ pytest.importorskip("timm")
 pytest.importorskip("transformers")
 pytest.importorskip("open_clip")
 
-from captum_generic_attn.score import choose_output
+from captum_generic_attn.captum_api.targets import choose_output
 from zoo import aten
 from zoo.census import Finding, examine, write_down
 from zoo.models import Entry, entries

@@ -1,0 +1,156 @@
+"""Operations in no list, and functions whose inside no mode sees: tokens as their gradient tells.
+
+`mode` notes the operands before an unknown operation runs, since it may write over them; what an
+`autograd.Function` or a script returned is followed to the tensors that its graph began from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from captum_generic_attn.capture.tracking import probe
+from captum_generic_attn.capture.tracking.head_calls import through_weight
+from captum_generic_attn.capture.tracking.mixture import Operand, is_value, mixture
+from captum_generic_attn.capture.tracking.operations import tensors_in
+from captum_generic_attn.capture.tracking.planes import first_along, varies
+from captum_generic_attn.capture.tracking.shadow import Origin, Role, Shadow
+
+if TYPE_CHECKING:
+    from captum_generic_attn.capture.tracking.transfer import Transfer
+
+
+class Given(NamedTuple):
+    """An operand of an unknown operation, and where the graph held it before the operation ran."""
+
+    operand: Operand
+    edge: GradientEdge | None
+
+
+class _Aligned(NamedTuple):
+    """An operand, its planes in the shape of a result, its axis of features if that differs."""
+
+    operand: Operand
+    planes: tuple[Tensor, ...]
+    features: int | None
+
+
+def given_to(transfer: Transfer, args: object, kwargs: object) -> list[Given]:
+    """The operands of an operation that is about to run."""
+    return [
+        Given(
+            Operand(t, t.shape, transfer.of(t)),
+            get_gradient_edge(t) if t.requires_grad and is_value(t) else None,
+        )
+        for t in tensors_in((args, kwargs))
+        if transfer.knows(t)
+    ]
+
+
+def results_of(
+    transfer: Transfer, name: str, given: Sequence[Given], out: object, *, in_place: bool
+) -> list[Tensor]:
+    """Give the results of an operation in no list their shadows, and return them.
+
+    Integers carry no tokens, unless they were made of integers alone: those of ids are lost.
+    """
+    feeding = [g for g in given if g.operand.shadow.data]
+    known = set() if in_place else {id(g.operand.tensor) for g in given}
+    results = [t for t in tensors_in(out) if id(t) not in known and t.dtype != torch.bool]
+    for result in results:
+        if not feeding:
+            operands = [g.operand for g in given]
+            transfer.shadows[result] = mixture(transfer, name, operands, result.shape)
+        elif is_value(result):
+            found = [g for g in feeding if g.operand.differentiable]
+            transfer.shadows[result] = _probed(transfer, name, found, result)
+        elif not any(g.operand.differentiable for g in feeding):
+            transfer.shadows[result] = feeding[0].operand.shadow.without_tokens(name)
+    return results
+
+
+def found_behind(
+    transfer: Transfer, tensor: Tensor, origins: Sequence[Origin], inside: Shadow
+) -> Shadow:
+    """The shadow of what a function made that no mode sees, such as an `autograd.Function`.
+
+    Args:
+        transfer: what is known of the forward pass.
+        tensor: what came out.
+        origins: the nearest tensors of its graph that are known.
+        inside: what the operations inside the function said; where they made weights of queries
+            over keys, it is asked whether queries stay apart.
+    """
+    name = type(tensor.grad_fn).__name__.rstrip("0").removesuffix("Backward")  # .name is the user's
+    name = f"{name}, a function whose inside torch does not show"
+    given = [Given(Operand(None, o.shape, o.shadow), o.edge) for o in origins]
+    if inside.pairs and len(inside.planes) == 2:
+        keys = [axis for axis in range(tensor.ndim) if varies(inside.planes[1], axis)]
+        places = [
+            axis for axis in range(tensor.ndim)
+            if varies(inside.planes[0], axis) and axis not in keys
+        ]  # fmt: skip
+        sources = [probe.Source(o.edge, o.shape) for o in origins if o.shape == tensor.shape]
+        whole = len(sources) == len(origins)
+        if whole and probe.keeps_places(tensor, sources, places, transfer.hooks):
+            return inside
+    return _probed(transfer, name, given, tensor)
+
+
+def _probed(transfer: Transfer, name: str, given: Sequence[Given], result: Tensor) -> Shadow:
+    """The shadow of a result whose operation is known by its gradient alone."""
+    shadows = [g.operand.shadow for g in given]
+    ancestors = frozenset[int]().union(*(shadow.ancestors for shadow in shadows))
+    data = any(shadow.data for shadow in shadows)
+    lost = Shadow(Role.TOKENS, ancestors=ancestors, data=data).without_tokens(name)
+    for shadow in shadows:
+        if not shadow.planes:
+            return lost._replace(lost=shadow.lost or name)
+    aligned: list[_Aligned] = []
+    sources: list[probe.Source] = []
+    for operand, edge in given:
+        found = _aligned(transfer, name, operand, result.shape)
+        if found is None or edge is None:
+            return lost
+        aligned.append(found)
+        sources.append(probe.Source(edge, operand.shape, found.features))
+    places = [
+        axis for axis in range(result.ndim)
+        if any(varies(plane, axis) for found in aligned for plane in found.planes)
+    ]  # fmt: skip
+    if not probe.keeps_places(result, sources, places, transfer.hooks):
+        return lost
+    laid_out = []
+    for found in aligned:
+        shadow = found.operand.shadow
+        calls = through_weight(shadow.calls, result.shape)
+        shadow = shadow._replace(planes=found.planes, softmax=None, calls=calls)
+        laid_out.append(Operand(None, result.shape, shadow))
+    return mixture(transfer, name, laid_out, result.shape)
+
+
+def _aligned(transfer: Transfer, name: str, operand: Operand, shape: torch.Size) -> _Aligned | None:
+    """How an operand fits a result; `None` if the result has another layout."""
+    planes = operand.shadow.planes
+    if len(operand.shape) > len(shape):
+        return None
+    sizes = [1] * (len(shape) - len(operand.shape)) + list(operand.shape)
+    apart = [axis for axis, n in enumerate(shape) if sizes[axis] not in (1, n)]
+    if not apart:
+        return _Aligned(operand, tuple(plane.expand(shape) for plane in planes), None)
+    if len(apart) > 1 or len(operand.shape) < len(shape):
+        return None
+    (axis,) = apart
+    if any(varies(plane, axis) for plane in planes):
+        rows = operand.shadow.role is Role.RAW and axis == len(shape) - 1
+        if not rows or operand.tensor is None:
+            return None
+        operand = operand._replace(shadow=transfer.tokens_of(operand.tensor, name))
+        planes = operand.shadow.planes
+        if not planes:
+            return None
+    return _Aligned(operand, tuple(first_along(p, axis).expand(shape) for p in planes), axis)

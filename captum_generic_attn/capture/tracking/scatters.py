@@ -1,0 +1,140 @@
+"""Additions into places that an index names: experts that hand tokens back, sums over segments.
+
+`index_add`, `scatter_add` and their kin add rows of a source to rows of a target. Where rows of one
+token meet, they stay that token; where different tokens meet, they are merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from captum_generic_attn.capture.tracking.head_calls import no_call
+from captum_generic_attn.capture.tracking.mixture import added
+from captum_generic_attn.capture.tracking.operations import Operation, on_cpu
+from captum_generic_attn.capture.tracking.planes import first_along, varies
+from captum_generic_attn.capture.tracking.shadow import Role, Shadow
+from captum_generic_attn.tokens.spaces import PADDING
+
+if TYPE_CHECKING:
+    from captum_generic_attn.capture.tracking.transfer import Transfer
+
+
+def added_to(transfer: Transfer, op: Operation) -> Shadow:
+    """The shadow of a target to which a source was added at the places of an index."""
+    target, source = op.args[0], _source(op)
+    shadows = [transfer.of(target), transfer.of(source)]
+    main = max(shadows, key=lambda shadow: (shadow.data, shadow.role))
+    together = main._replace(
+        role=max(main.role, Role.TOKENS),
+        ancestors=shadows[0].ancestors | shadows[1].ancestors,
+        data=shadows[0].data or shadows[1].data,
+        calls=None,
+        weighing=None,
+        softmax=None,
+    )
+    for shadow, tensor in zip(shadows, (target, source), strict=True):
+        if tensor.ndim == 0:
+            return together.without_tokens(op.name)
+        if shadow.data and (len(shadow.planes) != 1 or shadow.role is not Role.TOKENS):
+            return together.without_tokens(op.name)
+    onto, from_ = (_rows(s, t) for s, t in zip(shadows, (target, source), strict=True))
+    places = _places(op, target.shape)
+    if onto is None or from_ is None or places is None:
+        return together.without_tokens(op.name)
+    from_ = from_.expand(places.shape)  # values that are put may broadcast
+    shape = op.results[0].shape
+    tokens = partial(added, transfer.spaces)
+    rows = _merged(tokens, onto.reshape(-1), from_.reshape(-1), places.reshape(-1))
+    if rows is None:
+        return together.irregular(op.name)
+    plane = rows.view(target.shape[:-1]).unsqueeze(-1).expand(shape)
+    calls = _merged_calls(transfer, shadows, (target, source), places)
+    if calls is not None:
+        calls = calls.view(target.shape[:-1]).unsqueeze(-1).expand(shape)
+    return transfer.heads.noted(together._replace(planes=(plane,), calls=calls))
+
+
+def _merged_calls(
+    transfer: Transfer, shadows: Sequence[Shadow], tensors: Sequence[Tensor], places: Tensor
+) -> Tensor | None:
+    """The call of each row of the target `[n]`; `None` if no call or several made a row."""
+    if all(shadow.calls is None for shadow in shadows):
+        return None
+    rows = []
+    for shadow, tensor in zip(shadows, tensors, strict=True):
+        calls = no_call(tensor.shape) if shadow.calls is None else shadow.calls
+        if bool((calls != calls[..., :1]).any()):
+            return None
+        rows.append(calls[..., 0])
+
+    def met(one: Tensor, other: Tensor) -> Tensor | None:
+        return transfer.heads.meet(one, other, one.shape)
+
+    onto, from_ = rows[0].reshape(-1), rows[1].expand(places.shape).reshape(-1)
+    return _merged(met, onto, from_, places.reshape(-1))
+
+
+def _source(op: Operation) -> Tensor:
+    """The tensor whose rows are added."""
+    place, name = {
+        "index_add": (3, "source"),
+        "index_reduce": (3, "source"),
+        "index_put": (2, "values"),
+    }.get(op.name, (3, "src"))
+    found: Tensor = op.argument(place, name)
+    return found
+
+
+def _rows(shadow: Shadow, tensor: Tensor) -> Tensor | None:
+    """The token of each row, the last axis being features; `None` if they differ along it."""
+    if not shadow.data or not shadow.planes:
+        return torch.full(tensor.shape[:-1], PADDING, dtype=torch.int32)
+    plane = shadow.planes[0]
+    return None if varies(plane, -1) else first_along(plane, -1).squeeze(-1)
+
+
+def _places(op: Operation, target: torch.Size) -> Tensor | None:
+    """The row of the target, numbered in order, to which each row of the source is added."""
+    rows = torch.arange(target[:-1].numel()).view(target[:-1])
+    if op.name == "index_put":
+        lists = on_cpu(tuple(op.argument(1, "indices")))
+        found: Tensor = rows[tuple(slice(None) if i is None else i for i in lists)]
+        return found if len(lists) < len(target) else None
+    axis = op.argument(1, "dim") % len(target)
+    index: Tensor = on_cpu(op.argument(2, "index"))
+    if axis == len(target) - 1:
+        return None  # features are added to features
+    if op.name in ("index_add", "index_reduce"):
+        return rows.index_select(axis, index.reshape(-1))
+    small = index[..., :1]
+    if not bool((index == small).all()) or index.shape[-1] != target[-1]:
+        return None  # each feature goes its own way
+    others = tuple(slice(n) if i != axis else slice(None) for i, n in enumerate(small.shape[:-1]))
+    return rows[others].gather(axis, small.squeeze(-1))
+
+
+def _merged(
+    join: Callable[[Tensor, Tensor], Tensor | None], onto: Tensor, from_: Tensor, places: Tensor
+) -> Tensor | None:
+    """What is known of the target's rows `[n]` after the source's `[m]` joined them."""
+    if len(places) != len(from_):
+        return None
+    order = torch.argsort(places, stable=True)
+    sorted_places = places[order]
+    first = torch.searchsorted(sorted_places, sorted_places)
+    rank = torch.arange(len(order)) - first  # how many came before to the same row
+    rows = onto
+    for layer in range(int(rank.max()) + 1 if len(rank) else 0):
+        mine = order[rank == layer]
+        arriving = torch.full_like(rows, PADDING)
+        arriving[places[mine]] = from_[mine]
+        met = join(rows, arriving)
+        if met is None:
+            return None
+        rows = met
+    return rows

@@ -1,0 +1,1 @@
+"""Models by name for the command line and for evaluations: kinds, checkpoints, preprocessing."""

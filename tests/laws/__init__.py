@@ -1,0 +1,1 @@
+"""Laws that hold for all models: where tokens go, and that nothing is left behind."""

@@ -1,0 +1,1 @@
+"""Parity with the outputs of the code of the authors of the papers."""
