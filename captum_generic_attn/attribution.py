@@ -1,21 +1,20 @@
-"""Attribution over attention calls as Captum classes, and `GenericAttention` among them.
+"""Attribution methods over attention as Captum classes, and `GenericAttention` among them.
 
-The forward pass is captured (`capture`), each target is explained (`explanation`) by the `method`
-of the class, and values per token go back to the shape of the inputs (`input_maps`). `base` does
-what does not depend on attention.
+`attribute` captures the forward pass (`capture`), explains each target with the method of the class
+(`relevance`), and maps values per token back to the shape of the inputs. `captum_api` does what
+does not depend on attention.
 """
 
 from __future__ import annotations
 
 import functools
 import warnings
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypedDict, cast
 
 import torch
 from captum._utils.typing import TargetType, TensorOrTupleOfTensorsGeneric
+from torch import Tensor
 
 from captum_generic_attn.captum_api.base import (
     Attributed,
@@ -25,8 +24,10 @@ from captum_generic_attn.captum_api.base import (
     undisturbed,
 )
 from captum_generic_attn.captum_api.batching import parts_of
+from captum_generic_attn.captum_api.options import complete
 from captum_generic_attn.captum_api.targets import OutputChoice
 from captum_generic_attn.capture import (
+    AttentionRecord,
     Capture,
     UnsupportedAttentionError,
     capture_forward,
@@ -36,62 +37,98 @@ from captum_generic_attn.capture.blocks import computing_dtype
 from captum_generic_attn.lrp import RuleSet, attention_rules
 from captum_generic_attn.lrp.propagation import Propagated, Propagation
 from captum_generic_attn.relevance import padding
+from captum_generic_attn.relevance.aggregator import (
+    Aggregator,
+    Own,
+    OwnEntry,
+    PropagationOptions,
+)
+from captum_generic_attn.relevance.attention_maps import AttentionMap, ElementwiseRule
 from captum_generic_attn.relevance.backward import Again, Explanation, explain, narrowed
-from captum_generic_attn.relevance.calls import Own, OwnEntry
+from captum_generic_attn.relevance.calls import IndexedCall, TokenIndexing
+from captum_generic_attn.relevance.equations import positive_contribution
 from captum_generic_attn.relevance.explained_rows import (
     RowsOption,
     warn_of_no_gradient,
     warn_of_zero_scores,
 )
+from captum_generic_attn.relevance.full_propagation import FullPropagation
 from captum_generic_attn.relevance.input_maps import maps_of_inputs
-from captum_generic_attn.relevance.method import Generic, Method, Rule
+from captum_generic_attn.relevance.last_update import LastUpdatePropagation
+from captum_generic_attn.relevance.method import CallGradients, Layers, Method
 from captum_generic_attn.relevance.result import Relevance
-from captum_generic_attn.relevance.selection import Layers, Options, selected
+from captum_generic_attn.relevance.row_propagation import row_propagation
+from captum_generic_attn.relevance.selection import selected
 
 _INTERPOLATIONS = ("bilinear", "nearest")
 
-
-@dataclass(frozen=True)
-class AttentionOptions:
-    """The options that all methods over attention calls share."""
-
-    layers: Layers = None
-    start_layer: int = 0
-    rows: RowsOption = None
-    own: OwnEntry = "zero"
-    output: OutputChoice = None
-    interpolation: str = "bilinear"
-    strict: bool = True
+Rule = Callable[[Tensor, Tensor], Tensor]
+"""From probabilities and their gradient, `[G, H, Nq, Nk]`, to the map of a call, `[G, Nq, Nk]`."""
 
 
-class AttentionAttribution(ModelAttribution):
-    """An attribution method that makes a map of each attention call and combines the maps."""
+class CommonOptions(TypedDict, total=False):
+    """The options of every method over attention.
 
-    _own: ClassVar[tuple[str, ...]] = ("zero", "keep")
+    Their defaults stand in `AttentionAttribution`, what they do in `GenericAttention`.
+    """
 
-    def __init__(self, forward_func: Callable[..., Any], options: AttentionOptions) -> None:
-        super().__init__(forward_func, options.output)
-        check_choice("interpolation", options.interpolation, _INTERPOLATIONS)
-        check_choice("own", options.own, self._own)
-        if not isinstance(options.start_layer, int) or isinstance(options.start_layer, bool):
-            raise TypeError(f"start_layer must be an int, not {options.start_layer!r}")
-        self.layers = options.layers
-        self.start_layer = options.start_layer
-        self.rows = options.rows
-        self.own = options.own
-        self.interpolation = options.interpolation
-        self.strict = options.strict
+    layers: Layers
+    own: OwnEntry
+    output: OutputChoice
+    interpolation: str
+    strict: bool
 
-    @property
-    @abstractmethod
-    def _method(self) -> Method:
-        """What this class makes of a call and of all calls."""
+
+class AttentionOptions(CommonOptions, total=False):
+    """The options of every method that reads explained rows."""
+
+    rows: RowsOption
+
+
+class AttentionAttribution(ModelAttribution, Method):
+    """Base of all methods that make a map of each attention call and combine the maps.
+
+    A subclass defines `aggregator` and, for its maps, `elementwise_rule`, `head_maps` or `call_map`
+    (see `Method`). It passes the options that it shares with the others as
+    `**options: Unpack[AttentionOptions]`.
+    """
+
+    _own_choices: ClassVar[tuple[str, ...]] = ("zero", "keep")
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        layers: Layers = None,
+        start_layer: int = 0,
+        rows: RowsOption = None,
+        own: OwnEntry = "zero",
+        output: OutputChoice = None,
+        interpolation: str = "bilinear",
+        strict: bool = True,
+    ) -> None:
+        super().__init__(forward_func, output)
+        check_choice("interpolation", interpolation, _INTERPOLATIONS)
+        check_choice("own", own, self._own_choices)
+        if not isinstance(start_layer, int) or isinstance(start_layer, bool):
+            raise TypeError(f"start_layer must be an int, not {start_layer!r}")
+        self.layers = layers
+        self.start_layer = start_layer
+        self.rows = rows
+        self.own = own
+        self.interpolation = interpolation
+        self.strict = strict
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        complete(cls, AttentionAttribution.__init__, lambda: GenericAttention.__doc__ or "")
 
     def relevance(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,
         target: TargetType = None,
         additional_forward_args: object = None,
+        *,
         keep_calls: bool = False,
     ) -> Relevance:
         """Token-to-token relevance maps, streams and attention calls.
@@ -128,7 +165,7 @@ class AttentionAttribution(ModelAttribution):
                     request, copies=copies, matrices=True, keep_calls=keep_calls
                 )
             )
-        warn_of_no_gradient(explanation.dark, len(tensors[0]))
+        warn_of_no_gradient(explanation.without_gradient, len(tensors[0]))
         warn_of_zero_scores(zero, len(tensors[0]))
         if explanation.padded:
             warnings.warn(padding.message(explanation.padded), UserWarning, stacklevel=2)
@@ -146,31 +183,28 @@ class AttentionAttribution(ModelAttribution):
             )  # fmt: skip
             dtype = computing_dtype(capture.output)
             maps = [narrowed(m, dtype) for m in maps]
-            yield Attributed(maps, explanation.dark, zero, explanation.padded)
+            yield Attributed(maps, explanation.without_gradient, zero, explanation.padded)
 
     def _explanations(
         self, request: Request, *, copies: bool, matrices: bool = False, keep_calls: bool = False
     ) -> Iterator[tuple[Capture, Explanation, Sequence[int]]]:
-        """Of each target, and the examples whose score leaves LRP nothing to share out."""
+        """For each target its explanation, and the examples whose score of 0 leaves LRP nothing."""
         model = self.forward_func, request.inputs, request.additional, self._choose
-        method = self._method
-        propagation = None
-        if method.rules is not None:
-            propagation = Propagation(*model, method.rules, copies=copies)
+        rules = self.lrp_rules
+        propagation = None if rules is None else Propagation(*model, rules, copies=copies)
         capture = capture_forward(*model, copies=copies)
-        options = Options(self.layers, self.start_layer, request.part.of_rows(self.rows), method)
         self._check_attention(capture, warn=request.first)
         self._check_output(capture.output, request)
-        arguments = (*request.inputs, *request.additional)
-        masks = padding.token_masks(arguments, len(request.inputs[0]))
+        masks = padding.token_masks((*request.inputs, *request.additional), len(request.inputs[0]))
         for i, target in enumerate(request.targets):
             last = i + 1 == len(request.targets)
-            # Under the user's autocast, relevance would lose the digits that it is made for.
+            # Under the user's autocast relevance would lose precision.
             with torch.autocast(capture.output.device.type, enabled=False):
                 propagated = self._propagated(propagation, request, target, retain_graph=not last)
                 explained = functools.partial(
-                    explain, options=options, retain_graph=not last, matrices=matrices,
-                    keep_calls=keep_calls, propagated=propagated.calls, masks=masks,
+                    explain, method=self, rows=request.part.of_rows(self.rows),
+                    retain_graph=not last, matrices=matrices, keep_calls=keep_calls,
+                    propagated=propagated.calls, masks=masks,
                 )  # fmt: skip
                 asked = set[str]()
                 explanation: Explanation | None = None
@@ -182,7 +216,7 @@ class AttentionAttribution(ModelAttribution):
                         )
                     except Again as again:
                         asked.add(again.option)
-                        if last:  # the graph is spent
+                        if last:  # the graph is freed
                             capture = capture_forward(*model, copies=copies)
             yield capture, explanation, propagated.zero
 
@@ -226,7 +260,7 @@ class AttentionAttribution(ModelAttribution):
 
 
 def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    """See that an option is one of those that there are.
+    """Check that an option is one of its choices.
 
     Raises:
         ValueError: if it is not.
@@ -321,8 +355,10 @@ class GenericAttention(AttentionAttribution):
         interpolation: str = "bilinear",
         strict: bool = True,
     ) -> None:
-        options = AttentionOptions(layers, start_layer, rows, own, output, interpolation, strict)
-        super().__init__(forward_func, options)
+        super().__init__(
+            forward_func, layers=layers, start_layer=start_layer, rows=rows, own=own,
+            output=output, interpolation=interpolation, strict=strict,
+        )  # fmt: skip
         if rule is not None and not callable(rule):
             raise TypeError(f"rule must be a function of two tensors, not {rule!r}")
         self.normalize = normalize
@@ -330,12 +366,62 @@ class GenericAttention(AttentionAttribution):
         self.aggregate = aggregate
         self.rule = rule
         self.lrp = lrp
-        _ = self._method  # a wrong option is told of here
+        _ = self.lrp_rules  # validates `lrp` now
 
     @property
-    def _method(self) -> Method:
+    def lrp_rules(self) -> RuleSet | None:
+        """The rules of LRP, if its relevance takes the place of the probabilities in eq. 5."""
         chosen = "ours" if self.lrp is True else self.lrp
-        rules = attention_rules(chosen) if chosen else None
-        return Generic(
-            self.normalize, self.self_in_cross, self.aggregate, self.rule, rules, own=self.own
+        return attention_rules(chosen) if chosen else None
+
+    @property
+    def needs_all_heads(self) -> bool:
+        """True with `rule`, which may combine heads in any way."""
+        return self.rule is not None
+
+    @property
+    def elementwise_rule(self) -> ElementwiseRule | None:
+        """Eq. 5 before its mean over heads, unless `rule` or `lrp` replaces it."""
+        return positive_contribution if self.rule is None and not self.lrp else None
+
+    def head_maps(self, call: CallGradients) -> Tensor | None:
+        """Eq. 5 for each head, `[G, H, Nq, Nk]`; `None` with `rule`."""
+        if self.rule is not None:
+            return None
+        return positive_contribution(self._attention(call), call.gradient())
+
+    def call_map(self, call: CallGradients) -> AttentionMap:
+        """Eq. 5, or `rule` in its place."""
+        if self.rule is None:
+            return super().call_map(call)
+        attention = self._attention(call)
+        found = self.rule(attention, call.gradient())
+        _check_map(found, attention, call.record)
+        return call.dense_map(found.detach())
+
+    def _attention(self, call: CallGradients) -> Tensor:
+        return call.propagated() if self.lrp else call.attention()
+
+    def aggregator(
+        self, calls: Sequence[IndexedCall], output_streams: Sequence[str], indexing: TokenIndexing,
+        cross_pairs: frozenset[tuple[str, str]], *, matrices: bool,
+    ) -> Aggregator:  # fmt: skip
+        """Eq. 6 to 11: row propagation where rows suffice, else whole matrices."""
+        options = PropagationOptions(self.normalize, self.self_in_cross, cross_pairs, own=self.own)
+        if not self.aggregate:
+            return LastUpdatePropagation(calls, indexing, options)
+        rows = None if matrices else row_propagation(calls, output_streams, indexing, options)
+        return FullPropagation(calls, indexing, options) if rows is None else rows
+
+
+def _check_map(found: object, attention: Tensor, record: AttentionRecord) -> None:
+    place = record.module or "the forward function"
+    expected = attention.shape[0], *attention.shape[2:]
+    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if shape != expected:
+        raise ValueError(
+            f"rule= must make of {tuple(attention.shape)} probabilities and gradients a map "
+            f"{expected}, without the axis of heads; at {place} it made {shape}"
         )
+    if isinstance(found, Tensor) and not bool(torch.isfinite(found).all()):
+        raise ValueError(f"rule= made numbers that are not finite at {place}")

@@ -31,16 +31,7 @@ from captum.attr import (
 )
 from torch import Tensor
 
-from captum_generic_attn.attribution import GenericAttention
-from captum_generic_attn.baselines import (
-    AttentionGradCam,
-    AttentionRollout,
-    GradientAttention,
-    Lrp,
-    PartialLrp,
-    RawAttention,
-    TransformerAttribution,
-)
+from captum_generic_attn.baselines import METHODS
 from captum_generic_attn.extras import needed
 from captum_generic_attn.files import tensors as saved
 from captum_generic_attn.progress import bar
@@ -164,26 +155,17 @@ def _rebuilt(
 
 
 def all_methods(forward_func: Callable[..., Any]) -> dict[str, Attribution]:
-    """The usual methods for a model, by name: ours, the authors' baselines, and Captum's.
+    """All methods of this package and the usual ones of Captum for a model, by name.
 
     Args:
-        forward_func: a module, or a function round one.
+        forward_func: a module, or a function that calls one.
 
     Example:
         >>> import torch
         >>> list(all_methods(torch.nn.Linear(2, 2)))[:3]
         ['Generic attention', 'Raw attention', 'Attention rollout']
     """
-    return {
-        "Generic attention": GenericAttention(forward_func),
-        "Raw attention": RawAttention(forward_func),
-        "Attention rollout": AttentionRollout(forward_func),
-        "Attention Grad-CAM": AttentionGradCam(forward_func),
-        "Gradient attention": GradientAttention(forward_func),
-        "Transformer attribution": TransformerAttribution(forward_func),
-        "Partial LRP": PartialLrp(forward_func),
-        "LRP": Lrp(forward_func),
-        "LRP, frozen": Lrp(forward_func, rules="frozen"),
+    return {name: method(forward_func) for name, method in METHODS.items()} | {
         "Saliency": Saliency(forward_func),
         "Input × gradient": InputXGradient(forward_func),
         "Integrated gradients": IntegratedGradients(forward_func),

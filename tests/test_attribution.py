@@ -47,13 +47,6 @@ def test_attribute_targets_equals_stacked_calls(form):
     assert close(ours, expected)
 
 
-@pytest.mark.parametrize("size", [1, 2, 100])
-def test_attribute_targets_whatever_shares_a_backward(size):
-    method, targets = GenericAttention(tiny_vit()), TARGETS["per example"]
-    ours = method.attribute_targets(pictures(), targets, targets_per_backward=size)
-    assert close(ours, method.attribute_targets(pictures(), targets))
-
-
 def test_attribute_targets_runs_one_forward():
     model, count = tiny_vit(), []
     model.register_forward_hook(lambda *_: count.append(1))

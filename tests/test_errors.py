@@ -414,12 +414,11 @@ def test_no_targets_at_all():
         GenericAttention(tiny_vit()).attribute_targets(pictures(), [])
 
 
-@pytest.mark.parametrize("size", [0, -1, 1.5])
-def test_targets_per_backward_out_of_range(size):
-    with pytest.raises((TypeError, ValueError), match="targets_per_backward"):
-        GenericAttention(tiny_vit()).attribute_targets(
-            pictures(), [0, 1], targets_per_backward=size
-        )
+def test_booleans_are_keyword_only():
+    method = GenericAttention(tiny_vit())
+    for call in (method.attribute, method.attribute_targets, method.relevance):
+        with pytest.raises(TypeError, match="positional argument"):
+            call(pictures(), [0], None, False)
 
 
 # --- models

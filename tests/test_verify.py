@@ -18,7 +18,7 @@ from captum_generic_attn import GenericAttention, Lrp, RawAttention, Verificatio
 from captum_generic_attn.capture import blocks
 from captum_generic_attn.capture.tracking import head_calls, mixture, opaque
 from captum_generic_attn.capture.tracking.shadow import Shadow
-from captum_generic_attn.relevance import reading
+from captum_generic_attn.relevance.output_rows import OutputStream, output_streams
 from captum_generic_attn.verify import Check, verify
 
 D = 8
@@ -186,16 +186,18 @@ def test_heads_that_are_added_are_told() -> None:
 
 def test_rows_of_the_last_call_alone() -> None:
     """An early exit, with the rule that looks at the last call of each stream."""
-    plain = reading.readers
 
     def naive(capture, reached):
-        found = plain(capture, reached)
-        return {n: reading.Reader(r.stream, r.last, r.last, plain=True) for n, r in found.items()}
+        found = output_streams(capture, reached)
+        return {
+            name: OutputStream(output.stream, output.last, output.last, last_suffice=True)
+            for name, output in found.items()
+        }
 
-    explanation = importlib.import_module("captum_generic_attn.relevance.backward")
+    planning = importlib.import_module("captum_generic_attn.relevance.plan")
     model, given = Layers(exits), inputs(2)
     assert report(model, given, (0, 2)).passed
-    with mock.patch.object(explanation, "readers", naive):
+    with mock.patch.object(planning, "output_streams", naive):
         found = report(model, given, (0, 2))
     assert failed(found) == {"rows"}
     assert "others have a gradient than those explained" in found["rows"].found

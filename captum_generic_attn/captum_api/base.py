@@ -1,6 +1,6 @@
-"""The Captum side of every method: inputs in, targets, parts of the batch, results out.
+"""Captum's contract for all methods: inputs, targets, batches in parts, and the shape of results.
 
-`attribution` and `baselines` say what a part of the batch comes to; nothing else knows Captum.
+Subclasses compute the attributions of one part of the batch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What is explained at once: the inputs of a part of the batch, and all that goes with them."""
+    """The arguments of one part of the batch."""
 
     inputs: tuple[Tensor, ...]
     targets: Sequence[TargetType]
@@ -46,25 +46,25 @@ class Request:
 
     @property
     def first(self) -> bool:
-        """Whether it is the first part: what is to be warned of once is warned of there."""
+        """Whether this is the first part, which issues the warnings that are given once."""
         return self.part.start == 0
 
 
 class Attributed(NamedTuple):
-    """One map for each input, and examples to warn of.
+    """The attributions of each input, and the examples to warn of.
 
-    `dark` have scores without a gradient, `zero` scores of 0 that relevance would start from;
-    `padded` are, by stream, those whose explained tokens are padding.
+    `without_gradient` have a score with no gradient, `zero` a score of 0 from which LRP would
+    start; `padded` are, by stream, those whose explained tokens are padding.
     """
 
     maps: list[Tensor]
-    dark: Sequence[int]
+    without_gradient: Sequence[int]
     zero: Sequence[int] = ()
     padded: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
 class ModelAttribution(GradientAttribution):
-    """What all methods of this package have in common: how they are called."""
+    """Base of all methods of this package: `attribute` and `attribute_targets`."""
 
     def __init__(self, forward_func: Callable[..., Any], output: OutputChoice) -> None:
         if not callable(forward_func):
@@ -80,8 +80,8 @@ class ModelAttribution(GradientAttribution):
         inputs: TensorOrTupleOfTensorsGeneric,
         target: TargetType = None,
         additional_forward_args: object = None,
-        return_input_shape: bool = True,
         *,
+        return_input_shape: bool = True,
         internal_batch_size: int | None = None,
         show_progress: bool = False,
     ) -> TensorOrTupleOfTensorsGeneric:
@@ -92,36 +92,37 @@ class ModelAttribution(GradientAttribution):
             target: which score: an int, one int per example, or for outputs with more axes tuples
                 of ints; `None` only where the output is `[B]` or `[B, 1]`.
             additional_forward_args: further arguments of `forward_func`, not explained.
-            return_input_shape: `False` gives one value per token: text `[B, N]`, pictures
-                `[B, h, w]`, frames `[B, t, h, w]`, zero for those that were not read.
-            internal_batch_size: at most so many examples go through the model at once, which bounds
-                memory; `None`: all. Arguments whose first axis is the batch are cut alike.
-            show_progress: whether a bar on stderr counts the parts of the batch.
+            return_input_shape: `False` gives one value per token: text `[B, N]`, images
+                `[B, h, w]`, frames `[B, t, h, w]`, zero for tokens that were not read.
+            internal_batch_size: the largest number of examples that go through the model at once,
+                which bounds memory; `None`: all. Arguments whose first axis is the batch are split
+                in the same way.
+            show_progress: whether to show a progress bar on stderr that counts parts of the batch.
 
         Returns:
             A tensor, or a tuple like `inputs`, detached, on the inputs' devices, float32 (float64
-            for a float64 model); non-negative, but for methods that tell what speaks against a
-            score (LRP with signed rules). Each element has the undivided value of its token,
-            pictures the same map in each channel that was read, and zero where nothing was read;
-            `Lrp` alone has a value for each element. An input that reaches no attention gets zeros
-            of its own shape, and a warning; so do examples whose score has no gradient. Another
-            warning names examples whose explained token is padding, where a mask
-            `[B, N]` among the arguments says so (texts padded on the right and target=(-1, class)).
+            for a float64 model). Values are non-negative, except for LRP with signed rules. Each
+            element has the undivided value of its token; images have the same map in each channel
+            that was read, and zero where nothing was read. Only `Lrp` has a value of its own for
+            each element. An input that reaches no attention gets zeros of its own shape, and a
+            warning; so do examples whose score has no gradient. Another warning names examples
+            whose explained token is padding according to a mask `[B, N]` among the arguments
+            (texts padded on the right and target=(-1, class)).
 
-            Where the score is computed from one token alone, what that token gave to itself is left
+            If the score is computed from one token, the relevance of that token to itself is left
             out: `own="zero"` in the constructor of a method over attention. That is right for a
-            class token. If the token is one of the input, such as the last token of a prompt, the
+            class token. If the token belongs to the input, such as the last token of a prompt, the
             last item of a recommender or the word that is classified, use `own="keep"`: its own
             value may be the answer. With several such tokens (mean pooling) nothing is left out.
 
         Raises:
             UnsupportedAttentionError: if attention is missing or cannot be explained.
-            ValueError: if the inputs, the target or an option do not fit; if a picture's geometry
-                cannot be told; if relevance is not finite, or too large for its precision.
+            ValueError: if the inputs, the target or an option do not fit; if an image's geometry
+                cannot be inferred; if relevance is not finite, or too large for its precision.
             TypeError: if inputs or targets are of no accepted type.
 
-        Source: eq. 5 to 11 of arXiv 2103.15679. What is done with tokens that are merged or joined
-        between attention calls is ours: see the README.
+        Source: eq. 5 to 11 of arXiv 2103.15679. How tokens are treated that are merged or
+        concatenated between attention calls is ours: see the README.
         """
         return cast(
             TensorOrTupleOfTensorsGeneric,
@@ -136,9 +137,8 @@ class ModelAttribution(GradientAttribution):
         inputs: TensorOrTupleOfTensorsGeneric,
         targets: Sequence[TargetType],
         additional_forward_args: object = None,
-        targets_per_backward: int | None = None,
-        return_input_shape: bool = True,
         *,
+        return_input_shape: bool = True,
         internal_batch_size: int | None = None,
         show_progress: bool = False,
     ) -> TensorOrTupleOfTensorsGeneric:
@@ -148,11 +148,9 @@ class ModelAttribution(GradientAttribution):
             inputs: as in `attribute`.
             targets: a sequence, each element anything that `target` of `attribute` accepts.
             additional_forward_args: as in `attribute`.
-            targets_per_backward: at most so many targets share a backward pass, which bounds
-                memory. Each target takes a pass of its own, so any bound holds.
             return_input_shape: as in `attribute`.
             internal_batch_size: as in `attribute`.
-            show_progress: whether a bar on stderr counts the targets of each part of the batch.
+            show_progress: as in `attribute`; the bar counts the targets of each part of the batch.
 
         Returns:
             `[T, B, ...]` per input: the stacked results of `attribute` for each target.
@@ -174,7 +172,6 @@ class ModelAttribution(GradientAttribution):
             raise TypeError(f"targets must be a sequence of targets, not {type(targets).__name__}")
         if len(targets) == 0:
             raise ValueError("targets is empty; pass at least one target")
-        _check_count("targets_per_backward", targets_per_backward)
         return cast(
             TensorOrTupleOfTensorsGeneric,
             self._attribute(
@@ -199,7 +196,7 @@ class ModelAttribution(GradientAttribution):
         examples = len(tensors[0])
         parts = list(parts_of(examples, internal_batch_size))
         results: list[list[list[Tensor]]] = [[] for _ in targets]  # of targets, parts, inputs
-        dark: list[list[int]] = [[] for _ in targets]
+        missing: list[list[int]] = [[] for _ in targets]
         zero: list[list[int]] = [[] for _ in targets]
         padded: dict[str, set[int]] = {}
         title = f"{self.get_name()} attribution"
@@ -210,12 +207,12 @@ class ModelAttribution(GradientAttribution):
                 for i, found in enumerate(attributed):
                     results[i].append(found.maps)
                     advance()
-                    dark[i] += [part.start + example for example in found.dark]
+                    missing[i] += [part.start + example for example in found.without_gradient]
                     zero[i] += [part.start + example for example in found.zero]
                     for stream, which in found.padded.items():
                         own = (part.start + example for example in which)
                         padded.setdefault(stream, set()).update(own)
-        for group in dict.fromkeys(map(tuple, dark)):
+        for group in dict.fromkeys(map(tuple, missing)):
             warn_of_no_gradient(group, examples)
         for group in dict.fromkeys(map(tuple, zero)):
             warn_of_zero_scores(group, examples)

@@ -1,9 +1,9 @@
-"""Attention and its gradient in blocks: what eq. 5 needs of one call, never all of it at once.
+"""Attention probabilities of one call and their gradient, block by block.
 
-A source of `record` and the gradient that the backward pass brought make `ExplicitBlocks` or
-`FusedBlocks`; `maps` goes through their blocks. A block is small enough for the cache of a core,
-so the `[heads, queries, keys]` tensors of a fused call exist nowhere, and no memory grows with
-their size.
+`ExplicitBlocks` reads them from tensors of the model, `FusedBlocks` recomputes them from what a
+fused kernel read. A block fits into the cache of a core, so the `[heads, queries, keys]` tensors
+of a fused call are never built and memory does not grow with their size. What is computed from a
+block is up to the reader: this module knows no equation.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_generic_attn.relevance.equations import positive_evidence
-
 _ROWS, _COLUMNS = 256, 512
 """Queries and keys of a block on a CPU: two of them in float32 fill half the cache of a core."""
 _WHOLE = 640
@@ -30,12 +28,18 @@ _DEVICE_ELEMENTS = 1 << 24
 
 
 class Block(NamedTuple):
-    """Which maps, queries and keys a block covers, and `relu(∇A ⊙ A)` there; soon overwritten."""
+    """The probabilities and their gradient for a range of maps, queries (rows) and keys (columns).
+
+    Both are `[maps, rows, columns]` and valid until the next block is asked for. `out` is memory of
+    that shape to which a result may be written: the gradient's, unless the model owns it.
+    """
 
     maps: slice
     rows: slice
     columns: slice
-    evidence: Tensor
+    attention: Tensor
+    gradient: Tensor
+    out: Tensor | None = None
 
 
 def computing_dtype(tensor: Tensor) -> torch.dtype:
@@ -113,11 +117,9 @@ class Blocks(ABC):
     def operands(self) -> Sequence[Maps]:
         """What the blocks are computed from."""
 
-    def finite(self) -> bool:
-        """Whether attention, its gradient and `relu(∇A ⊙ A)` hold neither NaN nor infinity."""
-        return all(bool(operand.tensor.isfinite().all()) for operand in self.operands) and all(
-            bool(block.evidence.isfinite().all()) for block in self
-        )
+    def operands_are_finite(self) -> bool:
+        """Whether what the blocks are computed from holds neither NaN nor infinity."""
+        return all(bool(operand.tensor.isfinite().all()) for operand in self.operands)
 
     @abstractmethod
     def live_rows(self) -> Tensor:
@@ -206,7 +208,7 @@ class ExplicitBlocks(Blocks):
             attention, gradient = self.attention[maps], self.attention_gradient[maps]
             for rows in _slices(self.queries, height):
                 part = attention[:, rows].to(dtype), gradient[:, rows].to(dtype)
-                yield Block(maps, rows, whole, positive_evidence(*part))
+                yield Block(maps, rows, whole, *part)
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,8 +294,7 @@ class FusedBlocks(Blocks):
                     self._hide(logits, maps, rows, columns)
                     attention = logits.exp_() if by_lse else self._softmax(logits, *other)
                     torch.bmm(gradient[:, rows], values[:, :, columns], out=change)
-                    evidence = positive_evidence(attention, change, out=change)
-                    yield Block(maps, rows, columns, evidence)
+                    yield Block(maps, rows, columns, attention, change, out=change)
 
     def _lse_is_fine(self) -> bool:
         """Whether logits less `lse` keep enough digits; not where a mask added a huge number."""

@@ -22,12 +22,11 @@ words can be compared. `python -m captum_generic_attn.insights` shows the models
 package (`visualizers`). `entries` has what the page calls, `fields` its arguments.
 """
 
-from captum_generic_attn.insights.entries import METHODS, per_token, register, select, unregister
+from captum_generic_attn.insights.entries import per_token, register, select, unregister
 from captum_generic_attn.insights.server import serve
 from captum_generic_attn.insights.visualizers import caption_visualizer, picture_visualizer
 
 __all__ = [
-    "METHODS",
     "caption_visualizer",
     "per_token",
     "picture_visualizer",

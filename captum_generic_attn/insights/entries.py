@@ -13,36 +13,14 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_generic_attn.attribution import AttentionAttribution, GenericAttention
-from captum_generic_attn.baselines import (
-    AttentionGradCam,
-    AttentionRollout,
-    GradientAttention,
-    Lrp,
-    LrpRollout,
-    PartialLrp,
-    RawAttention,
-    TransformerAttribution,
-)
+from captum_generic_attn.attribution import AttentionAttribution
+from captum_generic_attn.baselines import method_classes
 from captum_generic_attn.captum_api.base import ModelAttribution
 from captum_generic_attn.insights.fields import Field, fields_of
 from captum_generic_attn.insights.requirement import require_insights
 
 if TYPE_CHECKING:
     from captum.insights import AttributionVisualizer
-
-METHODS: tuple[type[ModelAttribution], ...] = (
-    GenericAttention,
-    RawAttention,
-    AttentionRollout,
-    AttentionGradCam,
-    GradientAttention,
-    TransformerAttribution,
-    PartialLrp,
-    LrpRollout,
-    Lrp,
-)
-"""What `register` adds to the page's list, in this order."""
 
 
 class Entry(Attribution):
@@ -207,7 +185,7 @@ def _is_ours(entry: object) -> bool:
 def _entries() -> list[type[Entry]]:
     return [
         type(method.__name__, (Entry,), {"method": method, "per_token": shared})
-        for method in METHODS
+        for method in method_classes()
         for shared in ((False, True) if issubclass(method, AttentionAttribution) else (False,))
     ]
 

@@ -6,6 +6,12 @@ that its backward pass applies it. `propagation` goes through a model; `baseline
 that users call.
 """
 
-from captum_generic_attn.lrp.rule_sets import RULE_SETS, RuleSet, attention_rules, rule_set
+from captum_generic_attn.lrp.rule_sets import (
+    RULE_SETS,
+    Rules,
+    RuleSet,
+    attention_rules,
+    rule_set,
+)
 
-__all__ = ["RULE_SETS", "RuleSet", "attention_rules", "rule_set"]
+__all__ = ["RULE_SETS", "RuleSet", "Rules", "attention_rules", "rule_set"]

@@ -174,7 +174,11 @@ RULE_SETS = {
 """The rule sets by the names that `rules=` takes."""
 
 
-def rule_set(chosen: str | RuleSet) -> RuleSet:
+Rules = str | RuleSet
+"""What `rules=` takes: a name of `RULE_SETS`, or a rule set."""
+
+
+def rule_set(chosen: Rules) -> RuleSet:
     """A rule set by its name, or itself.
 
     Raises:
@@ -194,7 +198,7 @@ def rule_set(chosen: str | RuleSet) -> RuleSet:
     return RULE_SETS[chosen]
 
 
-def attention_rules(chosen: str | RuleSet) -> RuleSet:
+def attention_rules(chosen: Rules) -> RuleSet:
     """A rule set by its name, or itself, for the relevance of attention probabilities.
 
     Raises:

@@ -1,13 +1,15 @@
-"""Ā of eq. 5 for one attention call, as what it does to rows and columns of relevance.
+"""The attention map Ā (eq. 5) of one call as a linear operator.
 
-`explanation` makes a map of each call; `additions` takes them whole, `pullback` multiplies rows by
-them, so that nothing of the size of an attention matrix is ever made.
+`left_multiply` and `right_multiply` are its products with rows and columns of relevance. `BlockMap`
+computes them block by block and never builds the matrix.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,112 +17,137 @@ from torch import Tensor
 from captum_generic_attn.capture.blocks import Block, Blocks
 
 
+class ElementwiseRule(Protocol):
+    """An element-wise function of probabilities and their gradient, such as eq. 5's."""
+
+    def __call__(self, attention: Tensor, gradient: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """A tensor of the same shape; `out`, if given, may be overwritten."""
+
+
 class AttentionMap(ABC):
     """Ā, `[G, Nq, Nk]`: `G` groups, the examples or their windows."""
 
     @abstractmethod
     def dense(self) -> Tensor:
-        """Ā whole, `[G, Nq, Nk]`."""
+        """The matrix, `[G, Nq, Nk]`."""
 
-    @abstractmethod
-    def of_rows(self, rows: Tensor) -> Tensor:
+    def left_multiply(self, rows: Tensor) -> Tensor:
         """`rows Ā`, `[G, k, Nq]` to `[G, k, Nk]`."""
+        return rows @ self.dense()
 
-    @abstractmethod
-    def of_columns(self, columns: Tensor) -> Tensor:
+    def right_multiply(self, columns: Tensor) -> Tensor:
         """`Ā columns`, `[G, Nk, k]` to `[G, Nq, k]`."""
+        return self.dense() @ columns
 
-    @abstractmethod
-    def kept(self) -> AttentionMap:
-        """The same in the form that takes less memory to keep."""
-
-
-@dataclass(frozen=True, eq=False)
-class DenseMap(AttentionMap):
-    """Ā that was computed."""
-
-    matrix: Tensor
-
-    def dense(self) -> Tensor:  # noqa: D102 - as in the base class
-        return self.matrix
-
-    def of_rows(self, rows: Tensor) -> Tensor:  # noqa: D102
-        return rows @ self.matrix
-
-    def of_columns(self, columns: Tensor) -> Tensor:  # noqa: D102
-        return self.matrix @ columns
-
-    def kept(self) -> AttentionMap:  # noqa: D102
+    def compact(self) -> AttentionMap:
+        """The same map in the form that takes less memory."""
         return self
 
 
 @dataclass(frozen=True, eq=False)
-class BlockMap(AttentionMap):
-    """Ā that is computed block by block whenever it is asked for.
+class DenseMap(AttentionMap):
+    """A map that has been computed."""
 
-    `heads` neighbouring maps of `blocks` are one group; `share` is the part of the layer's mean
-    that they are (1 unless a model calls its heads one by one). `dtype` is the precision of what
-    comes out; it is computed in that of the blocks, or in this one if it holds more.
+    matrix: Tensor
+
+    def dense(self) -> Tensor:
+        """The matrix, `[G, Nq, Nk]`."""
+        return self.matrix
+
+
+@dataclass(frozen=True, eq=False)
+class DeferredMap(AttentionMap):
+    """A map that is computed when it is asked for, after the backward pass."""
+
+    compute: Callable[[], Tensor]
+
+    def dense(self) -> Tensor:
+        """The matrix, `[G, Nq, Nk]`."""
+        return self.compute()
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMap(AttentionMap):
+    """The mean over heads of an element-wise rule, computed block by block whenever asked for.
+
+    `heads` neighbouring maps of `blocks` form one group. `fraction` is the part of the layer's mean
+    that these heads are: 1, unless a model calls its heads one by one. `dtype` is the precision of
+    the result; blocks are computed in their own precision, or in this one if it is higher.
     """
 
     blocks: Blocks
+    rule: ElementwiseRule
     heads: int
-    share: float = 1.0
+    fraction: float = 1.0
     dtype: torch.dtype | None = None
 
-    def dense(self) -> Tensor:  # noqa: D102
+    def dense(self) -> Tensor:
+        """The matrix, `[G, Nq, Nk]`."""
         blocks = self.blocks
         shape = blocks.count // self.heads, blocks.queries, blocks.keys
         total = blocks.like.new_zeros(shape, dtype=self._computing)
         for block in blocks:
-            evidence = block.evidence.to(total.dtype)
-            total[:, block.rows, block.columns].index_add_(0, self._groups(block), evidence)
+            value = self._value(block, total.dtype)
+            total[:, block.rows, block.columns].index_add_(0, self._groups(block), value)
         return self._scaled(total)
 
-    def of_rows(self, rows: Tensor) -> Tensor:  # noqa: D102
-        blocks, rows = self._asking(rows.to(self._computing))
+    def left_multiply(self, rows: Tensor) -> Tensor:
+        """`rows Ā`, `[G, k, Nq]` to `[G, k, Nk]`."""
+        blocks, rows = self._nonzero_rows(rows.to(self._computing))
         total = rows.new_zeros(blocks.count, rows.shape[1], blocks.keys)
-        for maps, block_rows, columns, evidence in blocks:
-            total[maps, :, columns] += rows[maps, :, block_rows] @ evidence.to(rows.dtype)
+        for block in blocks:
+            product = rows[block.maps, :, block.rows] @ self._value(block, rows.dtype)
+            total[block.maps, :, block.columns] += product
         return self._mean(total)
 
-    def of_columns(self, columns: Tensor) -> Tensor:  # noqa: D102
+    def right_multiply(self, columns: Tensor) -> Tensor:
+        """`Ā columns`, `[G, Nk, k]` to `[G, Nq, k]`."""
         blocks = self.blocks
         columns = columns.to(self._computing).repeat_interleave(self.heads, 0)
         total = columns.new_zeros(blocks.count, blocks.queries, columns.shape[-1])
-        for maps, rows, block_columns, evidence in blocks:
-            total[maps, rows] += evidence.to(total.dtype) @ columns[maps, block_columns]
+        for block in blocks:
+            product = self._value(block, total.dtype) @ columns[block.maps, block.columns]
+            total[block.maps, block.rows] += product
         return self._mean(total)
 
-    def kept(self) -> AttentionMap:  # noqa: D102
+    def compact(self) -> AttentionMap:
+        """The matrix where it is smaller than what the blocks are computed from."""
         size = self.blocks.count // self.heads * self.blocks.queries * self.blocks.keys
         return DenseMap(self.dense()) if size < self.blocks.elements else self
+
+    def is_finite(self) -> bool:
+        """Whether the map of each head holds neither NaN nor infinity."""
+        dtype = self.blocks.like.dtype
+        return all(bool(self._value(block, dtype).isfinite().all()) for block in self.blocks)
+
+    def _value(self, block: Block, dtype: torch.dtype) -> Tensor:
+        return self.rule(block.attention, block.gradient, out=block.out).to(dtype)
 
     @property
     def _computing(self) -> torch.dtype:
         own = self.blocks.like.dtype
         return own if self.dtype is None else torch.promote_types(own, self.dtype)
 
-    def _asking(self, rows: Tensor) -> tuple[Blocks, Tensor]:
-        """Only those queries that some row has, and the rows of each map.
+    def _nonzero_rows(self, rows: Tensor) -> tuple[Blocks, Tensor]:
+        """The blocks of only those queries that some row has a value for, and the rows of each map.
 
-        The last call is asked for few. How many must be known to the host, so this is done where
-        asking costs nothing.
+        The last call of a model is usually asked for few of its queries. Their number must be known
+        to the host, so this is done only where reading it needs no synchronisation (on the CPU).
         """
-        alive = (rows != 0).any(1)
+        nonzero = (rows != 0).any(1)
         blocks, every = self.blocks, rows.repeat_interleave(self.heads, 0)
-        if alive.device.type != "cpu":
+        if nonzero.device.type != "cpu":
             return blocks, every
-        most = int(alive.sum(-1).max())
+        most = int(nonzero.sum(-1).max())
         if most > blocks.queries // 2:
             return blocks, every
-        index = alive.to(torch.uint8).topk(max(most, 1), sorted=False).indices
+        index = nonzero.to(torch.uint8).topk(max(most, 1), sorted=False).indices
         index = index.sort(-1).values.repeat_interleave(self.heads, 0)
         picked = every.gather(2, index.unsqueeze(1).expand(-1, every.shape[1], -1))
         return blocks.select(index), picked
 
     def _groups(self, block: Block) -> Tensor:
-        maps = torch.arange(block.maps.start, block.maps.stop, device=block.evidence.device)
+        maps = torch.arange(block.maps.start, block.maps.stop, device=block.attention.device)
         return maps // self.heads
 
     def _mean(self, total: Tensor) -> Tensor:
@@ -129,5 +156,5 @@ class BlockMap(AttentionMap):
         return self._scaled(grouped.sum(1))
 
     def _scaled(self, total: Tensor) -> Tensor:
-        total.mul_(self.share / self.heads)
+        total.mul_(self.fraction / self.heads)
         return total if self.dtype is None else total.to(self.dtype)

@@ -1,8 +1,8 @@
-"""From the records of one forward pass to the relevance of every token, for one score.
+"""One backward pass: explain one score of a captured forward pass by a method.
 
-`attribution` captures a forward pass and asks `explain` for each target. Here the choices of the
-user (`Options`: which calls count, which rows are explained) meet the records; the equations are
-in `rules`, their order in `additions`.
+`plan` decides which calls are used and which rows are explained. During the backward pass each call
+hands out its attention and gradient; the method makes a map of it, and an aggregator combines the
+maps into relevance per token.
 """
 
 from __future__ import annotations
@@ -22,96 +22,110 @@ from captum_generic_attn.capture import (
     Capture,
     Refusal,
     UnsupportedAttentionError,
-    reached_by,
 )
 from captum_generic_attn.capture.blocks import computing_dtype
-from captum_generic_attn.relevance.calls import (
-    Collected,
-    Layout,
-    MappedCall,
-    Reading,
-    Source,
+from captum_generic_attn.relevance.aggregator import (
+    Aggregator,
+    BufferedAggregator,
+    OutputRows,
     total_weights,
 )
+from captum_generic_attn.relevance.attention_maps import BlockMap
+from captum_generic_attn.relevance.calls import TokenIndexing, cross_pairs, indexed
+from captum_generic_attn.relevance.equations import positive_contribution
 from captum_generic_attn.relevance.explained_rows import (
-    all_rows,
+    RowsOption,
     equal_weights,
     explained_rows,
-    given_rows,
     without_gradient,
 )
-from captum_generic_attn.relevance.method import SeenCall
+from captum_generic_attn.relevance.method import CallGradients, Method
 from captum_generic_attn.relevance.padding import Padding
-from captum_generic_attn.relevance.reading import Asked, readers
+from captum_generic_attn.relevance.plan import Plan, plan
 from captum_generic_attn.relevance.result import Call, Relevance, Stream
-from captum_generic_attn.relevance.selection import (
-    Options,
-    check_heads,
-    counting,
-    unused_calls,
-)
-from captum_generic_attn.tokens import Meeting, TokenStream
+from captum_generic_attn.tokens import TokenStream
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Values `[B, roots]` of each stream's tokens, and the relevance that they were read from.
+    """Values `[B, base tokens]` of each stream's tokens, and the relevance they were read from.
 
-    `dark` are the examples whose scores have no gradient, `padded` those whose explained tokens are
-    padding, by stream.
+    `without_gradient` are the examples whose score has no gradient at any attention call, `padded`
+    those whose explained tokens are padding, by stream.
     """
 
     values: Mapping[str, Tensor]
     relevance: Relevance | None
-    dark: Sequence[int]
+    without_gradient: Sequence[int]
     padded: Mapping[str, Sequence[int]]
 
 
+class Again(Exception):  # noqa: N818 - it asks for another try, and never reaches the user
+    """The score must be explained once more, with `option` of `explain`."""
+
+    def __init__(self, option: Literal["earlier", "exact"]) -> None:
+        super().__init__(option)
+        self.option = option
+
+
 def explain(
-    capture: Capture, score: Tensor, options: Options, *, retain_graph: bool, matrices: bool,
-    keep_calls: bool, propagated: Mapping[int, Tensor] = MappingProxyType({}),
-    earlier: bool = False, exact: bool = False, masks: Sequence[Tensor] = (),
+    capture: Capture, score: Tensor, method: Method, *, rows: RowsOption = None,
+    retain_graph: bool, matrices: bool, keep_calls: bool,
+    propagated: Mapping[int, Tensor] = MappingProxyType({}), masks: Sequence[Tensor] = (),
+    earlier: bool = False, exact: bool = False,
 ) -> Explanation:  # fmt: skip
     """Explain one score of each example.
 
     Args:
         capture: the forward pass.
         score: `[B]`, one raw score per example, part of the forward pass's graph.
-        options: the user's choices.
+        method: the method, with its options.
+        rows: the user's `rows=` for these examples.
         retain_graph: whether another score of the same forward pass follows.
         matrices: whether to return a `Relevance` too.
-        keep_calls: whether that keeps the maps of each call.
+        keep_calls: whether the `Relevance` keeps the map of each call.
         propagated: relevance of the probabilities of each call by LRP, if the method needs it.
-        earlier: whether rows are looked for at calls before the last ones in any case.
-        exact: whether relevance is computed in float64, whatever the model's precision; values are
-            then in float64 too, for `narrowed` to see whether they fit.
         masks: `padding.token_masks` of the model's arguments.
+        earlier: whether to look for explained rows at calls before the last ones in any case.
+        exact: whether to compute relevance in float64, whatever the model's precision. The values
+            are then float64 too; `narrowed` checks whether they fit a lower precision.
 
     Raises:
         ValueError: if an option does not fit the model, relevance is not finite, or the score of
             an example reads another example.
-        Again: if it is to be asked once more: with `earlier`, since the last calls have no
-            gradient, or `exact`, since relevance was not finite.
+        UnsupportedAttentionError: if attention cannot be explained.
+        Again: if the score must be explained with `earlier`, since the last calls have no gradient,
+            or with `exact`, since relevance was not finite.
     """
-    return _Explaining(
-        capture,
-        score,
-        options,
-        propagated,
+    dtype = torch.float64 if exact else computing_dtype(score)
+    indexing = TokenIndexing(
+        capture.streams, len(score), torch.empty(0, dtype=dtype, device=score.device)
+    )
+    planned = plan(capture, score, method, rows, indexing.like, earlier=earlier)
+    aggregator = method.aggregator(
+        [indexed(record, capture) for record in planned.used],
+        list(dict.fromkeys([*planned.outputs, *planned.rows])), indexing, cross_pairs(capture),
         matrices=matrices,
-        keep_calls=keep_calls,
-        earlier=earlier,
-        exact=exact,
-        masks=masks,
-    ).run(retain_graph=retain_graph)
-
-
-class Again(Exception):  # noqa: N818 - it asks for another try, and never reaches the user
-    """The score is to be explained once more, with `option` of `explain`."""
-
-    def __init__(self, option: Literal["earlier", "exact"]) -> None:
-        super().__init__(option)
-        self.option = option
+    )  # fmt: skip
+    run = _BackwardPass(
+        capture, method, planned, indexing, aggregator, propagated, Padding(capture, masks),
+        examine=exact, keep=keep_calls,
+    )  # fmt: skip
+    run.run(score, retain_graph=retain_graph)
+    missing = [] if rows is not None else without_gradient(run.rows, len(score))
+    values = run.values()
+    if method.row_source == "all":  # all rows are explained, whether they have a gradient or not
+        missing = [
+            i for i in range(len(score)) if not any(bool(v[i].any()) for v in values.values())
+        ]
+    calls = [run.public_call(record, computing_dtype(score)) for record in capture.records]
+    run.check_finite(values.values())
+    relevance = None
+    if isinstance(aggregator, BufferedAggregator) and matrices:
+        found = aggregator.matrices(planned.final)
+        run.check_finite(found.values())
+        relevance = _relevance(capture, run.rows, calls, found, computing_dtype(score))
+    return Explanation(values, relevance, missing, run.padding.found())
 
 
 def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -144,254 +158,205 @@ def _too_large(dtype: torch.dtype) -> str:
     )
 
 
-class _Explaining:
-    """The backward pass of one score: rows are chosen and maps are used as gradients come."""
+class _BackwardPass:
+    """Receives the gradient of each call and feeds the aggregator.
+
+    Attributes:
+        rows: `[B, size]` weights of the explained rows, by stream, once they are known.
+    """
 
     def __init__(
-        self, capture: Capture, score: Tensor, options: Options, propagated: Mapping[int, Tensor],
-        *, matrices: bool, keep_calls: bool, earlier: bool, exact: bool,
-        masks: Sequence[Tensor],
+        self, capture: Capture, method: Method, planned: Plan, indexing: TokenIndexing,
+        aggregator: Aggregator, propagated: Mapping[int, Tensor], padding: Padding, *,
+        examine: bool, keep: bool,
     ) -> None:  # fmt: skip
+        self.rows: dict[str, Tensor] = {}
+        self.padding = padding
         self._capture = capture
-        self._score = score
-        self._method = options.method
+        self._method = method
+        self._plan = planned
+        self._indexing = indexing
+        self._aggregator = aggregator
         self._propagated = propagated
-        self._keep_calls = keep_calls
-        self._matrices = matrices
-        reached = reached_by(score, capture.records)
-        self._readers = readers(capture, reached)
-        names = list(self._readers)
-        self._exact = exact
-        self._dtype = computing_dtype(score)
+        self._needs_lrp = method.lrp_rules is not None
+        self._examine = examine
+        self._keep = keep
+        self._awaited = {record.index for record in planned.awaited}
+        self._missing = Counter(record.query_stream for record in planned.awaited)
+        self._explained: dict[str, Tensor] = {}
+        self._with_padding: list[tuple[AttentionRecord, Tensor]] = []
+        self._received: set[int] = set()
+        self._kept: dict[int, CallGradients] = {}
         self._not_finite: dict[str, None] = {}
-        self._padding = Padding(capture, masks)
-        kind = torch.float64 if exact else self._dtype
-        like = torch.empty(0, dtype=kind, device=score.device)
-        self._layout = Layout(capture.streams, len(score), like)
-        self._automatic = options.rows is None
-        given = given_rows(capture, names, options.rows, len(score), like)
-        asked = Asked(capture, score, like, self._readers)
-        known = asked.readings(
-            [] if self._method.reads == "all" else [n for n in names if n not in given],
-            earlier=earlier,
-        )
-        self._compared = asked.compared
-        states = {n: [state for _, state in found] for n, found in known.items()}
-        self._unused = unused_calls(capture, reached, options, states)
-        if self._method.reads == "all":
-            asking = {r.query_stream for r in capture.records if r.index not in self._unused}
-            given = all_rows(capture, asking, len(score), like)
-        used = [r for r in capture.records if r.index not in self._unused]
-        everything = frozenset(r.index for r in capture.records)
-        self._finals = {
-            stream.name: counting(
-                used, self._method, capture.ancestors if stream.name in names else everything
-            )
-            for stream in capture.streams
-        }  # fmt: skip
-        known |= {n: [Reading(weights, self._finals[n])] for n, weights in given.items()}
-        awaited = [r for n, reader in self._readers.items() if n not in known for r in reader.last]
-        self._read = {r.index for r in awaited}
-        self._to_come = Counter(r.query_stream for r in awaited)
-        self._found: dict[str, Tensor] = {}
-        self._rows: dict[str, Tensor] = {}
-        self._seen: dict[int, SeenCall] = {}
-        self._arrived: set[int] = set()
-        check_heads(used, self._method)
-        self._calls = [_mapped(r, capture) for r in used]
-        self._reached = reached
-        self._sum = self._method.sum_of(
-            self._calls, list(dict.fromkeys([*names, *known])), self._layout,
-            _crossings(capture), matrices=matrices,
-        )  # fmt: skip
-        for name, found in known.items():
-            self._read_rows(
-                name, [Reading(w, counting(used, self._method, state)) for w, state in found]
-            )
+        for name, rows in planned.rows.items():
+            self._set_rows(name, rows)
 
-    def run(self, *, retain_graph: bool) -> Explanation:
-        """Run the backward pass."""
-        listening = self._read | {c.index for c in self._calls}
+    def run(self, score: Tensor, *, retain_graph: bool) -> None:
+        """Run the backward pass of the summed scores `[B]`."""
+        planned = self._plan
+        listening = self._awaited | {record.index for record in planned.used}
         records = [r for r in self._capture.records if r.index in listening]
-        padded: list[tuple[AttentionRecord, Tensor]] = []
+        edges = [r.edge for r in planned.reached.deepest(records)]
+        results = [] if planned.compared is None else [r.result for r in planned.compared.records]
         try:
             for record in records:
-                record.tap.listener = functools.partial(self._arrive, record, padded)
-            edges = [r.edge for r in self._reached.deepest(records)]
-            results = [] if self._compared is None else [r.result for r in self._compared.records]
+                record.tap.listener = functools.partial(self._receive, record)
             if edges or results:
                 gradients = self._capture.backward(
-                    self._score.sum(), [*edges, *results], retain_graph=retain_graph
+                    score.sum(), [*edges, *results], retain_graph=retain_graph
                 )
         finally:
             for record in records:
                 record.tap.listener = None
-        if self._compared is not None:
-            self._compared.check(gradients[len(edges) :])
-        _check_padding(padded)
-        for name in self._found:
-            if name not in self._rows:  # an operation of the model kept the gradient of some call
-                self._read_explained(name)
+        if planned.compared is not None:
+            planned.compared.check(gradients[len(edges) :])
+        check_padding(self._with_padding)
+        for name in self._explained:
+            if name not in self.rows:  # an operation of the model kept the gradient of some call
+                self._set_equal_rows(name)
         self._check_silent()
-        examples = len(self._score)
-        dark = without_gradient(self._rows, examples) if self._automatic else []
-        if not self._rows:
+        if not self.rows:
             for stream in self._capture.streams:
-                zeros = self._layout.like.new_zeros(examples, stream.size)
-                self._read_rows(stream.name, [Reading(zeros, self._finals[stream.name])])
-        values = self._sum.finish()
-        if self._method.reads == "all":  # all rows are explained, whether they have a gradient
-            dark = [
-                i for i in range(examples) if not any(bool(v[i].any()) for v in values.values())
-            ]
-        calls = [self._call(record) for record in self._capture.records]
-        self._check_finite(values.values())
-        relevance = self._relevance(calls) if self._matrices else None
-        return Explanation(values, relevance, dark, self._padding.found())
+                zeros = self._indexing.like.new_zeros(len(score), stream.size)
+                self._set_rows(stream.name, [OutputRows(zeros, planned.final[stream.name])])
 
-    def _arrive(
-        self, record: AttentionRecord, padded: list[tuple[AttentionRecord, Tensor]],
-        operands: Sequence[Tensor], gradient: Tensor,
-    ) -> None:  # fmt: skip
-        """Take the gradient of a call, as the backward pass comes to it."""
-        self._arrived.add(record.index)
+    def values(self) -> dict[str, Tensor]:
+        """`[B, base tokens]` values of the tokens of each stream."""
+        return self._aggregator.result()
+
+    def _receive(
+        self, record: AttentionRecord, operands: Sequence[Tensor], gradient: Tensor
+    ) -> None:
+        """Use the gradient of a call."""
+        self._received.add(record.index)
         blocks = record.blocks(operands, gradient)
-        if record.index in self._read or record.padded:
+        if record.index in self._awaited or record.padded:
             live = blocks.live_rows().view(*record.pick.shape, -1).any(1)
             if record.padded:
-                padded.append((record, live))
-            if record.index in self._read:
-                self._explain_rows(record, live)
-        self._padding.see(record, blocks)
-        if record.index in self._unused:
+                self._with_padding.append((record, live))
+            if record.index in self._awaited:
+                self._add_explained(record, live)
+        self.padding.see(record, blocks)
+        if record.index in self._plan.unused:
             return
         relevance = self._propagated.get(record.index)
-        if self._method.rules is not None and relevance is None:
+        if self._needs_lrp and relevance is None:
             raise UnsupportedAttentionError(
                 f"{record.module or 'the forward function'} ({record.module_type}): LRP hands no "
                 "relevance to its attention: its queries are bare parameters, or what follows ends "
                 "relevance (a norm, logsumexp); use a method without LRP, or leave it out with "
                 "layers="
             )
-        seen = SeenCall(
-            record, blocks, self._layout, self._rows, self._capture.streams.positions, relevance
+        call = CallGradients(
+            record, blocks, self._indexing, self.rows, self._capture.streams.positions, relevance
         )
-        if self._keep_calls:
-            self._seen[record.index] = seen
-        if self._exact and not seen.finite():
+        if self._keep:
+            self._kept[record.index] = call
+        attention_map = self._method.call_map(call)
+        if self._examine and not _is_finite(call, attention_map):
             self._not_finite[record.module or "the forward function"] = None
-        self._sum.arrive(record.index, self._method.map_of(seen))
+        self._aggregator.add_map(record.index, attention_map)
 
-    def _explain_rows(self, record: AttentionRecord, live: Tensor) -> None:
-        """Note which rows of a call the score reads, and explain them when its stream has all."""
+    # -- explained rows -----------------------------------------------------------------------
+
+    def _add_explained(self, record: AttentionRecord, live: Tensor) -> None:
+        """Add the rows that the score reads at a call; with the last call, set the stream's."""
         name = record.query_stream
-        explained = explained_rows(record, live, self._capture, len(self._score))
-        self._found[name] = self._found[name] | explained if name in self._found else explained
-        self._to_come[name] -= 1
-        if self._to_come[name] == 0:
-            self._read_explained(name)
+        rows = explained_rows(record, live, self._capture, self._indexing.examples)
+        self._explained[name] = self._explained[name] | rows if name in self._explained else rows
+        self._missing[name] -= 1
+        if self._missing[name] == 0:
+            self._set_equal_rows(name)
 
-    def _read_explained(self, name: str) -> None:
-        weights = equal_weights(self._found[name], self._layout.like)
-        self._read_rows(name, [Reading(weights, self._finals[name])])
+    def _set_equal_rows(self, name: str) -> None:
+        weights = equal_weights(self._explained[name], self._indexing.like)
+        self._set_rows(name, [OutputRows(weights, self._plan.final[name])])
 
-    def _read_rows(self, name: str, readings: Sequence[Reading]) -> None:
-        self._rows[name] = total_weights(readings)
-        self._padding.explain(name, self._rows[name])
-        self._sum.read(name, readings)
+    def _set_rows(self, name: str, rows: Sequence[OutputRows]) -> None:
+        self.rows[name] = total_weights(rows)
+        self.padding.explain(name, self.rows[name])
+        self._aggregator.add_output_rows(name, rows)
+
+    # -- checks -------------------------------------------------------------------------------
 
     def _check_silent(self) -> None:
-        """See that the last calls of each stream told which rows are explained, if others could."""
-        for name, explained in self._found.items():
-            reader = self._readers[name]
-            if len(reader.calls) > len(reader.last) and not bool(explained.any(-1).all()):
+        """Check that the last calls of each stream have a gradient, if earlier ones might."""
+        for name, explained in self._explained.items():
+            output = self._plan.outputs[name]
+            if len(output.calls) > len(output.last) and not bool(explained.any(-1).all()):
                 raise Again("earlier")
 
-    def _check_finite(self, found: Iterable[Tensor]) -> None:
+    def check_finite(self, found: Iterable[Tensor]) -> None:
+        """Check that relevance is finite.
+
+        Raises:
+            Again: if it was not computed in float64 yet.
+            ValueError: otherwise.
+        """
         if all(bool(tensor.isfinite().all()) for tensor in found):
             return
-        if not self._exact:
+        if not self._examine:
             raise Again("exact")
         if not self._not_finite:
-            raise ValueError(_too_large(self._layout.like.dtype))
+            raise ValueError(_too_large(self._indexing.like.dtype))
         raise ValueError(
             "relevance is not finite: attention probabilities or their gradients hold NaN or "
             "infinity. Look for NaN in the weights of, or overflow in: "
             + ", ".join(sorted(self._not_finite))
         )
 
-    def _call(self, record: AttentionRecord) -> Call:
-        missed = "" if record.index in self._arrived else "does not reach the score"
-        reason = self._unused.get(record.index, missed)
-        seen = self._seen.get(record.index)
-        heads = None if seen is None else self._method.heads_of(seen)
+    def public_call(self, record: AttentionRecord, dtype: torch.dtype) -> Call:
+        """A call as `Relevance` shows it, with its maps if they were kept."""
+        missed = "" if record.index in self._received else "does not reach the score"
+        reason = self._plan.unused.get(record.index, missed)
+        call = self._kept.get(record.index)
+        heads = None if call is None else self._method.head_maps(call)
         positions = self._capture.streams.positions
         return Call(
             record.index, record.module, record.query_stream, record.key_stream, record.heads,
             not reason, reason, positions(record.query_tokens), positions(record.key_tokens),
-            None if seen is None else self._method.map_of(seen).dense().to(self._dtype),
-            None if heads is None else heads.to(self._dtype),
+            None if call is None else self._method.call_map(call).dense().to(dtype),
+            None if heads is None else heads.to(dtype),
         )  # fmt: skip
 
-    def _relevance(self, calls: list[Call]) -> Relevance:
-        assert isinstance(self._sum, Collected)  # noqa: S101 - matrices are asked for
-        refused = map(_refused, self._capture.refusals)
-        matrices = self._sum.matrices(self._finals)
-        self._check_finite(matrices.values())
-        return Relevance(
-            MappingProxyType({s.name: _stream(s) for s in self._capture.streams}),
-            MappingProxyType({n: narrowed(w, self._dtype) for n, w in self._rows.items()}),
-            tuple(sorted([*calls, *refused], key=lambda c: c.index)),
-            MappingProxyType({p: narrowed(m, self._dtype) for p, m in matrices.items()}),
-        )
 
-
-def _crossings(capture: Capture) -> frozenset[tuple[str, str]]:
-    """The pairs of streams (queries, keys) that attend across."""
-    return frozenset(
-        (record.query_stream, capture.streams.having(keys).name)
-        for record in capture.records
-        if record.meeting.crosses
-        for keys in record.meeting.keys
+def _is_finite(call: CallGradients, attention_map: object) -> bool:
+    """Whether a call's attention, its gradient and what its map is made of are finite."""
+    known = call.relevance is None or bool(call.relevance.isfinite().all())
+    contribution = (
+        attention_map
+        if isinstance(attention_map, BlockMap)
+        else call.block_map(positive_contribution)
     )
+    return known and call.blocks.operands_are_finite() and contribution.is_finite()
 
 
-def _mapped(record: AttentionRecord, capture: Capture) -> MappedCall:
-    """A record as the rules see it: tokens as positions in their streams."""
-    streams, meeting = capture.streams, record.meeting
-    return MappedCall(
-        record.index, record.query_stream, record.examples, streams.positions(record.query_tokens),
-        capture.spaces.memory.of(
-            (record.key_tokens,), meeting, lambda: _sources(record.key_tokens, meeting, capture)
-        ),
-        meeting.crosses, record.query_ancestors, record.key_ancestors,
-        streams.columns(meeting.queries),
-    )  # fmt: skip
+def check_padding(calls: Sequence[tuple[AttentionRecord, Tensor]]) -> None:
+    """Check that no padding among the queries of calls has a gradient `[G, Nq]`.
 
-
-def _sources(key_tokens: Tensor, meeting: Meeting, capture: Capture) -> tuple[Source, ...]:
-    """What a call reads of each stream of its keys."""
-    streams = capture.streams
-    keys, index = streams.positions(key_tokens), capture.spaces.locate(key_tokens)[0]
-    return tuple(
-        Source(
-            streams.having(spaces).name,
-            torch.where(torch.isin(index, torch.tensor([*spaces])), keys, -1),
-            streams.columns(spaces),
-        )
-        for spaces in meeting.keys
-    )
-
-
-def _check_padding(padded: Sequence[tuple[AttentionRecord, Tensor]]) -> None:
-    """See that no padding among the queries has a gradient `[G, Nq]`."""
-    for record, live in padded:
+    Raises:
+        UnsupportedAttentionError: if some has.
+    """
+    for record, live in calls:
         if bool((live & (record.query_tokens < 0).to(live.device)).any()):
             raise UnsupportedAttentionError(
                 f"{record.module or 'the forward function'} ({record.module_type}): padding stays "
                 "among the tokens and hands relevance on; pad with a parameter or an embedding, "
                 "whose tokens can be followed"
             )
+
+
+def _relevance(
+    capture: Capture, rows: Mapping[str, Tensor], calls: Sequence[Call],
+    matrices: Mapping[tuple[str, str], Tensor], dtype: torch.dtype,
+) -> Relevance:  # fmt: skip
+    refused = map(_refused, capture.refusals)
+    return Relevance(
+        MappingProxyType({s.name: _stream(s) for s in capture.streams}),
+        MappingProxyType({name: narrowed(w, dtype) for name, w in rows.items()}),
+        tuple(sorted([*calls, *refused], key=lambda call: call.index)),
+        MappingProxyType({pair: narrowed(m, dtype) for pair, m in matrices.items()}),
+    )
 
 
 def _refused(refusal: Refusal) -> Call:

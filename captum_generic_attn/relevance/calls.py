@@ -1,35 +1,28 @@
-"""Attention calls as the rules see them: tokens as positions in their streams.
+"""Attention calls with their tokens as positions in token streams.
 
-`explanation` makes a `MappedCall` of each record; `additions` and `pullback` go through them. A
-`Layout` moves values between the positions of a stream and the queries or keys of a call.
+`IndexedCall` is what the propagation of relevance needs of a call. `TokenIndexing` moves values
+between the positions of a stream and the queries or keys of a call.
 """
 
 from __future__ import annotations
 
-import functools
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from captum_generic_attn.relevance.attention_maps import AttentionMap
-from captum_generic_attn.tokens import TokenStream
+from captum_generic_attn.capture import AttentionRecord, Capture
+from captum_generic_attn.tokens import Meeting, TokenStream
 from captum_generic_attn.tokens.ids import Memory
-
-Own = Literal["zero", "keep"]
-"""What the token of an example's only explained row gets: 0, or its value."""
-OwnEntry = Literal[Own, "row_min"]
-"""The same, or the least value of its row, which `TransformerAttribution` alone knows."""
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
-    """What a call reads of one stream: `keys` `[G, Nk]` are positions in it, -1 elsewhere.
+class KeySource:
+    """The keys of a call that belong to one stream.
 
-    `columns` are those of the stream's tokens that made it up when the call ran; `None`: all.
+    `keys` `[G, Nk]` are positions in the stream, -1 for keys of other streams. `columns` are the
+    positions of the tokens that the stream had when the call ran; `None`: all that it ever has.
     """
 
     stream: str
@@ -38,103 +31,66 @@ class Source:
 
 
 @dataclass(frozen=True, eq=False)
-class MappedCall:
-    """An attention call of `G` groups, the examples or their windows; `examples` `[G]` says whose.
+class IndexedCall:
+    """An attention call of `G` groups, the examples or their windows; `examples` `[G]` maps them.
 
-    `queries` `[G, Nq]` are positions in the stream `stream`, whose tokens `columns` (`None`: all)
-    made it up when the call ran. `query_ancestors` and `key_ancestors` are the calls that queries
-    and keys depend on.
+    `queries` `[G, Nq]` are positions in the stream `stream`, which had the tokens `columns`
+    (`None`: all) when the call ran. `query_ancestors` and `key_ancestors` are the indices of the
+    calls upstream of the queries and of the keys.
     """
 
     index: int
     stream: str
     examples: Tensor
     queries: Tensor
-    sources: tuple[Source, ...]
-    crosses: bool
+    sources: tuple[KeySource, ...]
+    is_cross_attention: bool
     query_ancestors: frozenset[int]
     key_ancestors: frozenset[int]
     columns: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Switches:
-    """The paper's switches, and the pairs of streams (queries, keys) that attend across.
-
-    `row_normalize` is rollout's: after each call the rows of its queries are scaled to the sum that
-    they had before it. `own` says what the token of an only explained row gets.
-    """
-
-    normalize: bool = True
-    self_in_cross: bool = True
-    aggregate: bool = True
-    crossings: frozenset[tuple[str, str]] = frozenset()
-    row_normalize: bool = False
-    own: OwnEntry = "zero"
-
-    def mutual(self, one: str, other: str) -> bool:
-        """Whether two streams attend to each other."""
-        return {(one, other), (other, one)} <= self.crossings
-
-    def known_to(self, stream: str) -> frozenset[str]:
-        """The streams that a stream may learn of, itself included."""
-        known = {stream}
-        while more := {key for query, key in self.crossings if query in known} - known:
-            known |= more
-        return frozenset(known)
+def indexed(record: AttentionRecord, capture: Capture) -> IndexedCall:
+    """A recorded call with its tokens as positions in their streams."""
+    streams, meeting = capture.streams, record.meeting
+    return IndexedCall(
+        record.index, record.query_stream, record.examples, streams.positions(record.query_tokens),
+        capture.spaces.memory.of(
+            (record.key_tokens,), meeting, lambda: _sources(record.key_tokens, meeting, capture)
+        ),
+        meeting.crosses, record.query_ancestors, record.key_ancestors,
+        streams.columns(meeting.queries),
+    )  # fmt: skip
 
 
-class Reading(NamedTuple):
-    """`weights` `[B, size]` of rows of a stream, which are read in the state after `ancestors`."""
-
-    weights: Tensor
-    ancestors: frozenset[int]
-
-
-def total_weights(readings: Sequence[Reading]) -> Tensor:
-    """`[B, size]` weights of the rows of a stream, in whatever state they are read."""
-    return functools.reduce(torch.add, (reading.weights for reading in readings))
-
-
-class Sum(ABC):
-    """What takes the maps of calls as the backward pass brings them, and makes values of them."""
-
-    @abstractmethod
-    def read(self, stream: str, readings: Sequence[Reading]) -> None:
-        """Ask for all the rows of a stream that are explained, each in its state."""
-
-    @abstractmethod
-    def arrive(self, index: int, attention_map: AttentionMap) -> None:
-        """Take the map of a call, as the backward pass comes to it."""
-
-    @abstractmethod
-    def finish(self) -> dict[str, Tensor]:
-        """`[B, roots]` values of the tokens of each stream, when the backward pass is over."""
+def _sources(key_tokens: Tensor, meeting: Meeting, capture: Capture) -> tuple[KeySource, ...]:
+    streams = capture.streams
+    keys, index = streams.positions(key_tokens), capture.spaces.locate(key_tokens)[0]
+    return tuple(
+        KeySource(
+            streams.having(spaces).name,
+            torch.where(torch.isin(index, torch.tensor([*spaces])), keys, -1),
+            streams.columns(spaces),
+        )
+        for spaces in meeting.keys
+    )
 
 
-class Collected(Sum):
-    """A sum that keeps all maps till the backward pass is over: it has matrices too."""
-
-    def __init__(self) -> None:
-        self._maps: dict[int, AttentionMap] = {}
-        self._readings: dict[str, Sequence[Reading]] = {}
-
-    def read(self, stream: str, readings: Sequence[Reading]) -> None:  # noqa: D102 - as in the base class
-        self._readings[stream] = readings
-
-    def arrive(self, index: int, attention_map: AttentionMap) -> None:  # noqa: D102
-        self._maps[index] = attention_map.kept()
-
-    @abstractmethod
-    def matrices(self, states: Mapping[str, frozenset[int]]) -> dict[tuple[str, str], Tensor]:
-        """Between the pairs of streams that met, `[B, size, roots]`, in these states."""
+def cross_pairs(capture: Capture) -> frozenset[tuple[str, str]]:
+    """The pairs (query stream, key stream) with cross-attention."""
+    return frozenset(
+        (record.query_stream, capture.streams.having(keys).name)
+        for record in capture.records
+        if record.meeting.crosses
+        for keys in record.meeting.keys
+    )
 
 
-class Layout:
-    """The streams of a forward pass, and where the tokens of its calls stand in them.
+class TokenIndexing:
+    """The streams of a forward pass, and how values move between them and attention calls.
 
-    Positions live on the CPU. What is asked of the same positions again, as by the layers of a
-    model, is answered from memory.
+    Positions live on the CPU. Answers about the same positions, as in the layers of a model, are
+    cached.
     """
 
     def __init__(self, streams: Iterable[TokenStream], examples: int, like: Tensor) -> None:
@@ -142,13 +98,16 @@ class Layout:
         self.examples = examples
         self.like = like
         self._memory = Memory()
-        self._starts: dict[str, Tensor] = {}
+        self._initial: dict[str, Tensor] = {}
 
-    def start(self, stream: str) -> Tensor:
-        """`[E, size, roots]`, where the tokens of a stream started; `E` is 1 or the batch."""
-        if stream not in self._starts:
-            self._starts[stream] = self.streams[stream].start(self.like)
-        return self._starts[stream]
+    def initial_relevance(self, stream: str) -> Tensor:
+        """`[E, size, base tokens]` relevance before any attention; `E` is 1 or the batch size.
+
+        The identity for base tokens, shares of them for merged tokens.
+        """
+        if stream not in self._initial:
+            self._initial[stream] = self.streams[stream].start(self.like)
+        return self._initial[stream]
 
     def in_order(self, examples: Tensor, positions: Tensor, stream: str) -> bool:
         """Whether the groups of a call are the examples, each with all tokens in their order."""
@@ -173,28 +132,18 @@ class Layout:
         return rows[owners].gather(2, index) * known.unsqueeze(1)
 
     def scatter(self, rows: Tensor, examples: Tensor, positions: Tensor, stream: str) -> Tensor:
-        """The transpose of `gather`: `[G, k, n]` to `[B, k, size]`, what meets is added."""
+        """Transpose of `gather`, `[G, k, n]` to `[B, k, size]`; duplicate positions accumulate."""
         if self.in_order(examples, positions, stream):
             return rows
         size = self.streams[stream].size
-        total = rows.new_zeros(self.examples, size + 1, rows.shape[1])  # the last takes the padding
+        total = rows.new_zeros(self.examples, size + 1, rows.shape[1])  # the last: padding
         owners = examples.to(rows.device)[:, None].expand_as(positions)
         places = torch.where(positions < 0, size, positions).to(rows.device)
         total.index_put_((owners, places), rows.mT, accumulate=True)
         return total[:, :-1].mT
 
-    def touched(self, call: MappedCall) -> Tensor:
-        """`[B, size]` True for the tokens whose rows a call writes."""
-        stream = self.streams[call.stream]
-        rows = self.like.new_ones(*call.queries.shape).unsqueeze(1)
-        rows = self.scatter(rows, call.examples, call.queries, call.stream)
-        touched = stream.hand_on(rows.mT.clone()).squeeze(-1) > 0
-        if call.crosses:
-            touched[:, self.columns_or_all(call.columns, stream)] = True
-        return touched
-
-    def columns_or_all(self, columns: Tensor | None, stream: TokenStream) -> Tensor:
-        """Positions of the tokens that made a stream up, all of its roots for `None`."""
+    def columns_or_all(self, columns: Tensor | None, stream: str) -> Tensor:
+        """`columns`, or the positions of all base tokens of a stream for `None`."""
         if columns is None:
-            return torch.arange(stream.roots, device=self.like.device)
+            return torch.arange(self.streams[stream].roots, device=self.like.device)
         return columns.to(self.like.device)

@@ -1,8 +1,7 @@
-"""The equations of the paper, as pure functions of tensors.
+"""Equations 5 to 11 of the paper, as pure functions of tensors.
 
-Called by `additions`; nothing here knows a model, a layer or a stream. Notation: `A` attention
-probabilities, `∇A` their gradient, `Ā` the map of one call, `R` relevance of tokens (columns) to
-tokens (rows).
+Notation: `A` attention probabilities, `∇A` their gradient, `Ā` the attention map of one call, `R`
+the relevance of tokens (columns) to tokens (rows).
 
 Source: Chefer, Gur, Wolf, "Generic Attention-model Explainability for Interpreting Bi-Modal and
 Encoder-Decoder Transformers", ICCV 2021 (arXiv 2103.15679).
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def positive_evidence(attention: Tensor, gradient: Tensor, out: Tensor | None = None) -> Tensor:
+def positive_contribution(attention: Tensor, gradient: Tensor, out: Tensor | None = None) -> Tensor:
     """Eq. 5 before its mean over heads, `relu(∇A ⊙ A)`.
 
     Args:
@@ -26,7 +25,7 @@ def positive_evidence(attention: Tensor, gradient: Tensor, out: Tensor | None = 
         `[..., Nq, Nk]`, non-negative, in the unit of the score.
 
     Example:
-        >>> positive_evidence(torch.tensor([[0.5, 0.5]]), torch.tensor([[2.0, -1.0]]))
+        >>> positive_contribution(torch.tensor([[0.5, 0.5]]), torch.tensor([[2.0, -1.0]]))
         tensor([[1., 0.]])
     """
     return torch.mul(attention, gradient, out=out).relu_()
@@ -56,14 +55,14 @@ def average_heads(attention: Tensor, gradient: Tensor) -> Tensor:
             f"attention {tuple(attention.shape)} and its gradient {tuple(gradient.shape)} must "
             "have one shape"
         )
-    return positive_evidence(attention, gradient).mean(-3)
+    return positive_contribution(attention, gradient).mean(-3)
 
 
 def self_attention_update(attention_map: Tensor, relevance: Tensor) -> Tensor:
-    """Eq. 6 and 7: what a self-attention call adds to the relevance of its stream, `Ā R`.
+    """Eq. 6 and 7: the update `Ā R` that self-attention adds to the relevance of its stream.
 
-    Eq. 11 has the same form: what a cross-attention call adds to the relevance of its queries'
-    stream from what the keys know of that stream, `Ā R^{qs}`.
+    Eq. 11 has the same form: cross-attention adds `Ā R^{qs}`, with `R^{qs}` the relevance of the
+    queries' stream to the keys.
 
     Args:
         attention_map: `[..., Nq, Nk]`, from `average_heads`.
@@ -82,13 +81,13 @@ def self_attention_update(attention_map: Tensor, relevance: Tensor) -> Tensor:
     return attention_map @ relevance
 
 
-def normalize_relevance(learnt: Tensor) -> Tensor:
-    """Eq. 8 and 9 without the identity: `R̂ / S`, with `R̂ = R − I` and `S` the sums of its rows.
+def normalize_relevance(delta: Tensor) -> Tensor:
+    """Eq. 8 and 9 without the identity: `R̂ / S`, with `R̂ = R − I` and `S` its row sums.
 
     `R̄` of the paper is this plus the identity.
 
     Args:
-        learnt: `[..., N, M]`, `R̂`, non-negative.
+        delta: `[..., N, M]`, `R̂`, non-negative.
 
     Returns:
         `[..., N, M]`, rows that sum to 1. A row of zeros stays one (the paper divides 0 by 0).
@@ -99,13 +98,13 @@ def normalize_relevance(learnt: Tensor) -> Tensor:
         tensor([[0.2500, 0.7500],
                 [0.0000, 0.0000]])
     """
-    return learnt / divisor(learnt.sum(-1, keepdim=True))
+    return delta / divisor(delta.sum(-1, keepdim=True))
 
 
 def divisor(sums: Tensor) -> Tensor:
-    """What eq. 8 divides by: the sums of rows; 1 for a row of zeros, which stays one.
+    """The divisor of eq. 8: row sums, with 1 in place of 0, so that a zero row stays zero.
 
-    A sum that overflowed becomes NaN: divided by infinity, its row would pass for one of zeros.
+    A sum that overflowed becomes NaN: division by infinity would give a row of zeros.
 
     Example:
         >>> divisor(torch.tensor([4.0, 0.0, torch.inf]))
@@ -117,7 +116,7 @@ def divisor(sums: Tensor) -> Tensor:
 def cross_attention_update(
     attention_map: Tensor, queries: Tensor | None, keys: Tensor | None
 ) -> Tensor:
-    """Eq. 10: what a cross-attention call adds to `R^{sq}`, `(R̄^{ss})ᵀ Ā R̄^{qq}`.
+    """Eq. 10: the update `(R̄^{ss})ᵀ Ā R̄^{qq}` that cross-attention adds to `R^{sq}`.
 
     Args:
         attention_map: `[..., Ns, Nq]`, from `average_heads`; rows are tokens of the queries' stream

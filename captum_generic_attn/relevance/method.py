@@ -1,7 +1,7 @@
-"""What attribution methods over attention differ in: the map of a call, what maps come to.
+"""Interface of attention-based methods: one call's attention becomes a map, all maps relevance.
 
-`explanation` finds the calls that count and the rows that are explained, and takes every call to a
-`Method` as the backward pass comes by. `Generic` is the paper's; the others are in `baselines`.
+`backward` finds the calls that count and the rows that are explained, and hands every call to the
+method when its gradient is there. `GenericAttention` and each baseline implement `Method`.
 """
 
 from __future__ import annotations
@@ -9,46 +9,51 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_generic_attn.capture import AttentionRecord
 from captum_generic_attn.capture.blocks import Blocks
-from captum_generic_attn.lrp.rule_sets import RuleSet
-from captum_generic_attn.relevance.attention_maps import AttentionMap, BlockMap, DenseMap
-from captum_generic_attn.relevance.calls import Layout, MappedCall, OwnEntry, Sum, Switches
-from captum_generic_attn.relevance.equations import positive_evidence
-from captum_generic_attn.relevance.full_propagation import WholeSum
-from captum_generic_attn.relevance.row_propagation import Pullback, pulls_back
+from captum_generic_attn.relevance.aggregator import Aggregator, OwnEntry
+from captum_generic_attn.relevance.attention_maps import (
+    AttentionMap,
+    BlockMap,
+    DenseMap,
+    ElementwiseRule,
+)
+from captum_generic_attn.relevance.calls import IndexedCall, TokenIndexing
 
-Rule = Callable[[Tensor, Tensor], Tensor]
-"""From probabilities and their gradient, `[G, H, Nq, Nk]`, to the map of a call, `[G, Nq, Nk]`."""
+if TYPE_CHECKING:
+    from captum_generic_attn.lrp.rule_sets import RuleSet
 
-Last = Literal["no", "crossing", "every"]
-"""Of which pairs of streams the last call alone counts."""
+Layers = str | nn.Module | Sequence[str | nn.Module] | None
+"""What `layers=` takes: module names, name prefixes or modules; `None` for all."""
+
+KeepLast = Literal["none", "cross", "all"]
+"""For which (query stream, key stream) pairs only the last call is used."""
 
 
 @dataclass(frozen=True, eq=False)
-class SeenCall:
-    """An attention call whose gradient has come.
+class CallGradients:
+    """An attention call whose gradient has arrived.
 
-    `positions` tells where tokens stand in their stream. `rows` are the `[B, N]` weights of the
-    explained rows, by stream: of a stream that is read directly they are there when all its last
-    calls have been seen. `relevance` is what LRP gave the probabilities, `[G * H, Nq, Nk]`, if the
-    method asks for it.
+    `positions` gives the positions of tokens in their stream. `rows` are the `[B, N]` weights of
+    the explained rows by stream; those of a stream that the score reads are there once the
+    gradients of all its last calls have arrived. `relevance` is the relevance of the probabilities
+    by LRP, `[G * H, Nq, Nk]`, if the method asks for it.
     """
 
     record: AttentionRecord
     blocks: Blocks
-    layout: Layout
+    indexing: TokenIndexing
     rows: Mapping[str, Tensor]
     positions: Callable[[Tensor], Tensor]
     relevance: Tensor | None = None
 
     def attention(self) -> Tensor:
-        """Probabilities, `[G, H, Nq, Nk]`."""
+        """The probabilities, `[G, H, Nq, Nk]`."""
         return self._by_head(self.blocks.probabilities())
 
     def gradient(self) -> Tensor:
@@ -57,139 +62,96 @@ class SeenCall:
 
     def propagated(self) -> Tensor:
         """Their relevance by LRP, `[G, H, Nq, Nk]`."""
-        assert self.relevance is not None  # noqa: S101
+        assert self.relevance is not None  # noqa: S101 - the method has `lrp_rules`
         return self._by_head(self.relevance)
 
-    def positions_of_queries(self) -> Tensor:
+    def query_positions(self) -> Tensor:
         """Positions of the queries in their stream, `[G, Nq]`, -1 for padding."""
         return self.positions(self.record.query_tokens)
 
-    def positions_of_keys(self) -> Tensor:
+    def key_positions(self) -> Tensor:
         """Positions of the keys in their stream, `[G, Nk]`, -1 for padding."""
         return self.positions(self.record.key_tokens)
 
+    def dense_map(self, matrix: Tensor) -> DenseMap:
+        """A map of the method, `[G, Nq, Nk]`: this call's fraction of the mean over heads, in the
+        precision of relevance.
+        """
+        return DenseMap((matrix * self.record.share).to(self.indexing.like.dtype))
+
+    def block_map(self, rule: ElementwiseRule) -> BlockMap:
+        """The mean over heads of an element-wise rule, computed block by block."""
+        record = self.record
+        return BlockMap(self.blocks, rule, record.heads, record.share, self.indexing.like.dtype)
+
     def _by_head(self, maps: Tensor) -> Tensor:
         maps = maps.view(*self.record.pick.shape, *maps.shape[1:])
-        return maps.to(torch.promote_types(maps.dtype, self.layout.like.dtype))
-
-    def finite(self) -> bool:
-        """Whether all that the call's map is made of is finite."""
-        known = self.relevance is None or bool(self.relevance.isfinite().all())
-        return known and self.blocks.finite()
+        return maps.to(torch.promote_types(maps.dtype, self.indexing.like.dtype))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """How one attribution method makes a map of a call, and values of all maps.
+    """How one method makes an attention map of each call, and relevance of all maps.
 
-    `rules`: the LRP rules that it needs the relevance of probabilities by. `last`: of which pairs
-    of streams the last call alone counts. `reads`: the rows that the score is computed from, or all
-    rows alike. `own`: what the token of an example's only explained row gets.
+    A method with an element-wise rule (`elementwise_rule`) needs nothing more for its maps. Others
+    define `head_maps`, or `call_map` too where a map is not the mean over heads.
+
+    Attributes:
+        keep_last: for which pairs of streams only the last call is used.
+        row_source: whether the rows that the score is computed from are read, or all rows alike.
+        layers: the modules whose calls are used, as in `GenericAttention`.
+        start_layer: how many calls of each pair of streams are left out, as in `GenericAttention`.
+        own: what the token of an example's only explained row gets.
     """
 
-    last: ClassVar[Last] = "no"
-    reads: ClassVar[Literal["explained", "all"]] = "explained"
+    keep_last: ClassVar[KeepLast] = "none"
+    row_source: ClassVar[Literal["explained", "all"]] = "explained"
+    layers: Layers = None
+    start_layer: int = 0
     own: OwnEntry = "zero"
 
     @property
-    def rules(self) -> RuleSet | None:
-        """LRP rules, if relevance of the probabilities is needed."""
+    def lrp_rules(self) -> RuleSet | None:
+        """The rules, if the method needs the relevance of probabilities by LRP."""
         return None
 
     @property
     def needs_all_heads(self) -> bool:
-        """Whether the map of a call is no mere mean over heads: then one head alone has none."""
+        """Whether a call's map depends on all heads jointly, so that no head has one of its own."""
         return False
 
-    @abstractmethod
-    def heads_of(self, seen: SeenCall) -> Tensor | None:
-        """The maps of a call's heads, `[G, H, Nq, Nk]`, if it has a map for each."""
+    @property
+    def elementwise_rule(self) -> ElementwiseRule | None:
+        """The rule of a head's map, if it is element-wise in probabilities and gradient."""
+        return None
 
-    def map_of(self, seen: SeenCall) -> AttentionMap:
-        """The map of a call: the mean of its heads'."""
-        heads = self.heads_of(seen)
-        assert heads is not None  # noqa: S101
-        return whole_map(seen, heads.mean(1))
+    def head_maps(self, call: CallGradients) -> Tensor | None:
+        """The maps of a call's heads, `[G, H, Nq, Nk]`; `None` if heads have no map of their own.
+
+        The default applies `elementwise_rule`.
+        """
+        rule = self.elementwise_rule
+        return None if rule is None else rule(call.attention(), call.gradient())
+
+    def call_map(self, call: CallGradients) -> AttentionMap:
+        """The map of a call: by default the mean of the maps of its heads."""
+        if self.elementwise_rule is not None:
+            return call.block_map(self.elementwise_rule)
+        heads = self.head_maps(call)
+        if heads is None:
+            raise NotImplementedError(f"{type(self).__name__} defines neither rule nor map")
+        return call.dense_map(heads.mean(1))
 
     @abstractmethod
-    def sum_of(
-        self, calls: Sequence[MappedCall], readers: Sequence[str], layout: Layout,
-        crossings: frozenset[tuple[str, str]], *, matrices: bool,
-    ) -> Sum:  # fmt: skip
-        """What takes the maps and makes values of them.
+    def aggregator(
+        self, calls: Sequence[IndexedCall], output_streams: Sequence[str], indexing: TokenIndexing,
+        cross_pairs: frozenset[tuple[str, str]], *, matrices: bool,
+    ) -> Aggregator:  # fmt: skip
+        """What combines the maps into relevance.
 
         Args:
-            calls: the calls that count, in execution order.
-            readers: the streams whose rows are explained.
-            layout: the streams, and where the tokens of calls stand in them.
-            crossings: the pairs of streams (queries, keys) that attend across.
-            matrices: whether matrices are asked for, not values alone.
+            calls: the calls that are used, in execution order.
+            output_streams: the streams whose rows are explained.
+            indexing: the streams, and where the tokens of calls stand in them.
+            cross_pairs: the pairs (query stream, key stream) with cross-attention.
+            matrices: whether `[B, N, M]` matrices are asked for; else values per token suffice.
         """
-
-
-def whole_map(seen: SeenCall, matrix: Tensor) -> DenseMap:
-    """A map that was computed, in the layer's share and the precision of relevance."""
-    return DenseMap((matrix * seen.record.share).to(seen.layout.like.dtype))
-
-
-@dataclass(frozen=True)
-class Generic(Method):
-    """Generic attention explainability: eq. 5, or `rule` in its place, and eq. 6 to 11.
-
-    With `lrp`, the relevance of the probabilities takes their place in eq. 5.
-    """
-
-    normalize: bool = True
-    self_in_cross: bool = True
-    aggregate: bool = True
-    rule: Rule | None = None
-    lrp: RuleSet | None = None
-
-    @property
-    def rules(self) -> RuleSet | None:  # noqa: D102
-        return self.lrp
-
-    @property
-    def needs_all_heads(self) -> bool:  # noqa: D102
-        return self.rule is not None
-
-    def heads_of(self, seen: SeenCall) -> Tensor | None:  # noqa: D102
-        if self.rule is not None:
-            return None
-        attention = seen.attention() if self.lrp is None else seen.propagated()
-        return positive_evidence(attention, seen.gradient())
-
-    def map_of(self, seen: SeenCall) -> AttentionMap:  # noqa: D102
-        record = seen.record
-        if self.rule is None and self.lrp is None:
-            return BlockMap(seen.blocks, record.heads, record.share, seen.layout.like.dtype)
-        if self.rule is None:
-            return super().map_of(seen)
-        attention = seen.attention() if self.lrp is None else seen.propagated()
-        found = self.rule(attention, seen.gradient())
-        _check_map(found, attention, record)
-        return whole_map(seen, found.detach())
-
-    def sum_of(  # noqa: D102
-        self, calls: Sequence[MappedCall], readers: Sequence[str], layout: Layout,
-        crossings: frozenset[tuple[str, str]], *, matrices: bool,
-    ) -> Sum:  # fmt: skip
-        switches = Switches(
-            self.normalize, self.self_in_cross, self.aggregate, crossings, own=self.own
-        )
-        if not matrices and pulls_back(calls, switches):
-            return Pullback(calls, readers, layout, switches)
-        return WholeSum(calls, layout, switches)
-
-
-def _check_map(found: object, attention: Tensor, record: AttentionRecord) -> None:
-    place = record.module or "the forward function"
-    expected = attention.shape[0], *attention.shape[2:]
-    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-    if shape != expected:
-        raise ValueError(
-            f"rule= must make of {tuple(attention.shape)} probabilities and gradients a map "
-            f"{expected}, without the axis of heads; at {place} it made {shape}"
-        )
-    if isinstance(found, Tensor) and not bool(torch.isfinite(found).all()):
-        raise ValueError(f"rule= made numbers that are not finite at {place}")

@@ -1,12 +1,12 @@
-"""The explained rows of relevance alone: the sum over ancestors, read from its other end.
+"""The explained rows alone, in reverse mode: `wᵀ (R − I)` without any N × N matrix.
 
-Values are `w (R - I)` with weights `w` of the explained rows, and `R` is where tokens started plus
-the additions of the calls that a state depends on (`additions`). So the rows are pulled back
-through the calls, later ones first, which is the order of the backward pass: a call is done with
-when its gradient comes, and no matrix of tokens by tokens is made.
+R of the output is the identity plus the updates of all upstream calls (`states`). So the weighted
+rows are propagated backwards through the calls, the last call first. That is the order of the
+backward pass: a call is processed as soon as its gradient is there, and then released.
 
-Attention between streams multiplies from both sides (eq. 10): there the calls wait for the end of
-the backward pass. The queries' `R̄` is made whole, of the keys' only the sums of its rows.
+Cross-attention multiplies from both sides (eq. 10). `CrossRowPropagation` therefore waits for the
+end of the backward pass. It needs the matrix `R̄` of the queries' stream, but only the row sums of
+the keys' stream.
 """
 
 from __future__ import annotations
@@ -18,239 +18,252 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_generic_attn.relevance.attention_maps import AttentionMap
-from captum_generic_attn.relevance.calls import (
-    Layout,
-    MappedCall,
-    Reading,
-    Source,
-    Sum,
-    Switches,
+from captum_generic_attn.relevance.aggregator import (
+    Aggregator,
+    OutputRows,
+    PropagationOptions,
+    apply_own,
     total_weights,
 )
+from captum_generic_attn.relevance.attention_maps import AttentionMap
+from captum_generic_attn.relevance.calls import IndexedCall, KeySource, TokenIndexing
 from captum_generic_attn.relevance.equations import divisor
-from captum_generic_attn.relevance.full_propagation import Additions, with_own
+from captum_generic_attn.relevance.states import RelevanceStates
 
 
-def pulls_back(calls: Iterable[MappedCall], switches: Switches) -> bool:
-    """Whether rows can be pulled back through these calls.
+def row_propagation(
+    calls: Sequence[IndexedCall], output_streams: Iterable[str], indexing: TokenIndexing,
+    options: PropagationOptions,
+) -> RowPropagation | None:  # fmt: skip
+    """The aggregator of these calls, or `None` where rows alone do not suffice.
 
-    Not where streams attend to each other in turns: there eq. 10 needs whole matrices of both. Nor
-    where a stream grew after others attended to it. It may have grown after it asked others.
+    They do not where streams attend to each other in turns, since eq. 10 then needs whole matrices
+    of both; nor where a stream got more tokens after others had attended to it.
     """
-    crossing = [(call, source) for call in calls if call.crosses for source in call.sources]
-    if not crossing:
-        return True
-    if not switches.aggregate or any(source.columns is not None for _, source in crossing):
-        return False
-    return not switches.self_in_cross or not any(
-        call.stream in switches.known_to(source.stream) for call, source in crossing
-    )
+    cross = [(call, source) for call in calls if call.is_cross_attention for source in call.sources]
+    if any(source.columns is not None for _, source in cross):
+        return None
+    if not cross or not options.self_in_cross:
+        return RowPropagation(calls, output_streams, indexing, options)
+    if any(call.stream in options.known_to(source.stream) for call, source in cross):
+        return None
+    return CrossRowPropagation(calls, output_streams, indexing, options)
 
 
-class Row(NamedTuple):
-    """Whose explained rows, and of which stream the tokens are that they are read for."""
+class Key(NamedTuple):
+    """The output stream whose rows are explained, and the stream whose tokens are the columns."""
 
-    reader: str
-    column: str
+    output: str
+    columns: str
 
 
 @dataclass(eq=False)
-class _Wanted:
-    """Weighted rows that are wanted of the states of a stream, each the sum over some calls."""
+class Cotangent:
+    """Weighted rows with respect to states of a stream, each the sum of the updates of its calls.
+
+    `total` is their sum over all states.
+    """
 
     states: list[tuple[frozenset[int], Tensor]] = field(default_factory=list)
     total: Tensor | None = None
 
     def add(self, calls: frozenset[int], weights: Tensor) -> None:
+        """Accumulate weights of rows of a state."""
         self.states.append((calls, weights))
         self.total = weights if self.total is None else self.total + weights
 
     def of(self, index: int) -> Tensor | None:
-        """What is wanted of the addition of one call; `None` for nothing."""
+        """The cotangent of the update of one call, or `None` for zero."""
         parts = [weights for calls, weights in self.states if index in calls]
-        if len(parts) == len(self.states):  # as in any chain of layers
+        if len(parts) == len(self.states):  # a plain chain of layers
             return self.total
         return torch.stack(parts).sum(0) if parts else None
 
 
-class Pullback(Sum):
-    """Values of all tokens for the explained rows of the streams that the score reads."""
+class RowPropagation(Aggregator):
+    """Relevance of all tokens for the explained rows, computed along with the backward pass."""
 
     def __init__(
-        self, calls: Sequence[MappedCall], readers: Iterable[str], layout: Layout,
-        switches: Switches,
+        self, calls: Sequence[IndexedCall], output_streams: Iterable[str], indexing: TokenIndexing,
+        options: PropagationOptions,
     ) -> None:  # fmt: skip
-        self._layout = layout
-        self._switches = switches
+        self._indexing = indexing
+        self._options = options
         self._calls = {call.index: call for call in calls}
-        self._waits = switches.self_in_cross and any(call.crosses for call in calls)
-        self._unread = set(readers)
-        self._dependents = dict.fromkeys(self._calls, 0)
+        self._without_rows = set(output_streams)
+        self._downstream = dict.fromkeys(self._calls, 0)
         for call in calls:
-            for index in self._ancestors(call):
-                self._dependents[index] += 1
+            for index in self._upstream(call):
+                self._downstream[index] += 1
         self._maps: dict[int, AttentionMap] = {}
         self._rows: dict[str, Tensor] = {}
-        self._wanted: dict[str, dict[Row, _Wanted]] = {}
-        self._values: dict[Row, Tensor] = {}
+        self._cotangents: dict[str, dict[Key, Cotangent]] = {}
+        self._values: dict[Key, Tensor] = {}
 
-    def _ancestors(self, call: MappedCall) -> frozenset[int]:
+    def _upstream(self, call: IndexedCall) -> frozenset[int]:
         return (call.query_ancestors | call.key_ancestors) & self._calls.keys()
 
-    def _own(self, stream: str, ancestors: frozenset[int]) -> frozenset[int]:
+    def _calls_of(self, stream: str, ancestors: frozenset[int]) -> frozenset[int]:
         return frozenset(
             i for i in ancestors if i in self._calls and self._calls[i].stream == stream
         )
 
-    def read(self, stream: str, readings: Sequence[Reading]) -> None:  # noqa: D102
-        self._rows[stream] = total_weights(readings)
-        for weights, ancestors in readings:
-            # Without aggregation a state is what its last call left, and nothing is subtracted.
-            start = not self._switches.aggregate and bool(self._own(stream, ancestors))
-            for column in self._switches.known_to(stream):
-                self._want(stream, ancestors, Row(stream, column), weights, start=start)
-        self._unread.discard(stream)
-        self._advance()
+    def add_output_rows(self, stream: str, rows: Sequence[OutputRows]) -> None:
+        """Set the explained rows of a stream, each with its state."""
+        self._rows[stream] = total_weights(rows)
+        for weights, ancestors in rows:
+            for columns in self._options.known_to(stream):
+                self._accumulate(stream, ancestors, Key(stream, columns), weights)
+        self._without_rows.discard(stream)
+        self._process_ready()
 
-    def arrive(self, index: int, attention_map: AttentionMap) -> None:  # noqa: D102
+    def add_map(self, index: int, attention_map: AttentionMap) -> None:
+        """Add the map of a call, and propagate through all calls that nothing more depends on."""
         self._maps[index] = attention_map
-        self._advance()
+        self._process_ready()
         if index in self._maps:
-            self._maps[index] = attention_map.kept()
+            self._maps[index] = attention_map.compact()
 
-    def finish(self) -> dict[str, Tensor]:  # noqa: D102
-        if self._waits:
-            self._prepare_crossing()
+    def result(self) -> dict[str, Tensor]:
+        """`[B, base tokens]` values of the tokens of each stream."""
         for index in sorted(self._maps, reverse=True):
-            self._go_through(index)
+            self._propagate_through(index)
         values: dict[str, Tensor] = {}
-        for row, part in self._values.items():
-            if row.reader == row.column:
-                part = with_own(part, self._rows[row.reader], self._switches.own)
-            values[row.column] = values[row.column] + part if row.column in values else part
+        for key, part in self._values.items():
+            if key.output == key.columns:
+                part = apply_own(part, self._rows[key.output], self._options.own)
+            values[key.columns] = values[key.columns] + part if key.columns in values else part
         for name, weights in self._rows.items():
-            roots = self._layout.streams[name].roots
-            values.setdefault(name, weights.new_zeros(len(weights), roots))
+            size = self._indexing.streams[name].roots
+            values.setdefault(name, weights.new_zeros(len(weights), size))
         return values
 
-    # -- what is wanted -----------------------------------------------------------------------
+    # -- cotangents ---------------------------------------------------------------------------
 
-    def _want(
-        self, stream: str, ancestors: frozenset[int], row: Row, weights: Tensor, *, start: bool
+    def _accumulate(
+        self, stream: str, ancestors: frozenset[int], key: Key, weights: Tensor
     ) -> None:
-        """Ask for weighted rows of a state: of R with `start`, else of what its calls added."""
-        wanted = self._wanted.setdefault(stream, {}).setdefault(row, _Wanted())
-        own = self._own(stream, ancestors)
-        if self._switches.aggregate:
-            if own:
-                wanted.add(own, weights)
-        else:  # the row of a token is what the last call that wrote to it left
-            for index in sorted(own, reverse=True):
-                wanted.add(frozenset([index]), weights)  # of the other rows it adds nothing
-                weights = weights * ~self._layout.touched(self._calls[index])
-        if start and row.column == stream:
-            self._give(stream, row, weights)
+        """Accumulate weighted rows of `R − I` of a state."""
+        own = self._calls_of(stream, ancestors)
+        if own:
+            self._cotangents.setdefault(stream, {}).setdefault(key, Cotangent()).add(own, weights)
 
-    def _give(self, stream: str, row: Row, weights: Tensor) -> None:
-        """Hand weighted rows of a stream to the tokens that they started as."""
-        tokens = self._layout.streams[stream]
+    def _add_values(self, stream: str, key: Key, weights: Tensor) -> None:
+        """The identity of R: weighted rows of a stream are values of its base tokens."""
+        tokens = self._indexing.streams[stream]
         part = tokens.hand_back(weights.unsqueeze(1))[:, 0, : tokens.roots]
-        self._values[row] = self._values[row] + part if row in self._values else part
+        self._values[key] = self._values[key] + part if key in self._values else part
 
     # -- calls --------------------------------------------------------------------------------
 
-    def _advance(self) -> None:
-        """Go through the calls of which nothing more can be wanted."""
-        while not self._waits and (
-            ready := [
-                i for i in self._maps
-                if self._dependents[i] == 0 and self._calls[i].stream not in self._unread
-            ]
-        ):  # fmt: skip
-            self._go_through(max(ready))
+    def _process_ready(self) -> None:
+        """Propagate through the calls whose cotangents are complete."""
+        while ready := [
+            i for i in self._maps
+            if self._downstream[i] == 0 and self._calls[i].stream not in self._without_rows
+        ]:  # fmt: skip
+            self._propagate_through(max(ready))
 
-    def _go_through(self, index: int) -> None:
-        """Pull what is wanted of a call's addition back to its keys."""
+    def _propagate_through(self, index: int) -> None:
+        """Propagate the cotangents of a call's update back to its keys."""
         call, attention_map = self._calls[index], self._maps.pop(index)
-        for ancestor in self._ancestors(call):
-            self._dependents[ancestor] -= 1
-        wanted = {
-            row: weights
-            for row, known in self._wanted.get(call.stream, {}).items()
+        for ancestor in self._upstream(call):
+            self._downstream[ancestor] -= 1
+        cotangents = {
+            key: weights
+            for key, known in self._cotangents.get(call.stream, {}).items()
             if (weights := known.of(index)) is not None
         }
-        if not wanted:
+        if not cotangents:
             return
-        stream = self._layout.streams[call.stream]
-        rows = stream.hand_back(torch.stack(list(wanted.values()), 1))
-        from_left = self._times_queries(call, rows) if call.crosses else rows
-        stacked = torch.cat([rows, from_left], 1) if call.crosses else rows
-        queries = self._layout.gather(stacked, call.examples, call.queries, call.stream)
-        product = attention_map.of_rows(queries)
+        keys = list(cotangents)
+        rows = self._indexing.streams[call.stream].hand_back(
+            torch.stack(list(cotangents.values()), 1)
+        )
+        if call.is_cross_attention:
+            rows = torch.cat([rows, self._times_queries(call, rows)], 1)
+        queries = self._indexing.gather(rows, call.examples, call.queries, call.stream)
+        product = attention_map.left_multiply(queries)
         for source in call.sources:
-            keys = self._layout.scatter(product, call.examples, source.keys, source.stream)
-            for place, row in enumerate(wanted):
-                if call.crosses and row.column == source.stream:
-                    self._cross(call, source, row, keys[:, len(wanted) + place])
-                elif row.column in self._switches.known_to(source.stream):
-                    ancestors = call.key_ancestors
-                    self._want(source.stream, ancestors, row, keys[:, place], start=True)
+            at_keys = self._indexing.scatter(product, call.examples, source.keys, source.stream)
+            for place, key in enumerate(keys):
+                if call.is_cross_attention and key.columns == source.stream:
+                    self._times_keys(call, source, key, at_keys[:, len(keys) + place])
+                elif key.columns in self._options.known_to(source.stream):
+                    weights = at_keys[:, place]
+                    self._accumulate(source.stream, call.key_ancestors, key, weights)
+                    if key.columns == source.stream:
+                        self._add_values(source.stream, key, weights)
 
-    # -- eq. 10 -------------------------------------------------------------------------------
+    # -- eq. 10 without its factors R̄ ---------------------------------------------------------
 
-    def _times_queries(self, call: MappedCall, rows: Tensor) -> Tensor:
-        """`rows (R̄^{ss})ᵀ`, `[B, k, size]`."""
-        if not self._switches.self_in_cross:
-            return rows
-        own, tokens = self._additions.of_queries(call)
+    def _times_queries(self, call: IndexedCall, rows: Tensor) -> Tensor:  # noqa: ARG002
+        """Rows `[B, k, size]` times the factor on the queries' side."""
+        return rows
+
+    def _times_keys(
+        self, call: IndexedCall, source: KeySource, key: Key, weights: Tensor  # noqa: ARG002
+    ) -> None:  # fmt: skip
+        """Propagate rows `[B, size]` through the factor on the keys' side."""
+        self._add_values(source.stream, key, weights)
+
+
+class CrossRowPropagation(RowPropagation):
+    """Rows through cross-attention with both factors `R̄` of eq. 10, after the backward pass."""
+
+    def _process_ready(self) -> None:
+        """Wait: the factors of eq. 10 need the calls from the first on."""
+
+    def result(self) -> dict[str, Tensor]:
+        """`[B, base tokens]` values of the tokens of each stream."""
+        cross = [call for call in self._calls.values() if call.is_cross_attention]
+        query_streams = {call.stream for call in cross}
+        key_streams = {source.stream for call in cross for source in call.sources}
+        self._states = RelevanceStates(self._indexing, self._options)
+        self._row_sums: dict[int, Tensor] = {}
+        for index, call in sorted(self._calls.items()):
+            if call.is_cross_attention or index not in self._maps:
+                continue
+            if call.stream in query_streams:
+                self._states.add_call(call, self._maps[index].dense())
+            if call.stream in key_streams and self._options.normalize:
+                self._row_sums[index] = self._update_row_sums(call, self._maps[index])
+        return super().result()
+
+    def _times_queries(self, call: IndexedCall, rows: Tensor) -> Tensor:
+        """Rows times `(R̄^{ss})ᵀ`."""
+        own, tokens = self._states.query_self_relevance(call)
         if own is None:
             return rows
         rows = rows.clone()
         rows[:, :, tokens] += rows[:, :, tokens] @ own.mT
         return rows
 
-    def _cross(self, call: MappedCall, source: Source, row: Row, weights: Tensor) -> None:
-        """Pull rows back through `R̄^{qq}` of the keys."""
-        if not self._switches.self_in_cross:
-            self._give(source.stream, row, weights)
-        elif not self._switches.normalize:
-            self._want(source.stream, call.key_ancestors, row, weights, start=True)
-        else:
-            self._give(source.stream, row, weights)
-            sums = self._sums_of(source.stream, call.key_ancestors)
-            if sums is not None:
-                weights = weights / divisor(sums)
-                self._want(source.stream, call.key_ancestors, row, weights, start=False)
+    def _times_keys(self, call: IndexedCall, source: KeySource, key: Key, weights: Tensor) -> None:
+        """Propagate rows through `R̄^{qq}`: the identity, and `R − I` with rows divided by sums."""
+        self._add_values(source.stream, key, weights)
+        if self._options.normalize:
+            sums = self._delta_row_sums(source.stream, call.key_ancestors)
+            if sums is None:
+                return
+            weights = weights / divisor(sums)
+        self._accumulate(source.stream, call.key_ancestors, key, weights)
 
-    def _prepare_crossing(self) -> None:
-        """From the first call to the last: the queries' matrices, the sums of the keys' rows."""
-        crossing = [call for call in self._calls.values() if call.crosses]
-        asking = {call.stream for call in crossing}
-        asked = {source.stream for call in crossing for source in call.sources}
-        self._additions = Additions(self._layout, self._switches)
-        self._sums: dict[int, Tensor] = {}
-        for index, call in sorted(self._calls.items()):
-            if call.crosses or index not in self._maps:
-                continue
-            if call.stream in asking:
-                self._additions.add(call, self._maps[index].dense())
-            if call.stream in asked and self._switches.normalize:
-                self._sums[index] = self._summed(call, self._maps[index])
-
-    def _summed(self, call: MappedCall, attention_map: AttentionMap) -> Tensor:
-        """`[B, size]`, the sums of the rows that a call adds to its stream."""
+    def _update_row_sums(self, call: IndexedCall, attention_map: AttentionMap) -> Tensor:
+        """`[B, size]` row sums of the update of a self-attention call."""
         (source,) = call.sources
-        before = self._sums_of(source.stream, call.key_ancestors)
-        size = self._layout.streams[source.stream].size
-        ones = self._layout.like.new_ones(self._layout.examples, 1, size)  # rows of the start
+        before = self._delta_row_sums(source.stream, call.key_ancestors)
+        stream = self._indexing.streams[source.stream]
+        ones = self._indexing.like.new_ones(self._indexing.examples, 1, stream.size)  # of I
         before = ones if before is None else ones + before.unsqueeze(1)
-        keys = self._layout.gather(before, call.examples, source.keys, source.stream)
-        rows = attention_map.of_columns(keys.mT).mT
-        added = self._layout.scatter(rows, call.examples, call.queries, call.stream)
-        return self._layout.streams[call.stream].hand_on(added.mT.clone()).squeeze(-1)
+        keys = self._indexing.gather(before, call.examples, source.keys, source.stream)
+        rows = attention_map.right_multiply(keys.mT).mT
+        rows = self._indexing.scatter(rows, call.examples, call.queries, call.stream)
+        return self._indexing.streams[call.stream].hand_on(rows.mT.clone()).squeeze(-1)
 
-    def _sums_of(self, stream: str, ancestors: frozenset[int]) -> Tensor | None:
-        """`[B, size]`, the sums of the rows of `R - I` in a state; `None` for zero."""
-        parts = [self._sums[i] for i in self._own(stream, ancestors) if i in self._sums]
+    def _delta_row_sums(self, stream: str, ancestors: frozenset[int]) -> Tensor | None:
+        """`[B, size]` row sums of `R − I` of a state; `None` for zero."""
+        parts = [
+            self._row_sums[i] for i in self._calls_of(stream, ancestors) if i in self._row_sums
+        ]
         return torch.stack(parts).sum(0) if parts else None

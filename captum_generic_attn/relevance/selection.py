@@ -1,12 +1,8 @@
-"""Which attention calls count: what the user selects, what a score reaches, what a method reads.
-
-Called by `explanation` for each score; `attribution` asks what `layers=` selects.
-"""
+"""Which attention calls are used: those selected, upstream of the score, and read by the method."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import nn
 
@@ -16,20 +12,7 @@ from captum_generic_attn.capture import (
     Reached,
     UnsupportedAttentionError,
 )
-from captum_generic_attn.relevance.explained_rows import RowsOption
-from captum_generic_attn.relevance.method import Method
-
-Layers = str | nn.Module | Sequence[str | nn.Module] | None
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user chose in the constructor of an attribution method."""
-
-    layers: Layers
-    start_layer: int
-    rows: RowsOption
-    method: Method
+from captum_generic_attn.relevance.method import Layers, Method
 
 
 def selected(capture: Capture, layers: Layers) -> set[str]:
@@ -48,83 +31,98 @@ def selected(capture: Capture, layers: Layers) -> set[str]:
         raise TypeError(f"layers= takes module names, name prefixes or modules, not {layers!r}")
     if not elements:
         raise ValueError("layers= is empty; it selects no attention call")
-    chosen: set[str] = set()
-    for element in elements:
-        if isinstance(element, nn.Module):
-            prefixes = [name for name, module in capture.modules.items() if module is element]
-        else:
-            prefixes = [element]
-        matched = {
-            name for name in names
-            if any(p in ("", name) or name.startswith(f"{p}.") for p in prefixes)
-        }  # fmt: skip
-        if not matched:
-            shown = type(element).__name__ if isinstance(element, nn.Module) else repr(element)
-            raise ValueError(
-                f"layers={shown} selects no attention call; attention was seen in: "
-                f"{', '.join(dict.fromkeys(names))}"
-            )
-        chosen |= matched
-    return chosen
+    return set().union(*(_matches(element, names, capture) for element in elements))
+
+
+def _matches(element: str | nn.Module, names: Sequence[str], capture: Capture) -> set[str]:
+    """The names that one element of `layers` selects."""
+    prefixes = [element] if isinstance(element, str) else [
+        name for name, module in capture.modules.items() if module is element
+    ]  # fmt: skip
+    matches = {
+        name for name in names
+        if any(prefix in ("", name) or name.startswith(f"{prefix}.") for prefix in prefixes)
+    }  # fmt: skip
+    if not matches:
+        shown = repr(element) if isinstance(element, str) else type(element).__name__
+        raise ValueError(
+            f"layers={shown} selects no attention call; attention was seen in: "
+            f"{', '.join(dict.fromkeys(names))}"
+        )
+    return matches
 
 
 def unused_calls(
-    capture: Capture, reached: Reached, options: Options,
+    capture: Capture, reached: Reached, method: Method,
     states: Mapping[str, Sequence[frozenset[int]]],
 ) -> dict[int, str]:  # fmt: skip
-    """Why calls do not count: not selected, not reached, before `start_layer`.
+    """Why calls are not used: not selected, not reached by the score, before `start_layer`.
 
-    Where a method takes the last call of a pair of streams alone, it is the last of each of the
-    `states` in which rows of a stream are read; by default there is one state, after all calls.
+    Args:
+        capture: the forward pass.
+        reached: the calls that the score depends on.
+        method: its options `layers`, `start_layer` and `keep_last`.
+        states: for each stream the states that its rows are read in. A method that keeps the last
+            call of a pair of streams keeps the last of each state; by default there is one state,
+            after all calls.
+
+    Raises:
+        ValueError: if `start_layer` is out of range.
     """
-    modules = selected(capture, options.layers)
-    unused: dict[int, str] = {}
-    pairs: dict[tuple[str, str], list[int]] = {}
-    across: set[tuple[str, str]] = set()
-    layers: dict[int, list[int]] = {}
-    for record in capture.records:
-        if record.module not in modules:
-            unused[record.index] = "not in layers"
-        elif record.index not in reached:
-            unused[record.index] = "does not reach the score"
-        else:
-            pair = _pair(record)
-            if record.meeting.crosses:
-                across.add(pair)
-            if record.layer not in layers:
-                pairs.setdefault(pair, []).append(record.layer)
-            layers.setdefault(record.layer, []).append(record.index)
-    start = options.start_layer
-    if not all(-len(indices) <= start < len(indices) for indices in pairs.values()):
-        counts = ", ".join(f"{len(i)} from {k} to {q}" for (q, k), i in pairs.items())
+    modules = selected(capture, method.layers)
+    unused = {
+        record.index: reason
+        for record in capture.records
+        if (reason := _unusable(record, modules, reached))
+    }
+    used = [record for record in capture.records if record.index not in unused]
+    calls_of: dict[int, list[int]] = {}  # of a layer: several where heads are called one by one
+    layers_of: dict[tuple[str, str], list[int]] = {}
+    for record in used:
+        if record.layer not in calls_of:
+            layers_of.setdefault(_pair(record), []).append(record.layer)
+        calls_of.setdefault(record.layer, []).append(record.index)
+    start = method.start_layer
+    if not all(-len(layers) <= start < len(layers) for layers in layers_of.values()):
+        counts = ", ".join(f"{len(layers)} from {k} to {q}" for (q, k), layers in layers_of.items())
         raise ValueError(f"start_layer={start} is out of range; attention calls: {counts}")
-    last = options.method.last
-    for pair, indices in pairs.items():
-        for layer in indices[: start % len(indices)]:
-            unused.update(dict.fromkeys(layers[layer], "before start_layer"))
-        if last == "every" or (last == "crossing" and pair in across):
-            kept = {
-                max((i for i in indices if not state.isdisjoint(layers[i])), default=-1)
-                for state in states.get(pair[0], [frozenset(reached)])
-            }
-            for layer in indices:
-                for call in layers[layer] if layer not in kept else ():
-                    unused.setdefault(call, "not the last of its pair of streams")
+    last_only = _pairs_kept_last(used, method)
+    for pair, layers in layers_of.items():
+        for layer in layers[: start % len(layers)]:
+            unused.update(dict.fromkeys(calls_of[layer], "before start_layer"))
+        if pair not in last_only:
+            continue
+        kept = {
+            max((i for i in layers if not state.isdisjoint(calls_of[i])), default=-1)
+            for state in states.get(pair[0], [frozenset(reached)])
+        }
+        for layer in set(layers) - kept:
+            for call in calls_of[layer]:
+                unused.setdefault(call, "not the last of its pair of streams")
     return unused
 
 
-def counting(
+def _unusable(record: AttentionRecord, modules: set[str], reached: Reached) -> str:
+    if record.module not in modules:
+        return "not in layers"
+    return "" if record.index in reached else "does not reach the score"
+
+
+def _pairs_kept_last(used: Sequence[AttentionRecord], method: Method) -> frozenset[tuple[str, str]]:
+    """The (query stream, key stream) pairs of which a method uses the last call only."""
+    return frozenset(
+        _pair(record) for record in used
+        if method.keep_last == "all" or (method.keep_last == "cross" and record.meeting.crosses)
+    )  # fmt: skip
+
+
+def used_in_state(
     used: Sequence[AttentionRecord], method: Method, state: frozenset[int]
 ) -> frozenset[int]:
-    """The calls of a state that a method reads, which may be the last of each pair alone."""
-    if method.last == "no":
-        return state
-    across = {_pair(r) for r in used if r.meeting.crosses}
+    """The calls of a state that a method uses, which may be only the last of each pair."""
+    last_only = _pairs_kept_last(used, method)
+    own = [r for r in used if r.index in state and _pair(r) in last_only]
     last: dict[tuple[str, str], int] = {}
-    own = [
-        r for r in used
-        if r.index in state and (method.last == "every" or _pair(r) in across)
-    ]  # fmt: skip
     for record in own:
         last[_pair(record)] = max(last.get(_pair(record), -1), record.layer)
     return state - {r.index for r in own if r.layer != last[_pair(r)]}
@@ -147,7 +145,7 @@ def read_calls(capture: Capture, reached: Reached) -> list[AttentionRecord]:
     """The calls whose results the score may read without another call in between.
 
     Raises:
-        UnsupportedAttentionError: if it depends on calls in a way that could not be followed.
+        UnsupportedAttentionError: if the score depends on calls in a way that was not followed.
     """
     last, behind = capture.ancestors, upstream(capture.records)
     followed = last.union(*(behind.get(i, frozenset()) for i in last))
@@ -163,7 +161,7 @@ def read_calls(capture: Capture, reached: Reached) -> list[AttentionRecord]:
 
 
 def check_heads(records: Sequence[AttentionRecord], method: Method) -> None:
-    """See that a method's maps are means over heads where a model calls its heads one by one.
+    """Check that maps are means over heads where a model calls its heads one by one.
 
     Raises:
         UnsupportedAttentionError: if they are not.

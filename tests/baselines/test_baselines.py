@@ -25,7 +25,7 @@ from captum_generic_attn import (
     UnsupportedAttentionError,
     UnsupportedOperationError,
 )
-from captum_generic_attn.baselines.maps import min_max
+from captum_generic_attn.baselines.scaling import min_max
 
 SAME = 1e-12
 OVER_ATTENTION = [

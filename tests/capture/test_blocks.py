@@ -23,6 +23,7 @@ from torch import Tensor
 from captum_generic_attn.capture import blocks as module
 from captum_generic_attn.capture.blocks import Blocks, Maps
 from captum_generic_attn.capture.record import Explicit, Fused, Operands, sums_kept_by
+from captum_generic_attn.relevance.equations import positive_contribution
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 
@@ -153,7 +154,9 @@ def put_together(blocks: Blocks, hidden: Tensor | None = None) -> Tensor:
     """`[maps, Nq, Nk]`, 0 where no block is; each element in one, but for those that are hidden."""
     whole = blocks.like.new_zeros(blocks.count, blocks.queries, blocks.keys)
     times = torch.zeros(whole.shape, dtype=torch.long)
-    for maps, rows, columns, evidence in blocks:
+    for block in blocks:
+        maps, rows, columns = block.maps, block.rows, block.columns
+        evidence = positive_contribution(block.attention, block.gradient, out=block.out)
         assert evidence.shape == whole[maps, rows, columns].shape
         assert evidence.dtype == blocks.like.dtype
         whole[maps, rows, columns] = evidence

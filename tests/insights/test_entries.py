@@ -9,6 +9,7 @@ from helpers.tiny_models import pictures, tiny_vit, two_towers
 from typer.testing import CliRunner
 
 from captum_generic_attn import GenericAttention, insights
+from captum_generic_attn.baselines import method_classes
 from captum_generic_attn.insights.__main__ import app
 from captum_generic_attn.insights.entries import _entries
 from captum_generic_attn.insights.fields import fields_of
@@ -37,7 +38,7 @@ def called(entry, model, inputs, target, **options):
     )
 
 
-@pytest.mark.parametrize("method", insights.METHODS)
+@pytest.mark.parametrize("method", method_classes())
 def test_an_entry_gives_what_its_method_gives(model, method):
     options = {name: field.parse(field.value) for name, field in fields_of(method).items()}
     (found,) = called(ENTRIES[method.get_name()], model, (pictures(1),), 3, **options)

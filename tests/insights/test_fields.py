@@ -13,8 +13,8 @@ from captum_generic_attn import (
     PartialLrp,
     TransformerAttribution,
 )
+from captum_generic_attn.baselines import method_classes
 from captum_generic_attn.captum_api.base import ModelAttribution
-from captum_generic_attn.insights import METHODS
 from captum_generic_attn.insights.fields import NOT_ON_THE_PAGE, fields_of
 
 
@@ -31,21 +31,23 @@ def options_of(method):
 def test_no_method_is_forgotten():
     exported = {getattr(captum_generic_attn, name) for name in captum_generic_attn.__all__}
     methods = {m for m in exported if inspect.isclass(m) and issubclass(m, ModelAttribution)}
-    assert set(METHODS) == methods
-    assert len(METHODS) == len(methods) == 9
+    assert set(method_classes()) == methods
+    assert len(method_classes()) == len(methods) == 9
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", method_classes())
 def test_no_option_is_forgotten(method):
     assert set(fields_of(method)) == set(options_of(method)) - NOT_ON_THE_PAGE
 
 
 def test_only_functions_are_not_on_the_page():
     assert {"rule"} == NOT_ON_THE_PAGE
-    assert [m for m in METHODS if NOT_ON_THE_PAGE & set(options_of(m))] == [GenericAttention]
+    assert [m for m in method_classes() if NOT_ON_THE_PAGE & set(options_of(m))] == [
+        GenericAttention
+    ]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", method_classes())
 def test_fields_show_the_defaults(method):
     defaults = options_of(method)
     for name, field in fields_of(method).items():
@@ -53,7 +55,7 @@ def test_fields_show_the_defaults(method):
         assert type(field.parse(field.value)) is type(defaults[name]), name
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", method_classes())
 def test_every_choice_is_taken_by_the_constructor_and_kept(method):
     for name, field in fields_of(method).items():
         for choice in field.choices or ():
@@ -62,7 +64,7 @@ def test_every_choice_is_taken_by_the_constructor_and_kept(method):
             assert getattr(method(nothing, **{name: option}), name) == option
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", method_classes())
 def test_what_came_back_once_comes_back_again(method):
     # Insights applies `post_process` for every example, to its own results.
     sent = {"layers": "a b", "rows": "0 2", "output": "logits", "start_layer": "-1"}

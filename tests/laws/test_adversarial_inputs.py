@@ -273,10 +273,10 @@ def test_pixels_beyond_the_last_whole_patch_have_nothing():
 # Small things
 
 
-def test_bounds_of_a_backward_pass_are_no_booleans():
+def test_bounds_of_a_batch_are_no_booleans():
     method = GenericAttention(Walker(plain_walk))
-    with pytest.raises(ValueError, match="targets_per_backward=True must be an int of at least 1"):
-        method.attribute_targets(features(), [0, 1], targets_per_backward=True)
+    with pytest.raises(ValueError, match="internal_batch_size=True must be an int of at least 1"):
+        method.attribute_targets(features(), [0, 1], internal_batch_size=True)
 
 
 def test_damaged_file_is_named(tmp_path):

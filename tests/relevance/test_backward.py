@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from captum_generic_attn import GenericAttention, UnsupportedAttentionError
 from captum_generic_attn.capture.record import Explicit, Operands
-from captum_generic_attn.relevance.backward import _check_padding, _mapped
-from captum_generic_attn.relevance.calls import Layout, Switches
+from captum_generic_attn.relevance.aggregator import PropagationOptions
+from captum_generic_attn.relevance.backward import check_padding
+from captum_generic_attn.relevance.calls import TokenIndexing, indexed
 from captum_generic_attn.relevance.explained_rows import explained_rows
-from captum_generic_attn.relevance.full_propagation import Additions
-from captum_generic_attn.relevance.reading import readers
+from captum_generic_attn.relevance.output_rows import output_streams
 from captum_generic_attn.relevance.selection import selected
+from captum_generic_attn.relevance.states import RelevanceStates
 from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
 from captum_generic_attn.tokens.streams import TokenStreams
 
@@ -42,7 +43,7 @@ def final(*records, output: set[int], reached: set[int] | None = None) -> set[in
         streams=SimpleNamespace(having=lambda name: None),
     )  # fmt: skip
     graph = Everything(every if reached is None else reached)
-    return {r.index for reader in readers(capture, graph).values() for r in reader.last}
+    return {r.index for reader in output_streams(capture, graph).values() for r in reader.last}
 
 
 class Everything(set[int]):
@@ -154,9 +155,11 @@ def test_maps_over_all_tokens(layout: str) -> None:
     maps = torch.rand(shape, dtype=torch.float64)
     maps[record.query_tokens == PADDING] = 0  # padding that looks at tokens hands nothing on
     record.meeting = capture.meeting
-    additions = Additions(Layout(capture.streams, 2, maps.new_empty(0)), Switches())
-    additions.add(_mapped(record, capture), maps)
-    ours = additions.learnt("x", frozenset([0]), "x")
+    states = RelevanceStates(
+        TokenIndexing(capture.streams, 2, maps.new_empty(0)), PropagationOptions()
+    )
+    states.add_call(indexed(record, capture), maps)
+    ours = states.delta("x", frozenset([0]), "x")
     assert ours is not None
     torch.testing.assert_close(ours, dense_in_loops(record, capture, maps, 2, 4))
 
@@ -167,11 +170,11 @@ def test_padding_that_hands_relevance_on_is_refused() -> None:
     padded = torch.nn.functional.pad(ids, (0, 1), value=PADDING)
     record = record_of(padded, [0, 1])
     live = torch.tensor([[True, True, False], [False, True, False]])
-    _check_padding([(record_of(ids, [0, 1]), live[:, :2]), (record, live)])
+    check_padding([(record_of(ids, [0, 1]), live[:, :2]), (record, live)])
     live[1, 2] = True
     message = r"^attention \(Attention\): padding stays among the tokens and hands relevance on"
     with pytest.raises(UnsupportedAttentionError, match=message):
-        _check_padding([(record, live)])
+        check_padding([(record, live)])
 
 
 def test_explained_rows_are_those_with_a_gradient_in_any_head() -> None:

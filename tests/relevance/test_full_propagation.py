@@ -1,7 +1,7 @@
 """Relevance as a sum over ancestors, on drawn graphs of calls, against a slow twin.
 
 The twin keeps, for every state that a call reads, the whole matrices of the paper and applies
-equations 6 to 11 to them one entry at a time; it knows no shortcut of `additions`.
+equations 6 to 11 to them one entry at a time; it knows no shortcut of `states`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from captum_generic_attn.relevance.aggregator import OutputRows, PropagationOptions
 from captum_generic_attn.relevance.attention_maps import DenseMap
-from captum_generic_attn.relevance.calls import Layout, MappedCall, Reading, Source, Switches
-from captum_generic_attn.relevance.full_propagation import Additions, WholeSum
-from captum_generic_attn.relevance.row_propagation import Pullback, pulls_back
+from captum_generic_attn.relevance.calls import IndexedCall, KeySource, TokenIndexing
+from captum_generic_attn.relevance.full_propagation import FullPropagation
+from captum_generic_attn.relevance.last_update import LastUpdateStates
+from captum_generic_attn.relevance.row_propagation import row_propagation
+from captum_generic_attn.relevance.states import RelevanceStates
 from captum_generic_attn.tokens import TokenStream
 from captum_generic_attn.tokens.streams import Merge
 
@@ -44,8 +47,9 @@ class Twin:
     """Slow: a state is a set of calls; its matrices are summed anew whenever it is asked for."""
 
     streams: dict[str, TokenStream]
-    switches: Switches
-    calls: dict[int, MappedCall] = field(default_factory=dict)
+    options: PropagationOptions
+    aggregate: bool = True
+    calls: dict[int, IndexedCall] = field(default_factory=dict)
     added: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def shares(self, name: str) -> Tensor:
@@ -69,7 +73,7 @@ class Twin:
     def relevance(self, name: str, ancestors: frozenset[int], to: str) -> Tensor:
         total = self.identity(name) if name == to else self.zero(name, to)
         for i in self.writers(name, ancestors, to):
-            if self.switches.aggregate:
+            if self.aggregate:
                 total = total + self.added[i][to]
             else:  # each += an =, of the rows that a call writes
                 total = torch.where(self.written(self.calls[i]), self.added[i][to], total)
@@ -81,28 +85,28 @@ class Twin:
             if i in self.calls and self.calls[i].stream == name and to in self.added[i]
         ]  # fmt: skip
 
-    def written(self, call: MappedCall) -> Tensor:
+    def written(self, call: IndexedCall) -> Tensor:
         """`[B, size, 1]`: the queries, and what is made of them; eq. 10 writes all rows."""
         rows = torch.zeros(B, self.streams[call.stream].size).double()
         for owner, queries in zip(call.examples.tolist(), call.queries.tolist(), strict=True):
             rows[owner, [i for i in queries if i >= 0]] = 1
         rows = (self.shares(call.stream) @ rows.unsqueeze(-1)).squeeze(-1)
-        if call.crosses:
+        if call.is_cross_attention:
             rows[:, self.columns(call.columns, call.stream)] = 1
         return rows.unsqueeze(-1) > 0
 
     def columns(self, columns: Tensor | None, name: str) -> list[int]:
         return list(range(self.streams[name].roots)) if columns is None else columns.tolist()
 
-    def knows(self, call: MappedCall, source: Source, to: str) -> bool:
+    def knows(self, call: IndexedCall, source: KeySource, to: str) -> bool:
         """Whether there is anything to set equal: without aggregation, zeros would count."""
-        if call.crosses and to == call.stream and self.switches.mutual(to, source.stream):
+        if call.is_cross_attention and to == call.stream and self.options.mutual(to, source.stream):
             return True
         return to == source.stream or bool(self.writers(source.stream, call.key_ancestors, to))
 
     def barred(self, R: Tensor, identity: Tensor) -> Tensor:
         """Eq. 8 and 9, row by row."""
-        if not (self.switches.normalize and self.switches.aggregate):
+        if not (self.options.normalize and self.aggregate):
             return R
         result = R.clone()
         for b in range(B):
@@ -112,7 +116,7 @@ class Twin:
                 result[b, m] = identity[b, m] + (learnt / total if total > 1e-14 else 0)
         return result
 
-    def add(self, call: MappedCall, values: Tensor) -> None:
+    def add(self, call: IndexedCall, values: Tensor) -> None:
         shares = self.shares(call.stream)
         found: dict[str, Tensor] = {}
         for source in call.sources:
@@ -129,11 +133,11 @@ class Twin:
                     continue
                 known = self.relevance(source.stream, call.key_ancestors, to)
                 update = dense @ known  # eq. 6, 7 and 11
-                if call.crosses and to == source.stream:
+                if call.is_cross_attention and to == source.stream:
                     own = self.columns(source.columns, to)
                     update[:, :, own] = self.rule_10(call, source, dense)
                 found[to] = found.get(to, 0) + update
-            if self.switches.row_normalize:  # of the only source
+            if self.options.row_normalize:  # of the only source
                 for to, update in found.items():
                     before = self.relevance(call.stream, call.query_ancestors, to)
                     found[to] = (before + update) / (1 + dense.sum(-1, keepdim=True)) - before
@@ -141,11 +145,11 @@ class Twin:
         # What a token gets, the tokens that are made of it get their share of.
         self.added[call.index] = {to: shares @ rows for to, rows in found.items()}
 
-    def rule_10(self, call: MappedCall, source: Source, dense: Tensor) -> Tensor:
+    def rule_10(self, call: IndexedCall, source: KeySource, dense: Tensor) -> Tensor:
         """Eq. 10, over those tokens of both streams that made them up when the call ran."""
         columns = self.columns(source.columns, source.stream)
         identity = self.identity(source.stream)[:, :, columns]
-        if not self.switches.self_in_cross:
+        if not self.options.self_in_cross:
             return dense @ identity
         keys = self.relevance(source.stream, call.key_ancestors, source.stream)[:, :, columns]
         tokens, own = self.of_queries(call)
@@ -153,7 +157,7 @@ class Twin:
         update[:, tokens] = own.mT @ dense[:, tokens] @ self.barred(keys, identity)
         return update
 
-    def of_queries(self, call: MappedCall) -> tuple[list[int], Tensor]:
+    def of_queries(self, call: IndexedCall) -> tuple[list[int], Tensor]:
         """`R̄` over the tokens that made the stream up; over those that ask if some are merged.
 
         There, what one learnt of a token goes to all that have a share of it, in proportion.
@@ -185,7 +189,7 @@ def states(calls: int) -> st.SearchStrategy[frozenset[int]]:
 @st.composite
 def graphs(
     draw: st.DrawFn, *, crossing: bool = True, keys_grow: bool = True, keys_padded: bool = True
-) -> tuple[dict[str, TokenStream], list[MappedCall], list[Tensor]]:
+) -> tuple[dict[str, TokenStream], list[IndexedCall], list[Tensor]]:
     """Two or three streams, calls that read any earlier states of them, and their maps.
 
     A call has one group or two of each example, with padding among queries and keys. Streams may
@@ -214,7 +218,7 @@ def graphs(
         roots = torch.arange(streams[name].roots) if columns is None else columns
         return torch.cat([roots, torch.arange(streams[name].roots, streams[name].size)])
 
-    calls: list[MappedCall] = []
+    calls: list[IndexedCall] = []
     maps: list[Tensor] = []
     for index in range(draw(st.integers(1, 6))):
         name = draw(st.sampled_from(sorted(streams)))
@@ -242,7 +246,7 @@ def graphs(
             if padded and keys_padded:
                 positions[torch.rand(positions.shape, generator=generator) < 0.2] = -1
             start += streams[key].size
-            sources.append(Source(key, positions, then))
+            sources.append(KeySource(key, positions, then))
         if padded:
             queries[torch.rand(queries.shape, generator=generator) < 0.2] = -1
         values = torch.rand(B * groups, count, width, generator=generator, dtype=torch.float64)
@@ -253,7 +257,7 @@ def graphs(
         before = states(index)
         maps.append(values)
         calls.append(
-            MappedCall(
+            IndexedCall(
                 index, name, examples, queries, tuple(sources), crosses, draw(before), draw(before),
                 columns,
             )
@@ -261,17 +265,20 @@ def graphs(
     return streams, calls, maps
 
 
-def crossings(calls: Sequence[MappedCall]) -> frozenset[tuple[str, str]]:
-    return frozenset((c.stream, s.stream) for c in calls if c.crosses for s in c.sources)
+def crossings(calls: Sequence[IndexedCall]) -> frozenset[tuple[str, str]]:
+    return frozenset((c.stream, s.stream) for c in calls if c.is_cross_attention for s in c.sources)
 
 
-def check_states(drawn, switches: Switches, *, positive: bool) -> None:
+def check_states(
+    drawn, options: PropagationOptions, *, positive: bool, aggregate: bool = True
+) -> None:
     """All pairs of streams in some states, as the twin has them."""
     streams, calls, maps = drawn
-    ours = Additions(Layout(streams.values(), B, LIKE), switches)
-    twin = Twin(streams, switches)
+    kind = RelevanceStates if aggregate else LastUpdateStates
+    ours = kind(TokenIndexing(streams.values(), B, LIKE), options)
+    twin = Twin(streams, options, aggregate)
     for call, values in zip(calls, maps, strict=True):
-        ours.add(call, values)
+        ours.add_call(call, values)
         twin.add(call, values)
     every = frozenset(range(len(calls)))
     for state in (every, frozenset(list(every)[::2]), frozenset()):
@@ -289,22 +296,22 @@ def check_states(drawn, switches: Switches, *, positive: bool) -> None:
 @given(drawn=graphs())
 @settings(deadline=None, max_examples=40)
 def test_drawn_graphs_of_calls(drawn, normalize: bool, self_in_cross: bool) -> None:
-    switches = Switches(normalize, self_in_cross, True, crossings(drawn[1]))
-    check_states(drawn, switches, positive=True)
+    options = PropagationOptions(normalize, self_in_cross, crossings(drawn[1]))
+    check_states(drawn, options, positive=True)
 
 
 @pytest.mark.parametrize("self_in_cross", [True, False])
 @given(drawn=graphs())
 @settings(deadline=None, max_examples=40)
 def test_drawn_graphs_without_aggregation(drawn, self_in_cross: bool) -> None:
-    switches = Switches(True, self_in_cross, False, crossings(drawn[1]))
-    check_states(drawn, switches, positive=False)
+    options = PropagationOptions(True, self_in_cross, crossings(drawn[1]))
+    check_states(drawn, options, positive=False, aggregate=False)
 
 
 @given(drawn=graphs(crossing=False, keys_padded=False))
 @settings(deadline=None, max_examples=40)
 def test_drawn_graphs_of_rollout(drawn) -> None:
-    check_states(drawn, Switches(row_normalize=True), positive=False)
+    check_states(drawn, PropagationOptions(row_normalize=True), positive=False)
 
 
 @given(drawn=graphs())
@@ -328,34 +335,38 @@ def test_merged_tokens_that_ask_across_share_what_they_were_merged_from() -> Non
     one = torch.arange(1)
     none, first = frozenset[int](), frozenset([0])
     calls = [
-        MappedCall(0, "a", one, merged, (Source("a", merged),), False, none, none),
-        MappedCall(1, "a", one, merged, (Source("b", torch.tensor([[0, 1]])),), True, first, none),
+        IndexedCall(0, "a", one, merged, (KeySource("a", merged),), False, none, none),
+        IndexedCall(
+            1, "a", one, merged, (KeySource("b", torch.tensor([[0, 1]])),), True, first, none
+        ),
     ]
-    layout = Layout(streams.values(), 1, LIKE)
-    switches = Switches(crossings=crossings(calls))
-    ours = Additions(layout, switches)
+    layout = TokenIndexing(streams.values(), 1, LIKE)
+    options = PropagationOptions(cross_pairs=crossings(calls))
+    ours = RelevanceStates(layout, options)
     for call, values in zip(calls, (own, across), strict=True):
-        ours.add(call, values)
+        ours.add_call(call, values)
     found = ours.relevance("a", frozenset([0, 1]), "b")
     assert found is not None
     # R̄ᵀ Ā with R̄ = [[1, 1], [0, 1]]: what the first token asks for, the second shares in.
     assert found[0, 4:].tolist() == [[1.0, 0.0], [1.0, 1.0]]
     assert not found[0, :4].any()
     for row in range(6):
-        rows = Pullback(calls, ["a"], layout, switches)
-        rows.read("a", [Reading(torch.eye(6).double()[row : row + 1], frozenset([0, 1]))])
-        rows.arrive(1, DenseMap(across))
-        rows.arrive(0, DenseMap(own))
-        assert rows.finish()["b"][0].tolist() == found[0, row].tolist()
+        rows = row_propagation(calls, ["a"], layout, options)
+        rows.add_output_rows(
+            "a", [OutputRows(torch.eye(6).double()[row : row + 1], frozenset([0, 1]))]
+        )
+        rows.add_map(1, DenseMap(across))
+        rows.add_map(0, DenseMap(own))
+        assert rows.result()["b"][0].tolist() == found[0, row].tolist()
 
 
 def simple(
     index: int, asking: str, queries: list[int], asked: str, keys: list[int],
     ancestors: frozenset[int] = frozenset(),
-) -> MappedCall:  # fmt: skip
+) -> IndexedCall:  # fmt: skip
     """A call of one group of each example, whose queries and keys depend on the same calls."""
-    source = Source(asked, torch.tensor([keys] * B))
-    return MappedCall(
+    source = KeySource(asked, torch.tensor([keys] * B))
+    return IndexedCall(
         index, asking, torch.arange(B), torch.tensor([queries] * B), (source,), asking != asked,
         ancestors, ancestors,
     )  # fmt: skip
@@ -373,10 +384,10 @@ def test_what_no_asking_token_has_a_share_of_is_left_out(normalize: bool, expect
     """
     streams = {"a": stream("a", 4, [[0, 1]], [[2, 3]]), "b": stream("b", 1)}
     calls = [simple(0, "a", [4], "a", [1, 2]), simple(1, "a", [4], "b", [0], frozenset([0]))]
-    switches = Switches(normalize, crossings=crossings(calls))
-    ours = Additions(Layout(streams.values(), B, LIKE), switches)
-    ours.add(calls[0], alike([2.0, 3.0]))
-    ours.add(calls[1], alike([5.0]))
+    options = PropagationOptions(normalize, cross_pairs=crossings(calls))
+    ours = RelevanceStates(TokenIndexing(streams.values(), B, LIKE), options)
+    ours.add_call(calls[0], alike([2.0, 3.0]))
+    ours.add_call(calls[1], alike([5.0]))
     found = ours.relevance("a", frozenset([0, 1]), "b")
     assert found is not None
     assert found[..., 0].tolist() == [[0, 0, 0, 0, expected, 0]] * B
@@ -388,12 +399,14 @@ def test_what_was_asked_for_stays_as_it_was(aggregate: bool) -> None:
     streams = {"a": stream("a", 2), "b": stream("b", 2)}
     both = frozenset([0, 1])
     calls = [simple(i, "a", [0, 1], "b", [0, 1]) for i in range(2)]
-    switches = Switches(aggregate=aggregate, crossings=crossings(calls))
-    ours = Additions(Layout(streams.values(), B, LIKE), switches)
+    options = PropagationOptions(cross_pairs=crossings(calls))
+    ours = (RelevanceStates if aggregate else LastUpdateStates)(
+        TokenIndexing(streams.values(), B, LIKE), options
+    )
     values = alike([1.0, 2.0], [3.0, 4.0])
-    ours.add(calls[0], values)
+    ours.add_call(calls[0], values)
     before, started = (ours.relevance("a", frozenset([0]), to) for to in ("b", "a"))
-    ours.add(calls[1], values)
+    ours.add_call(calls[1], values)
     after = ours.relevance("a", both, "b")
     assert before is not None
     assert started is not None
@@ -415,7 +428,7 @@ def test_what_was_asked_for_stays_as_it_was(aggregate: bool) -> None:
 @st.composite
 def readings(
     draw: st.DrawFn, streams: dict[str, TokenStream], calls: int
-) -> dict[str, list[Reading]]:
+) -> dict[str, list[OutputRows]]:
     """Weights of explained rows of some streams, each row read in one of one or two states."""
     names = draw(st.lists(st.sampled_from(sorted(streams)), min_size=1, unique=True))
     found = {}
@@ -430,31 +443,31 @@ def readings(
         which = torch.tensor(
             draw(st.lists(st.integers(0, len(known) - 1), min_size=B * size, max_size=B * size))
         ).view(B, size)
-        found[name] = [Reading(weights * (which == i), state) for i, state in enumerate(known)]
+        found[name] = [OutputRows(weights * (which == i), state) for i, state in enumerate(known)]
     return found
 
 
 def both(
-    calls: list[MappedCall], maps: list[Tensor], streams: dict[str, TokenStream],
-    reading: dict[str, list[Reading]], switches: Switches, order: Sequence[int],
+    calls: list[IndexedCall], maps: list[Tensor], streams: dict[str, TokenStream],
+    reading: dict[str, list[OutputRows]], options: PropagationOptions, order: Sequence[int],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
     """Values by pulling rows back, as the maps arrive in an order, and from whole matrices."""
     results = []
-    for kind in (Pullback, WholeSum):
-        layout = Layout(streams.values(), B, LIKE)
+    for by_rows in (True, False):
+        layout = TokenIndexing(streams.values(), B, LIKE)
         total = (
-            Pullback(calls, reading, layout, switches) if kind is Pullback
-            else WholeSum(calls, layout, switches)
+            row_propagation(calls, reading, layout, options) if by_rows
+            else FullPropagation(calls, layout, options)
         )  # fmt: skip
         arrivals = list(order)
         for name, parts in reading.items():
             if arrivals:  # a stream's rows may be known only after calls of others have come
                 index = arrivals.pop(0)
-                total.arrive(index, DenseMap(maps[index]))
-            total.read(name, parts)
+                total.add_map(index, DenseMap(maps[index]))
+            total.add_output_rows(name, parts)
         for index in arrivals:
-            total.arrive(index, DenseMap(maps[index]))
-        results.append(total.finish())
+            total.add_map(index, DenseMap(maps[index]))
+        results.append(total.result())
     return results[0], results[1]
 
 
@@ -475,7 +488,7 @@ def test_rows_that_are_pulled_back_are_those_of_the_matrices(
     streams, calls, maps = data.draw(graphs(keys_grow=False))
     if data.draw(st.booleans()):  # no two streams attend to each other: eq. 10 in rows
         kept = [
-            not c.crosses or all(c.stream < s.stream for s in c.sources) for c in calls
+            not c.is_cross_attention or all(c.stream < s.stream for s in c.sources) for c in calls
         ]  # fmt: skip
         calls = [c for c, keep in zip(calls, kept, strict=True) if keep]
         index = {c.index: i for i, c in enumerate(calls)}
@@ -488,47 +501,40 @@ def test_rows_that_are_pulled_back_are_those_of_the_matrices(
             ) for c in calls
         ]  # fmt: skip
         assume(calls)
-    switches = Switches(normalize, self_in_cross, True, crossings(calls))
-    assume(pulls_back(calls, switches))
+    options = PropagationOptions(normalize, self_in_cross, crossings(calls))
+    assume(row_propagation(calls, [], TokenIndexing([], B, LIKE), options) is not None)
     reading = data.draw(readings(streams, len(calls)))
     order = data.draw(st.permutations(range(len(calls))))
-    assert_equal_values(*both(calls, maps, streams, reading, switches, order))
-
-
-@given(data=st.data())
-@settings(deadline=None, max_examples=60)
-def test_rows_without_aggregation(data: st.DataObject) -> None:
-    streams, calls, maps = data.draw(graphs(crossing=False))
-    switches = Switches(aggregate=False)
-    reading = data.draw(readings(streams, len(calls)))
-    order = data.draw(st.permutations(range(len(calls))))
-    assert_equal_values(*both(calls, maps, streams, reading, switches, order))
+    assert_equal_values(*both(calls, maps, streams, reading, options, order))
 
 
 def test_streams_that_attend_to_each_other_need_whole_matrices() -> None:
     none = frozenset[int]()
     one, place = torch.arange(1), torch.tensor([[0]])
 
-    def call(index: int, asking: str, asked: str, columns: Tensor | None = None) -> MappedCall:
-        source = Source(asked, place, columns)
-        return MappedCall(index, asking, one, place, (source,), asking != asked, none, none)
+    def call(index: int, asking: str, asked: str, columns: Tensor | None = None) -> IndexedCall:
+        source = KeySource(asked, place, columns)
+        return IndexedCall(index, asking, one, place, (source,), asking != asked, none, none)
 
     there, back, alone = call(0, "a", "b"), call(1, "b", "a"), call(2, "a", "a")
-    for calls, switches, expected in (
-        ([alone], Switches(), True),
-        ([alone], Switches(aggregate=False), True),
-        ([there, alone], Switches(crossings=crossings([there])), True),
-        ([there], Switches(aggregate=False, crossings=crossings([there])), False),
-        ([there, back], Switches(crossings=crossings([there, back])), False),
-        ([there, back], Switches(self_in_cross=False, crossings=crossings([there, back])), True),
-        ([call(0, "a", "b", place[0])], Switches(crossings=crossings([there])), False),
+    for calls, options, expected in (
+        ([alone], PropagationOptions(), True),
+        ([there, alone], PropagationOptions(cross_pairs=crossings([there])), True),
+        ([there, back], PropagationOptions(cross_pairs=crossings([there, back])), False),
+        (
+            [there, back],
+            PropagationOptions(self_in_cross=False, cross_pairs=crossings([there, back])),
+            True,
+        ),
+        ([call(0, "a", "b", place[0])], PropagationOptions(cross_pairs=crossings([there])), False),
         (
             [call(0, "a", "b", place[0])],
-            Switches(self_in_cross=False, crossings=crossings([there])),
+            PropagationOptions(self_in_cross=False, cross_pairs=crossings([there])),
             False,
         ),
     ):
-        assert pulls_back(calls, switches) is expected
+        found = row_propagation(calls, [], TokenIndexing([], 1, LIKE), options)
+        assert (found is not None) is expected
 
 
 def test_rows_are_asked_only_of_what_their_tokens_can_be_reached_through() -> None:
@@ -539,9 +545,9 @@ def test_rows_are_asked_only_of_what_their_tokens_can_be_reached_through() -> No
     class Noting(DenseMap):
         index: int = 0
 
-        def of_rows(self, rows: Tensor) -> Tensor:
+        def left_multiply(self, rows: Tensor) -> Tensor:
             asked[self.index] = rows.shape[1]
-            return super().of_rows(rows)
+            return super().left_multiply(rows)
 
     streams = {"queries": stream("queries", 2), "image": stream("image", 2)}
     calls = [
@@ -550,12 +556,16 @@ def test_rows_are_asked_only_of_what_their_tokens_can_be_reached_through() -> No
         simple(2, "queries", [0, 1], "image", [0, 1], frozenset([0, 1])),
     ]
     for self_in_cross in (True, False):
-        switches = Switches(self_in_cross=self_in_cross, crossings=crossings(calls))
-        total = Pullback(calls, ["queries"], Layout(streams.values(), B, LIKE), switches)
-        total.read("queries", [Reading(torch.ones(B, 2).double() / 2, frozenset([0, 1, 2]))])
+        options = PropagationOptions(self_in_cross=self_in_cross, cross_pairs=crossings(calls))
+        total = row_propagation(
+            calls, ["queries"], TokenIndexing(streams.values(), B, LIKE), options
+        )
+        total.add_output_rows(
+            "queries", [OutputRows(torch.ones(B, 2).double() / 2, frozenset([0, 1, 2]))]
+        )
         for i in (2, 1, 0):
-            total.arrive(i, Noting(alike([1.0, 2.0], [3.0, 4.0]), i))
-        values = total.finish()
+            total.add_map(i, Noting(alike([1.0, 2.0], [3.0, 4.0]), i))
+        values = total.result()
         assert all(bool((values[name] > 0).all()) for name in streams)
         assert asked.pop(0, 0) == self_in_cross, "the image's; plain Ā ends at its tokens"
         assert asked.pop(1) == 2

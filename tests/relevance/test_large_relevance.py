@@ -23,7 +23,7 @@ from captum_generic_attn import (
     RawAttention,
     TransformerAttribution,
 )
-from captum_generic_attn.baselines.maps import min_max
+from captum_generic_attn.baselines.scaling import min_max
 from captum_generic_attn.relevance.equations import divisor, normalize_relevance
 
 LARGEST = torch.finfo(torch.float32).max

@@ -10,43 +10,27 @@ import os
 import re
 import warnings
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from captum_generic_attn import (
-    AttentionGradCam,
-    AttentionRollout,
     GenericAttention,
-    GradientAttention,
     Lrp,
-    LrpRollout,
-    PartialLrp,
-    RawAttention,
-    TransformerAttribution,
     UnsupportedAttentionError,
     UnsupportedOperationError,
 )
+from captum_generic_attn.baselines import method_classes
 from captum_generic_attn.capture.scope import modules_of
 from zoo.census import _difference, _settle, _state, wake
 from zoo.models import Entry, entries
 
 METHODS = {
-    "GenericAttention": GenericAttention,
-    "RawAttention": RawAttention,
-    "AttentionRollout": AttentionRollout,
-    "AttentionGradCam": AttentionGradCam,
-    "GradientAttention": GradientAttention,
-    "TransformerAttribution": TransformerAttribution,
-    "PartialLrp": PartialLrp,
-    "LrpRollout": LrpRollout,
-    "GenericAttention(lrp=True)": lambda forward, output: GenericAttention(
-        forward, lrp=True, output=output
-    ),
+    **{cls.__name__: cls for cls in method_classes() if cls is not Lrp},
+    "GenericAttention(lrp=True)": partial(GenericAttention, lrp=True),
     "Lrp": Lrp,
-    'Lrp(rules="epsilon")': lambda forward, output: Lrp(forward, rules="epsilon", output=output),
-    'Lrp(rules="gamma")': lambda forward, output: Lrp(forward, rules="gamma", output=output),
-    'Lrp(rules="frozen")': lambda forward, output: Lrp(forward, rules="frozen", output=output),
+    **{f'Lrp(rules="{name}")': partial(Lrp, rules=name) for name in ("epsilon", "gamma", "frozen")},
 }
 
 ALL_ZERO = "all zero"

@@ -1,10 +1,10 @@
-"""Which rows the score reads, and in which state: asked before the backward pass where need be.
+"""The rows that the score is computed from, and the state in which each is read.
 
-A token is explained if some call had it as a query and the score reads that call's result there,
-with the results of all other calls held constant; it is read in the state after the last such call.
-Where a model's last layer treats all tokens and nothing else reads them, the ordinary gradient at
-the last calls says so in passing, and `explanation` needs no more. `readers` finds the streams for
-which it does not; `Asked` asks the graph about these.
+A token is explained if it is a query of some call and the score depends on that call's output at
+this token, with the outputs of all other calls held constant. It is read in the state after the
+last such call. In most models the ordinary gradient at the last calls shows this during the
+backward pass. `output_streams` finds the streams where it does not, and `RowFinder` computes the
+gradients that decide for these.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ from torch import Tensor
 
 from captum_generic_attn.capture import AttentionRecord, Capture, Reached
 from captum_generic_attn.relevance import independence
-from captum_generic_attn.relevance.calls import Reading
+from captum_generic_attn.relevance.aggregator import OutputRows
 from captum_generic_attn.relevance.explained_rows import equal_weights, explained_rows, placed
 from captum_generic_attn.relevance.selection import read_calls, upstream
 from captum_generic_attn.tokens import TokenStream
 
 
 @dataclass(frozen=True, eq=False)
-class Reader:
-    """A stream that the score reads directly.
+class OutputStream:
+    """A stream that the score reads directly, with no other attention call in between.
 
-    `calls` are those that it may read, in execution order, `last` those of them that no other
-    depends on. It is `plain` if the ordinary gradient at these tells which rows are explained.
+    `calls` are those that it may read, in execution order; `last` those of them that no other of
+    them depends on. `last_suffice` is True if the ordinary gradient at `last` tells which rows are
+    explained.
     """
 
     stream: TokenStream
     calls: Sequence[AttentionRecord]
     last: Sequence[AttentionRecord]
-    plain: bool
+    last_suffice: bool
 
 
-def readers(capture: Capture, reached: Reached) -> dict[str, Reader]:
+def output_streams(capture: Capture, reached: Reached) -> dict[str, OutputStream]:
     """The streams that a score reads directly, by name.
 
     Raises:
@@ -55,14 +56,14 @@ def readers(capture: Capture, reached: Reached) -> dict[str, Reader]:
         last = [r for r in calls if r.index not in passed]
         earlier = [r for r in calls if r.index in passed]
         stream = capture.streams.having(calls[0].meeting.queries)
-        plain = not any(r.index in followed for r in last) and (
+        suffice = not any(r.index in followed for r in last) and (
             not earlier
             or (
                 _cover(last, earlier, stream, capture)
                 and not reached.parts_early(last, earlier, capture.records)
             )
         )
-        found[name] = Reader(stream, calls, last, plain)
+        found[name] = OutputStream(stream, calls, last, suffice)
     return found
 
 
@@ -70,7 +71,9 @@ def _cover(
     last: Sequence[AttentionRecord], earlier: Sequence[AttentionRecord], stream: TokenStream,
     capture: Capture,
 ) -> bool:  # fmt: skip
-    """Whether the last calls have all queries of the earlier ones, or what these were merged to."""
+    """Whether all queries of the earlier calls, or tokens merged from them, are queries of the
+    last.
+    """
     known = {id(r.query_tokens) for r in last}
     others = [r for r in earlier if id(r.query_tokens) not in known]
     if not others:
@@ -89,66 +92,73 @@ def _asked(records: Sequence[AttentionRecord], stream: TokenStream, capture: Cap
     return found.unsqueeze(1)
 
 
-class Asked:
-    """The graph of a score, asked which rows of the streams are explained.
+class RowFinder:
+    """Computes which rows of the output streams the score reads.
 
-    `readers` are the streams that the score reads directly; `like` is a tensor of the precision and
-    device of weights.
+    Args:
+        capture: the forward pass.
+        score: `[B]`.
+        like: a tensor of the precision and device of weights.
+        streams: the output streams, by name.
+
+    Attributes:
+        compared: set by `rows_of` where the backward pass is to finish the check that the examples
+            of a batch are independent.
     """
 
     def __init__(
-        self, capture: Capture, score: Tensor, like: Tensor, readers: Mapping[str, Reader]
+        self, capture: Capture, score: Tensor, like: Tensor, streams: Mapping[str, OutputStream]
     ) -> None:
         self._capture = capture
         self._score = score
         self._like = like
-        self._readers = readers
+        self._streams = streams
         self._checks = independence.checkable(capture, len(score))
         self.compared: independence.Compared | None = None
 
-    def readings(self, names: Sequence[str], *, earlier: bool) -> dict[str, list[Reading]]:
-        """The explained rows, with equal weights, each in the state that it is read in.
+    def rows_of(self, names: Sequence[str], *, earlier: bool) -> dict[str, list[OutputRows]]:
+        """The explained rows, with equal weights, each with its state.
 
-        In a batch, this sees that the score of each example is its own in any case, or leaves
-        `compared` for the backward pass to see it by.
+        For a batch, this also checks that the score of each example depends on no other example.
 
         Args:
             names: the streams that are asked for.
-            earlier: whether the last calls alone are not to be trusted, even of plain streams.
+            earlier: whether to look at the calls before the last ones in any case.
 
         Returns:
-            By stream; without those of which the gradient at the last calls is to tell.
+            Rows by stream, without the streams for which the gradient at the last calls will tell.
 
         Raises:
             ValueError: if the score of an example reads another example, or padding.
         """
-        readers = self._readers
-        deep = {n for n, reader in readers.items() if earlier or not reader.plain}
+        streams = self._streams
+        deep = {n for n, stream in streams.items() if earlier or not stream.last_suffice}
         if not deep:
-            last = [record for reader in readers.values() for record in reader.last]
+            last = [record for stream in streams.values() for record in stream.last]
             if self._checks and last:
                 self.compared = independence.Compared(self._capture, self._score, last)
             return {}
-        asked = readers if self._checks else deep.intersection(names)
+        asked = streams if self._checks else deep.intersection(names)
         live = self._live(
-            [r for n in asked for r in (readers[n].calls if n in deep else readers[n].last)]
+            [r for n in asked for r in (streams[n].calls if n in deep else streams[n].last)]
         )
-        found = {n: self._last(readers[n], live) for n in names if n in asked and n not in deep}
-        silent = {n: r.weights.eq(0).all(-1, keepdim=True) for n, (r,) in found.items()}
+        shallow = [n for n in names if n in asked and n not in deep]
+        found = {n: self._after_all_calls(streams[n], live) for n in shallow}
+        silent = {n: rows.weights.eq(0).all(-1, keepdim=True) for n, (rows,) in found.items()}
         more = [
             n for n, examples in silent.items()
-            if bool(examples.any()) and len(readers[n].calls) > len(readers[n].last)
+            if bool(examples.any()) and len(streams[n].calls) > len(streams[n].last)
         ]  # fmt: skip
-        live = {**live, **self._live([r for n in more for r in readers[n].calls])}
+        live = {**live, **self._live([r for n in more for r in streams[n].calls])}
         for name in more:
             found[name] += [
-                Reading(weights * silent[name], state)
-                for weights, state in self._each(readers[name], live)
+                OutputRows(weights * silent[name], state)
+                for weights, state in self._each_token(streams[name], live)
             ]
-        return found | {n: self._each(readers[n], live) for n in names if n in deep}
+        return found | {n: self._each_token(streams[n], live) for n in names if n in deep}
 
     def _live(self, records: Sequence[AttentionRecord]) -> Mapping[int, Tensor]:
-        """`[G, Nq]` True for what the score reads of calls with no other in between, by call."""
+        """`[G, Nq]` by call, True for the queries whose output the score reads directly."""
         if not records:
             return {}
         if self._checks:
@@ -157,7 +167,7 @@ class Asked:
         return {r.index: r.read_rows(g) for r, g in zip(records, gradients, strict=True)}
 
     def _rows(self, record: AttentionRecord, live: Mapping[int, Tensor]) -> Tensor:
-        """`[B, N]` True for the tokens of a stream that are read at a call."""
+        """`[B, N]` True for the tokens of a stream that the score reads at a call."""
         rows = live[record.index].to(self._like.device)
         return explained_rows(record, rows, self._capture, len(self._score))
 
@@ -166,28 +176,30 @@ class Asked:
         every = torch.ones(record.query_tokens.shape, dtype=torch.bool, device=self._like.device)
         return placed(record, every, self._capture, len(self._score))[:, :-1]
 
-    def _last(self, reader: Reader, live: Mapping[int, Tensor]) -> list[Reading]:
-        """What is read of a plain stream: after all calls."""
-        rows = torch.stack([self._rows(record, live) for record in reader.last]).any(0)
-        return [Reading(equal_weights(rows, self._like), self._capture.ancestors)]
+    def _after_all_calls(
+        self, output: OutputStream, live: Mapping[int, Tensor]
+    ) -> list[OutputRows]:
+        """The rows of a stream whose last calls suffice: read in the state after all calls."""
+        rows = torch.stack([self._rows(record, live) for record in output.last]).any(0)
+        return [OutputRows(equal_weights(rows, self._like), self._capture.ancestors)]
 
-    def _each(self, reader: Reader, live: Mapping[int, Tensor]) -> list[Reading]:
-        """What is read of a stream: each token after the calls that the score reads it at."""
-        stream, ancestors = reader.stream, self._capture.ancestors
-        rows = torch.stack([self._rows(record, live) for record in reader.calls])
+    def _each_token(self, output: OutputStream, live: Mapping[int, Tensor]) -> list[OutputRows]:
+        """The rows of a stream, each in the state after the calls that the score reads it at."""
+        stream, ancestors = output.stream, self._capture.ancestors
+        rows = torch.stack([self._rows(record, live) for record in output.calls])
         read = rows.any(0)
         whole = read.to(self._like)
-        # What a token was merged from is read through it.
+        # A token that was merged into another is read through that one.
         read &= stream.hand_back(whole.unsqueeze(1))[:, 0] == whole
         weights = equal_weights(read, self._like)
         behind = upstream(self._capture.records)
-        # Without a residual path a call's result replaces what the token was: calls before it that
-        # had it as a query are not read.
-        replaced = torch.stack([self._queried(record) for record in reader.calls]) & ~rows
+        # Without a residual path the output of a call replaces the token: the calls before it that
+        # had the token as a query are not read.
+        replaced = torch.stack([self._queried(record) for record in output.calls]) & ~rows
         patterns, which = torch.unique(
             torch.cat([rows, replaced]).flatten(1), dim=1, return_inverse=True
         )
-        indices = [r.index for r in reader.calls]
+        indices = [r.index for r in output.calls]
         found: dict[frozenset[int], Tensor] = {}
         for number, pattern in enumerate(patterns.mT.tolist()):
             calls = frozenset(compress(indices, pattern))
@@ -196,6 +208,6 @@ class Asked:
             part = weights * (which.view(read.shape) == number)
             if bool(part.any()):
                 found[state] = found[state] + part if state in found else part
-        return [Reading(part, state) for state, part in found.items()] or [
-            Reading(weights, ancestors)
+        return [OutputRows(part, state) for state, part in found.items()] or [
+            OutputRows(weights, ancestors)
         ]

@@ -1,43 +1,27 @@
-"""Maps that the baselines make of a call, and how they scale them."""
+"""Scaling of attention maps per example."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from captum_generic_attn.relevance.attention_maps import AttentionMap
-
-
-@dataclass(frozen=True, eq=False)
-class LateMap(AttentionMap):
-    """A map that is computed when it is asked for, when all of the backward pass is known."""
-
-    compute: Callable[[], Tensor]
-
-    def dense(self) -> Tensor:  # noqa: D102
-        return self.compute()
-
-    def of_rows(self, rows: Tensor) -> Tensor:  # noqa: D102
-        return rows @ self.dense()
-
-    def of_columns(self, columns: Tensor) -> Tensor:  # noqa: D102
-        return self.dense() @ columns
-
-    def kept(self) -> AttentionMap:  # noqa: D102
-        return self
+Scale = Literal["minmax"] | None
+"""`"minmax"`: the values of each example reach from 0 to 1; `None`: as they are."""
 
 
 def min_max(maps: Tensor, examples: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Maps scaled so that each example's values reach from 0 to 1; 0 where they are all alike, NaN
-    where some are not finite.
+    """Scale maps so that the values of each example reach from 0 to 1.
 
     Args:
         maps: `[G, Nq, Nk]`.
-        examples: `[G]`, whose each is.
-        counted: `[G, Nq, Nk]`, which entries the least and the greatest are taken of; `None`: all.
+        examples: `[G]`, the example of each.
+        counted: `[G, Nq, Nk]`, the entries among which minimum and maximum are taken; `None`: all.
+
+    Returns:
+        `[G, Nq, Nk]`: 0 for examples whose values are all equal, NaN for groups that hold values
+        that are not finite.
 
     Example:
         >>> min_max(torch.tensor([[[1.0, 3.0]], [[2.0, 2.0]]]), torch.tensor([0, 1]))
