@@ -293,7 +293,7 @@ class _Verifying:
         method = self._method
         if not isinstance(method, AttentionAttribution):
             return Check("rows", "skipped", "this method explains no rows", 0)
-        if method.rows is not None or method._method.reads == "all":  # noqa: SLF001
+        if method.rows is not None or method.row_source == "all":
             return Check("rows", "skipped", "the rows are given", 0)
         capture = self._captured(self._request, Witness())
         score = method._score(capture.output, self._request, self._target)  # noqa: SLF001
