@@ -20,8 +20,8 @@ from captum_generic_attn.captum_api.base import (
     Attributed,
     ModelAttribution,
     Request,
-    retried,
-    undisturbed,
+    autograd_enabled,
+    retry_with_copies,
 )
 from captum_generic_attn.captum_api.batching import parts_of
 from captum_generic_attn.captum_api.options import complete
@@ -159,8 +159,8 @@ class AttentionAttribution(ModelAttribution, Method):
         tensors = self._check_inputs(inputs)
         (part,) = parts_of(len(tensors[0]), None)
         request = self._request(tensors, [target], additional_forward_args, part)
-        with undisturbed():
-            ((_, explanation, zero),) = retried(
+        with autograd_enabled():
+            ((_, explanation, zero),) = retry_with_copies(
                 lambda copies: self._explanations(
                     request, copies=copies, matrices=True, keep_calls=keep_calls
                 )
@@ -174,7 +174,7 @@ class AttentionAttribution(ModelAttribution, Method):
     # -- the way through ----------------------------------------------------------------------
 
     def _attributed(self, request: Request, *, return_input_shape: bool) -> Iterator[Attributed]:
-        found = retried(lambda copies: self._explanations(request, copies=copies))
+        found = retry_with_copies(lambda copies: self._explanations(request, copies=copies))
         interpolation = self.interpolation if return_input_shape else None
         for i, (capture, explanation, zero) in enumerate(found):
             maps = maps_of_inputs(

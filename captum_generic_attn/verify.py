@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_generic_attn.attribution import AttentionAttribution
-from captum_generic_attn.captum_api.base import ModelAttribution, Request, undisturbed
+from captum_generic_attn.captum_api.base import ModelAttribution, Request, autograd_enabled
 from captum_generic_attn.captum_api.batching import parts_of
 from captum_generic_attn.capture import AttentionRecord, Capture, Witness, capture_forward
 from captum_generic_attn.capture.blocking import ending_at
@@ -157,7 +157,7 @@ class _Verifying:
             yield Check("examples", "failed", str(error), 1)
             return
         maps = found if isinstance(found, tuple) else (found,)
-        with undisturbed():
+        with autograd_enabled():
             self._capture = self._captured(request, self._witness)
             yield self._attention()
             yield self._tokens()
@@ -417,7 +417,7 @@ class _Verifying:
         if not isinstance(method, Lrp):
             return Check("conservation", "skipped", "relevance is no share of a score here", 0)
         leaks: dict[str, float] = {}
-        with undisturbed():
+        with autograd_enabled():
             propagation = Propagation(
                 method.forward_func, request.inputs, request.additional,
                 method._choose, rule_set(method.rules), copies=True, leaks=leaks,  # noqa: SLF001

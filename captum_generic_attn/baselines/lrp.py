@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_generic_attn.captum_api.base import Attributed, ModelAttribution, Request, retried
+from captum_generic_attn.captum_api.base import (
+    Attributed,
+    ModelAttribution,
+    Request,
+    retry_with_copies,
+)
 from captum_generic_attn.captum_api.targets import OutputChoice
 from captum_generic_attn.capture.blocks import computing_dtype
 from captum_generic_attn.lrp import Rules, rule_set
@@ -80,7 +85,7 @@ class Lrp(ModelAttribution):
         super()._check_output(output, request)
 
     def _attributed(self, request: Request, *, return_input_shape: bool) -> Iterator[Attributed]:
-        return retried(
+        return retry_with_copies(
             lambda copies: self._relevances(request, copies=copies, whole=return_input_shape)
         )
 

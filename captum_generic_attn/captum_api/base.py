@@ -63,6 +63,32 @@ class Attributed(NamedTuple):
     padded: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
+class _ToWarn:
+    """The examples to warn of, over all parts of the batch: one warning per call."""
+
+    def __init__(self, targets: int) -> None:
+        self._without_gradient: list[list[int]] = [[] for _ in range(targets)]
+        self._zero: list[list[int]] = [[] for _ in range(targets)]
+        self._padded: dict[str, set[int]] = {}
+
+    def add(self, target: int, part: Part, found: Attributed) -> None:
+        """Add the examples of one part of the batch, for one target."""
+        self._without_gradient[target] += [part.start + i for i in found.without_gradient]
+        self._zero[target] += [part.start + i for i in found.zero]
+        for stream, examples in found.padded.items():
+            self._padded.setdefault(stream, set()).update(part.start + i for i in examples)
+
+    def warn(self, examples: int) -> None:
+        """Issue the warnings; targets with the same examples share one."""
+        for group in dict.fromkeys(map(tuple, self._without_gradient)):
+            warn_of_no_gradient(group, examples)
+        for group in dict.fromkeys(map(tuple, self._zero)):
+            warn_of_zero_scores(group, examples)
+        if self._padded:
+            named = {stream: sorted(of) for stream, of in self._padded.items()}
+            warnings.warn(padding.message(named), UserWarning, stacklevel=2)
+
+
 class ModelAttribution(GradientAttribution):
     """Base of all methods of this package: `attribute` and `attribute_targets`."""
 
@@ -196,29 +222,20 @@ class ModelAttribution(GradientAttribution):
         examples = len(tensors[0])
         parts = list(parts_of(examples, internal_batch_size))
         results: list[list[list[Tensor]]] = [[] for _ in targets]  # of targets, parts, inputs
-        missing: list[list[int]] = [[] for _ in targets]
-        zero: list[list[int]] = [[] for _ in targets]
-        padded: dict[str, set[int]] = {}
+        to_warn = _ToWarn(len(targets))
         title = f"{self.get_name()} attribution"
-        with bar(title, len(parts) * len(targets), show=show_progress) as advance, undisturbed():
+        with (
+            bar(title, len(parts) * len(targets), show=show_progress) as advance,
+            autograd_enabled(),
+        ):
             for part in parts:
                 request = self._request(tensors, targets, additional, part)
                 attributed = self._attributed(request, return_input_shape=return_input_shape)
                 for i, found in enumerate(attributed):
                     results[i].append(found.maps)
+                    to_warn.add(i, part, found)
                     advance()
-                    missing[i] += [part.start + example for example in found.without_gradient]
-                    zero[i] += [part.start + example for example in found.zero]
-                    for stream, which in found.padded.items():
-                        own = (part.start + example for example in which)
-                        padded.setdefault(stream, set()).update(own)
-        for group in dict.fromkeys(map(tuple, missing)):
-            warn_of_no_gradient(group, examples)
-        for group in dict.fromkeys(map(tuple, zero)):
-            warn_of_zero_scores(group, examples)
-        if padded:
-            named = {stream: sorted(of) for stream, of in padded.items()}
-            warnings.warn(padding.message(named), UserWarning, stacklevel=2)
+        to_warn.warn(examples)
         joined = [[torch.cat(of) for of in zip(*maps, strict=True)] for maps in results]
         if not stacked:
             return _format_output(_is_tuple(inputs), tuple(joined[0]))
@@ -278,7 +295,7 @@ class ModelAttribution(GradientAttribution):
         return cast(tuple[Tensor, ...], _format_tensor_into_tuples(parts))
 
 
-def retried(run: Callable[[bool], Iterator[T]]) -> Iterator[T]:
+def retry_with_copies(run: Callable[[bool], Iterator[T]]) -> Iterator[T]:
     """What `run(False)` yields; where the model overwrites what is needed, the rest of `run(True)`.
 
     A model may write into what its backward pass or its attention needs: then it runs once more,
@@ -304,7 +321,7 @@ def _check_count(name: str, value: object) -> None:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
+def autograd_enabled() -> Iterator[None]:
     """Gradients are recorded, whatever the caller has switched off."""
     with torch.inference_mode(mode=False), torch.enable_grad():
         yield

@@ -7,6 +7,7 @@ and `help()` show.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import textwrap
@@ -18,6 +19,8 @@ from typing_extensions import get_type_hints
 
 def complete(cls: type, shared: Callable[..., Any], docstring: Callable[[], str]) -> None:
     """Add the shared options of a class's constructor to its signature and docstring.
+
+    The constructor then takes these options and no others.
 
     Args:
         cls: the class; one whose constructor unpacks no options stays as it is.
@@ -32,8 +35,18 @@ def complete(cls: type, shared: Callable[..., Any], docstring: Callable[[], str]
     hints = get_type_hints(shared)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     added = [defaults[name].replace(annotation=hints[name]) for name in names]
-    constructor.__signature__ = signature.replace(parameters=[*own, *added])
-    constructor.__annotations__ |= {option.name: option.annotation for option in added}
+    complete_signature = signature.replace(parameters=[*own, *added])
+
+    @functools.wraps(constructor)
+    def checked(self: Any, *args: Any, **options: Any) -> None:
+        complete_signature.bind(self, *args, **options)  # refuses what only other classes take
+        constructor(self, *args, **options)
+
+    checked.__signature__ = complete_signature  # type: ignore[attr-defined]
+    checked.__annotations__ = constructor.__annotations__ | {
+        option.name: option.annotation for option in added
+    }
+    setattr(cls, "__init__", checked)  # noqa: B010 - mypy forbids the plain assignment
     if cls.__doc__:
         known = documented_arguments(docstring())
         cls.__doc__ = _with_arguments(cls.__doc__, {name: known[name] for name in names})
@@ -63,7 +76,8 @@ def documented_arguments(docstring: str) -> dict[str, str]:
 def _with_arguments(docstring: str, arguments: Mapping[str, str]) -> str:
     """A docstring with more entries at the end of its section `Args:`."""
     lines = inspect.cleandoc(docstring).splitlines()
-    end = lines.index("", lines.index("Args:"))
+    start = lines.index("Args:")
+    end = next((i for i, line in enumerate(lines) if i > start and not line), len(lines))
     entries = [
         line
         for name, text in arguments.items()

@@ -107,7 +107,7 @@ def _list(fields: Mapping[Any, object]) -> str:
 
 
 def check_target(output: Tensor, target: object, examples: int) -> None:
-    """See that a target picks one score of each example.
+    """Check that a target picks one score of each example.
 
     Args:
         output: `[B, ...]` scores.
@@ -138,27 +138,37 @@ def check_target(output: Tensor, target: object, examples: int) -> None:
     if len(shape) == 1:
         raise ValueError(f"the output has shape {shape}, one score per example: leave target out")
     if isinstance(target, Tensor):
-        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-            raise TypeError(f"target must hold integers, not {target.dtype}: {_forms(shape)}")
-        if target.numel() == 1:
-            target = int(target)
-        elif target.ndim == 1 and len(target) == examples:
-            target = target.tolist()
-        else:
-            raise ValueError(f"target has shape {tuple(target.shape)}: {_forms(shape)}")
+        target = _plain(target, examples, shape)
     if isinstance(target, list):
-        if len(target) != examples:
-            raise ValueError(
-                f"target lists {len(target)} choices for {examples} examples: {_forms(shape)}"
-            )
-        if len({isinstance(choice, tuple) for choice in target}) > 1:
-            raise TypeError(f"target mixes ints and tuples: {_forms(shape)}")
-        for choice in target:
-            _check_choice(choice, shape)
-            if isinstance(choice, int) and choice < 0:
-                raise ValueError(f"target {choice} in a list counts from the end: pass indices ≥ 0")
+        _check_each(target, examples, shape)
     else:
         _check_choice(target, shape)
+
+
+def _plain(target: Tensor, examples: int, shape: tuple[int, ...]) -> int | list[Any]:
+    """A target tensor as an int or a list of ints."""
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise TypeError(f"target must hold integers, not {target.dtype}: {_forms(shape)}")
+    if target.numel() == 1:
+        return int(target)
+    if target.ndim == 1 and len(target) == examples:
+        choices: list[Any] = target.tolist()
+        return choices
+    raise ValueError(f"target has shape {tuple(target.shape)}: {_forms(shape)}")
+
+
+def _check_each(choices: list[Any], examples: int, shape: tuple[int, ...]) -> None:
+    """Check a list with one choice for each example."""
+    if len(choices) != examples:
+        raise ValueError(
+            f"target lists {len(choices)} choices for {examples} examples: {_forms(shape)}"
+        )
+    if len({isinstance(choice, tuple) for choice in choices}) > 1:
+        raise TypeError(f"target mixes ints and tuples: {_forms(shape)}")
+    for choice in choices:
+        _check_choice(choice, shape)
+        if isinstance(choice, int) and choice < 0:
+            raise ValueError(f"target {choice} in a list counts from the end: pass indices ≥ 0")
 
 
 def _check_choice(choice: object, shape: tuple[int, ...]) -> None:

@@ -1,7 +1,7 @@
-"""Which rows of relevance are explained: those that the score is computed from, or the user's.
+"""The explained rows of relevance: those that the score is computed from, or those of `rows=`.
 
-Called by `explanation`. A row of `R` belongs to a token; the rows whose gradient at a stream's last
-attention call is not zero are the ones that the score reads (CLS, EOS, the last token, all tokens).
+A row of `R` belongs to a token. The rows with a non-zero gradient at a stream's last attention call
+are those that the score reads (CLS, EOS, the last token, all tokens).
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def all_rows(
 
 
 def without_gradient(rows: Mapping[str, Tensor], examples: int) -> list[int]:
-    """The examples none of whose rows `[B, N]` is explained: their scores have no gradient."""
+    """The examples with no explained row `[B, N]`: their score has no gradient."""
     read = torch.zeros(examples, dtype=torch.bool)
     for weights in rows.values():
         read |= (weights != 0).any(-1).cpu()
@@ -109,10 +109,10 @@ def without_gradient(rows: Mapping[str, Tensor], examples: int) -> list[int]:
     return found
 
 
-def warn_of_no_gradient(dark: Sequence[int], examples: int) -> None:
+def warn_of_no_gradient(found: Sequence[int], examples: int) -> None:
     """Warn of the examples, of `examples`, whose scores have no gradient."""
     _warn_of_scores(
-        dark, examples,
+        found, examples,
         "has no gradient at any attention call (a zero head, or a score that does not depend on "
         "attention): its attributions are zero",
     )  # fmt: skip
@@ -142,28 +142,38 @@ def _row_weights(stream: TokenStream, choice: Rows, examples: int) -> Tensor:
     if isinstance(choice, Tensor) and (choice.dtype == torch.bool or choice.is_complex()):
         raise TypeError(f"rows= holds {choice.dtype}: {forms}")
     if isinstance(choice, Tensor) and choice.is_floating_point():
-        if choice.shape != (examples, stream.size):
-            raise ValueError(f"rows= has shape {tuple(choice.shape)}: {forms}")
-        weights = choice.detach().double()
-        if not bool((weights >= 0).all()) or not bool(0 < weights.sum(-1).amin() < math.inf):
-            raise ValueError(
-                "weights in rows= must be numbers, neither negative nor infinite, and not all zero "
-                "for an example"
-            )
-        return weights / weights.sum(-1, keepdim=True)
+        weights = _checked_weights(choice, (examples, stream.size), forms)
+    else:
+        index = _row_indices(choice, examples, forms)
+        if bool(((index < -stream.size) | (index >= stream.size)).any()):
+            raise ValueError(f"rows= holds an index out of range: {forms}")
+        weights = torch.zeros(examples, stream.size, dtype=torch.float64)
+        weights.scatter_(1, index % stream.size, 1.0)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _checked_weights(choice: Tensor, shape: tuple[int, int], forms: str) -> Tensor:
+    if choice.shape != shape:
+        raise ValueError(f"rows= has shape {tuple(choice.shape)}: {forms}")
+    weights = choice.detach().double()
+    if not bool((weights >= 0).all()) or not bool(0 < weights.sum(-1).amin() < math.inf):
+        raise ValueError(
+            "weights in rows= must be numbers, neither negative nor infinite, and not all zero for "
+            "an example"
+        )
+    return weights
+
+
+def _row_indices(choice: Rows, examples: int, forms: str) -> Tensor:
+    """`[B, k]` indices, negative ones from the end."""
     if isinstance(choice, Tensor) and choice.ndim > 0:
         index = choice.detach().cpu().long()
         index = index[:, None] if index.ndim == 1 else index
         if index.ndim != 2 or len(index) != examples:
             raise ValueError(f"rows= has shape {tuple(choice.shape)}: {forms}")
-    elif isinstance(choice, (int, Tensor)) and not isinstance(choice, bool):
-        index = torch.full((examples, 1), int(choice))
-    elif isinstance(choice, Sequence) and choice and all(type(i) is int for i in choice):
-        index = torch.tensor(list(choice)).expand(examples, -1)
-    else:
-        raise TypeError(f"rows={choice!r} is of no accepted form: {forms}")
-    if bool(((index < -stream.size) | (index >= stream.size)).any()):
-        raise ValueError(f"rows= holds an index out of range: {forms}")
-    weights = torch.zeros(examples, stream.size, dtype=torch.float64)
-    weights.scatter_(1, index % stream.size, 1.0)
-    return weights / weights.sum(-1, keepdim=True)
+        return index
+    if isinstance(choice, (int, Tensor)) and not isinstance(choice, bool):
+        return torch.full((examples, 1), int(choice))
+    if isinstance(choice, Sequence) and choice and all(type(i) is int for i in choice):
+        return torch.tensor(list(choice)).expand(examples, -1)
+    raise TypeError(f"rows={choice!r} is of no accepted form: {forms}")

@@ -143,19 +143,30 @@ class RowFinder:
             [r for n in asked for r in (streams[n].calls if n in deep else streams[n].last)]
         )
         shallow = [n for n in names if n in asked and n not in deep]
-        found = {n: self._after_all_calls(streams[n], live) for n in shallow}
+        return self._after_all_calls(shallow, live) | {
+            n: self._each_token(streams[n], live) for n in names if n in deep
+        }
+
+    def _after_all_calls(
+        self, names: Sequence[str], live: Mapping[int, Tensor]
+    ) -> dict[str, list[OutputRows]]:
+        """The rows of streams whose last calls suffice, but for examples without a gradient there.
+
+        The rows of those examples are looked for at the earlier calls too.
+        """
+        found = {name: [self._at_last_calls(self._streams[name], live)] for name in names}
         silent = {n: rows.weights.eq(0).all(-1, keepdim=True) for n, (rows,) in found.items()}
         more = [
             n for n, examples in silent.items()
-            if bool(examples.any()) and len(streams[n].calls) > len(streams[n].last)
+            if bool(examples.any()) and len(self._streams[n].calls) > len(self._streams[n].last)
         ]  # fmt: skip
-        live = {**live, **self._live([r for n in more for r in streams[n].calls])}
+        live = {**live, **self._live([r for n in more for r in self._streams[n].calls])}
         for name in more:
             found[name] += [
                 OutputRows(weights * silent[name], state)
-                for weights, state in self._each_token(streams[name], live)
+                for weights, state in self._each_token(self._streams[name], live)
             ]
-        return found | {n: self._each_token(streams[n], live) for n in names if n in deep}
+        return found
 
     def _live(self, records: Sequence[AttentionRecord]) -> Mapping[int, Tensor]:
         """`[G, Nq]` by call, True for the queries whose output the score reads directly."""
@@ -176,12 +187,10 @@ class RowFinder:
         every = torch.ones(record.query_tokens.shape, dtype=torch.bool, device=self._like.device)
         return placed(record, every, self._capture, len(self._score))[:, :-1]
 
-    def _after_all_calls(
-        self, output: OutputStream, live: Mapping[int, Tensor]
-    ) -> list[OutputRows]:
-        """The rows of a stream whose last calls suffice: read in the state after all calls."""
+    def _at_last_calls(self, output: OutputStream, live: Mapping[int, Tensor]) -> OutputRows:
+        """The rows that the score reads at the last calls, in the state after all calls."""
         rows = torch.stack([self._rows(record, live) for record in output.last]).any(0)
-        return [OutputRows(equal_weights(rows, self._like), self._capture.ancestors)]
+        return OutputRows(equal_weights(rows, self._like), self._capture.ancestors)
 
     def _each_token(self, output: OutputStream, live: Mapping[int, Tensor]) -> list[OutputRows]:
         """The rows of a stream, each in the state after the calls that the score reads it at."""

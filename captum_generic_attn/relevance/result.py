@@ -1,6 +1,6 @@
-"""Relevance: what users keep of one explanation; maps of tokens to tokens, streams and calls.
+"""`Relevance`: the result of one explanation, with token-to-token matrices, streams and calls.
 
-`explanation` makes it from the sums of `additions`; it can be saved, loaded, copied and pickled.
+It can be saved, loaded, copied and pickled.
 """
 
 from __future__ import annotations
@@ -201,9 +201,7 @@ def _read(file: saved.SavedFile) -> Relevance:
         raise found[1].wrong("at least one stream")
     tokens = {name: size for name, (size, _, _) in streams.items()}
     columns = {name: size for name, (_, size, _) in streams.items()}
-    pairs = [tuple(end.text(among=streams) for end in p.entries()) for p in found[2].entries()]
-    if {*map(len, pairs)} != {2} or not {(n, n) for n in streams} <= {*pairs}:
-        raise found[2].wrong("pairs of streams, and each stream with itself")
+    pairs = _read_pairs(found[2], streams)
     named = {part for name in ["", *streams] for part in name.split("+")}
     calls = [_read_call(call, file, tokens, named) for call in plain_calls]
     if not all(one.index < other.index for one, other in pairwise(calls)):
@@ -222,6 +220,14 @@ def _read(file: saved.SavedFile) -> Relevance:
             for query, key in pairs
         },
     )
+
+
+def _read_pairs(matrices: saved.Value, streams: Mapping[str, object]) -> list[tuple[str, ...]]:
+    """The (query stream, key stream) pairs of the matrices."""
+    pairs = [tuple(end.text(among=streams) for end in p.entries()) for p in matrices.entries()]
+    if {*map(len, pairs)} != {2} or not {(name, name) for name in streams} <= {*pairs}:
+        raise matrices.wrong("pairs of streams, and each stream with itself")
+    return pairs
 
 
 def _read_stream(stream: saved.Value) -> tuple[int, int, dict[str, slice]]:
