@@ -1,7 +1,7 @@
-"""The score of an example may depend on this example alone: all are explained in one backward pass.
+"""Check that the score of each example of a batch depends on that example alone.
 
-`explanation` asks for each score of a batch. In-batch similarities, scores less the mean of the
-batch and the like are refused; their maps would be sums over examples.
+All scores share one backward pass, so in-batch similarities, scores less the mean of the batch and
+the like are refused: their maps would be sums over examples.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from captum_generic_attn.capture import AttentionRecord, Capture
 
 _SEED = 0
 _ROUNDING = 32
-"""By how many units in the last place of its row two gradients of one number may differ."""
+"""Two gradients count as equal if they differ by no more than this many units in the last place of
+the largest value of their row."""
 
 
 def checkable(capture: Capture, examples: int) -> bool:
-    """Whether there are other examples that a score might read, and should not.
+    """Whether there are other examples that a score might depend on, and must not.
 
-    Batch norm in training mode reads them all, which `attribution` warns of.
+    Batch norm in training mode depends on all of them; `attribute` warns of that.
     """
     return examples > 1 and "batch_norm" not in capture.in_training
 
@@ -29,9 +30,10 @@ def checkable(capture: Capture, examples: int) -> bool:
 def live_rows(
     capture: Capture, score: Tensor, records: Sequence[AttentionRecord]
 ) -> dict[int, Tensor]:
-    """Which rows of calls the scores of a batch read, each of its own example.
+    """The rows of calls that the scores of a batch read, each of its own example.
 
-    A random half of the scores is asked, then the other half: neither may read the other's tokens.
+    One gradient is taken for a random half of the scores, one for the other half: neither half may
+    depend on the tokens of the other.
 
     Args:
         capture: the forward pass; its graph is kept.
@@ -39,7 +41,7 @@ def live_rows(
         records: the calls.
 
     Returns:
-        `[G, Nq]` by call, True for what is read without another call in between.
+        `[G, Nq]` by call, True for queries whose output is read without another call in between.
 
     Raises:
         ValueError: if a score reads tokens of another example.
@@ -57,11 +59,11 @@ def live_rows(
 
 
 class Compared:
-    """The scores of half of a batch, asked by themselves, to be compared with the sum of all.
+    """The gradients of one half of the scores, to be compared with those of the sum of all.
 
-    Where the backward pass of the sum comes by the results of calls anyway, it says of the other
-    half what a pass of its own would: scores of which a gradient is the same with and without them
-    do not read what it belongs to.
+    The backward pass of the sum computes gradients at the outputs of the calls anyway. Where such a
+    gradient equals that of the first half, the scores of the second half do not depend on it. This
+    saves the gradient of the second half.
 
     Args:
         capture: the forward pass; its graph is kept.
@@ -80,10 +82,10 @@ class Compared:
             _check(self._own, record.read_rows(gradient), record)
 
     def check(self, whole: Sequence[Tensor | None]) -> None:
-        """See that the other half's scores do not read the first one's tokens.
+        """Check that the scores of the second half do not depend on tokens of the first.
 
         Args:
-            whole: the gradients of the sum of all scores at the results of the calls.
+            whole: the gradients of the sum of all scores at the outputs of the calls.
 
         Raises:
             ValueError: if one does.
@@ -95,7 +97,7 @@ class Compared:
 
 
 def _difference(one: Tensor, other: Tensor) -> Tensor:
-    """The difference of two gradients `[..., d]`, zero where it is rounding."""
+    """The difference of two gradients `[..., d]`, 0 where it is no more than rounding."""
     difference = one - other
     size = other.abs().amax(-1, keepdim=True)
     return difference.masked_fill(
@@ -104,7 +106,7 @@ def _difference(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _check(own: Tensor, rows: Tensor, record: AttentionRecord) -> None:
-    """See that the scores of some examples read no rows `[G, Nq]` of a call of others."""
+    """Check that the scores of some examples read no rows `[G, Nq]` of other examples."""
     foreign = rows.any(-1).cpu() & ~own[record.examples]
     if bool(foreign.any()):
         raise ValueError(_message(own, record.examples[foreign], record))
@@ -117,9 +119,9 @@ def _half(examples: int) -> Tensor:
 
 
 def halves(examples: int) -> Tensor:
-    """About a random half of the examples, the same for every batch of this size.
+    """About half of the examples, drawn at random, the same for every batch of this size.
 
-    They are odd in number: so however examples are paired off, some pair is split.
+    Their number is odd, so that however examples form pairs, some pair is split.
     """
     generator = torch.Generator().manual_seed(_SEED)
     return torch.randperm(examples, generator=generator)[: (examples // 2 - 1) | 1]

@@ -1,8 +1,4 @@
-"""From values per token to maps of the inputs: the last step before Captum.
-
-`attribution` hands over the values of every stream; here they go back to the inputs that fed it,
-by the token spaces of the forward pass and the grids that they form.
-"""
+"""Input maps: values per token in the shape of the inputs that the tokens were made of."""
 
 from __future__ import annotations
 
@@ -19,10 +15,10 @@ from captum_generic_attn.tokens.spaces import along_of_all
 
 
 class _Fed(NamedTuple):
-    """Tokens that come from an input, and their values.
+    """Tokens made of an input, and their values.
 
-    `values` are `[B, n]`; `present` `[E, n]` says whether attention reads a token, `centres`
-    `[n, d]` and `extent` where it lies in the input, if that can be told.
+    `values` are `[B, n]`; `present` `[E, n]` is True for tokens that attention reads. `centres`
+    `[n, d]` and `extent` are the centre and the elements of each token in the input, if known.
     """
 
     values: Tensor
@@ -37,7 +33,7 @@ class _Fed(NamedTuple):
         return fit_grid(self.centres, self.extent.ranges, shape, several=several)
 
     def elements(self, shape: torch.Size) -> Tensor:
-        """`[E, *shape[1:]]` True for what tokens that attention reads were made of."""
+        """`[E, *shape[1:]]` True for the elements of the tokens that attention reads."""
         assert self.extent is not None  # noqa: S101 - they have a grid
         present = self.present
         if bool((present == present[:1]).all()):
@@ -49,9 +45,7 @@ def maps_of_inputs(
     capture: Capture, values: Mapping[str, Tensor], inputs: tuple[Tensor, ...],
     interpolation: str | None, *, warn: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """One map for each input.
-
-    A value lies on the elements that its token was made of, and nowhere else.
+    """The map of each input: each element has the value of the token that was made of it, or 0.
 
     Args:
         capture: the forward pass.
@@ -98,18 +92,18 @@ def maps_of_inputs(
 def _feeding(
     capture: Capture, stream: TokenStream, values: Tensor, name: str, read: Tensor
 ) -> list[Sequence[_Fed]]:
-    """The tokens of a stream that come from an input, space by space.
+    """The tokens of a stream that are made of an input, one entry for each token space.
 
-    Tokens that were summed into one (word and position, the branches of a stem, the bands of a
-    picture) are one token: an input that feeds it twice gets its value once, wherever it was made
-    of it. All these places are listed.
+    Tokens that were summed (word and position, the branches of a stem, the bands of an image) are
+    one token. An input that is part of it twice gets its value once, on all elements of both
+    summands; an entry lists all of these.
     """
     found: list[Sequence[_Fed]] = []
     origin = capture.spaces.origin(name)
     for index, places in stream.places.items():
         space = capture.spaces[index]
         if bool((places >= stream.roots).any()):
-            continue  # merged tokens handed their values on
+            continue  # the values of merged tokens were passed to their parents
         itself = torch.arange(space.size)[None]
         known = read[space.base : space.stop].view(-1, space.size)
         sources = [(space, itself), *capture.spaces.absorbed_into(space)]
@@ -131,7 +125,7 @@ def _feeding(
 
 
 def _read_by(capture: Capture) -> Tensor:
-    """`[ids]` True for tokens that attention calls read, be it merged into others."""
+    """`[ids]` True for tokens that attention calls read, directly or merged into others."""
     spaces = capture.spaces
     read = torch.zeros(max((space.stop for space in spaces), default=0), dtype=torch.bool)
     seen = {id(ids): ids for r in capture.records for ids in (r.query_tokens, r.key_tokens)}
@@ -146,7 +140,7 @@ def _read_by(capture: Capture) -> Tensor:
 
 
 def _pooled(feeding: list[Sequence[_Fed]], shape: torch.Size) -> list[Sequence[_Fed]]:
-    """Tokens that are made one by one, a projection for each, form their grid together."""
+    """Tokens that are made one by one, with a projection for each, form one grid together."""
     single = [fed for fed in feeding if fed[0].values.shape[1] == 1]
     if len(single) < 2:
         return feeding
@@ -157,7 +151,7 @@ def _pooled(feeding: list[Sequence[_Fed]], shape: torch.Size) -> list[Sequence[_
 
 
 def _joined(feeding: Sequence[_Fed]) -> _Fed | None:
-    """All tokens side by side; `None` if it cannot be told where they lie."""
+    """All tokens as one entry; `None` if the elements of some are unknown."""
     centres = [f.centres for f in feeding if f.centres is not None]
     extents = [f.extent for f in feeding if f.extent is not None]
     if len(centres) < len(feeding) or len(extents) < len(feeding):
@@ -184,7 +178,7 @@ def _tokens(name: str, feeding: Sequence[_Fed], shape: torch.Size) -> Tensor:
 
 
 def _map(name: str, fed: Sequence[_Fed], shape: torch.Size, interpolation: str) -> Tensor:
-    """The values of some tokens on the elements that they were made of."""
+    """The values of tokens on the elements that they were made of."""
     found: Tensor | None = None
     known = torch.zeros((), dtype=torch.bool)
     for tokens in fed:

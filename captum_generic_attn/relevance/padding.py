@@ -1,9 +1,8 @@
-"""Whether the token that a score is read at is padding: asked of the masks among the arguments.
+"""Finds explained tokens that are padding, from the masks among the arguments and the attention.
 
-Called by `explanation`. A tensor of zeros and ones may be an attention mask, of either meaning, or
-token types, or anything else; so attention itself is asked too. Padding is what no token attends
-to, itself included: a token of one value of the mask which, in every call, attends to tokens of the
-other value alone, is padding.
+A tensor of zeros and ones may be an attention mask, of either meaning, or token types, or anything
+else. Attention decides: no token attends to padding, not even padding itself. So a token is padding
+if in every call it attends only to tokens that have the other value of the mask.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from captum_generic_attn.capture.tracking.operations import tensors_in
 
 
 def token_masks(arguments: object, examples: int) -> list[Tensor]:
-    """`[B, N]` True for ones: what may be masks over tokens among the arguments of a model.
+    """The arguments of a model that may be masks over tokens, `[B, N]`, True for ones.
 
     Example:
         >>> ids, mask = torch.tensor([[5, 6, 0]]), torch.tensor([[1, 1, 0]])
@@ -39,11 +38,11 @@ def token_masks(arguments: object, examples: int) -> list[Tensor]:
 
 @dataclass(eq=False)
 class _Doubt:
-    """Examples of which a mask may say that what is explained is padding.
+    """Examples whose explained tokens may be padding according to one mask.
 
     `row` `[B]` is the position of an explained token in its stream; `alike` and `others`
-    `[B, size]` are True for the tokens of its value of the mask, and of the other. `left` `[B]`
-    are the examples that no call has cleared, `seen` those that some call was asked about.
+    `[B, size]` are True for the tokens with the same value of the mask, and with the other. `left`
+    `[B]` is True for the examples that no call has cleared, `seen` for those that some call covers.
     """
 
     row: Tensor
@@ -54,10 +53,10 @@ class _Doubt:
 
 
 class Padding:
-    """Finds the examples of which all explained tokens are padding.
+    """Finds the examples whose explained tokens are all padding.
 
-    Rows come by `explain`, calls by `see`, in any order that the backward pass has; calls of a
-    stream that come before its rows are not asked.
+    `explain` sets the rows of a stream, `see` takes the calls in the order of the backward pass;
+    calls of a stream that come before its rows are not used.
     """
 
     def __init__(self, capture: Capture, masks: Sequence[Tensor]) -> None:
@@ -66,12 +65,12 @@ class Padding:
         self._doubts: dict[str, list[_Doubt]] = {}
 
     def explain(self, stream: str, rows: Tensor) -> None:
-        """Take the weights `[B, size]` of the explained rows of a stream."""
+        """Set the weights `[B, size]` of the explained rows of a stream."""
         if self._masks:
             self._doubts[stream] = list(self._doubted(stream, rows.cpu() != 0))
 
     def _doubted(self, name: str, explained: Tensor) -> Iterator[_Doubt]:
-        """The masks of which the explained tokens of an example have one value, others another."""
+        """The masks in which all explained tokens of an example have one value, some token not."""
         spaces = self._capture.spaces
         (stream,) = (s for s in self._capture.streams if s.name == name)
         for mask in self._masks:
@@ -89,7 +88,7 @@ class Padding:
                 yield _Doubt(row, alike, others, left, torch.zeros_like(left))
 
     def see(self, record: AttentionRecord, blocks: Blocks) -> None:
-        """Ask a call which tokens the explained one attends to."""
+        """Look up which tokens the explained token attends to in a call."""
         doubts = [d for d in self._doubts.get(record.query_stream, ()) if bool(d.left.any())]
         if not doubts or record.meeting.crosses:
             return
@@ -124,7 +123,7 @@ class Padding:
 
 
 def message(padded: Mapping[str, Sequence[int]]) -> str:
-    """What to say of examples whose explained tokens are padding, by stream.
+    """The warning about examples whose explained tokens are padding, by stream.
 
     Example:
         >>> print(message({"input_ids": [1]}).split(": ")[1].split(".")[0])
