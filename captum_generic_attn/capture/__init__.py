@@ -17,7 +17,7 @@ from captum_generic_attn.capture.forward import (
 )
 from captum_generic_attn.capture.graph import Reached, reached_by
 from captum_generic_attn.capture.record import AttentionRecord
-from captum_generic_attn.capture.recorder import Refusal
+from captum_generic_attn.capture.unsupported import Refusal
 from captum_generic_attn.capture.witness import Witness
 
 __all__ = [

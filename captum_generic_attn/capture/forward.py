@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from captum_generic_attn.capture.blocking import ending_at
+from captum_generic_attn.capture.kernels import is_foreign
 from captum_generic_attn.capture.mode import CaptureMode, FrozenMode
 from captum_generic_attn.capture.record import AttentionRecord
-from captum_generic_attn.capture.recorder import Recorder, Refusal, kernel_refusal
+from captum_generic_attn.capture.recorder import Recorder
 from captum_generic_attn.capture.scope import Scope, modules_of, signature_of
-from captum_generic_attn.capture.tracking.operations import Family, family_of
 from captum_generic_attn.capture.tracking.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.capture.undispatched import undispatched
+from captum_generic_attn.capture.unsupported import Refusal, foreign_kernel
 from captum_generic_attn.capture.witness import Witness
 from captum_generic_attn.tokens.spaces import TokenSpaces
 from captum_generic_attn.tokens.streams import TokenStreams
@@ -235,8 +236,8 @@ def _foreign_kernel(error: Exception, scope: Scope) -> Refusal | None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, nn.Module):
             place = scope.name_of(owner)
-        if family_of(frame.f_code.co_name) is Family.FOREIGN_ATTENTION:
-            return Refusal(-1, *place, *kernel_refusal(frame.f_code.co_name))
+        if is_foreign(frame.f_code.co_name):
+            return Refusal(-1, *place, *foreign_kernel(frame.f_code.co_name))
     return None
 
 

@@ -22,7 +22,9 @@ from torch import Tensor
 
 from captum_generic_attn.capture import blocks as module
 from captum_generic_attn.capture.blocks import Blocks, Maps
-from captum_generic_attn.capture.record import Explicit, Fused, Operands, sums_kept_by
+from captum_generic_attn.capture.kernels import logsumexp_of
+from captum_generic_attn.capture.operands import Operands
+from captum_generic_attn.capture.record import Explicit, Fused
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 
@@ -546,7 +548,7 @@ def test_more_keys_than_a_block_takes(name: str, threads: int) -> None:
         call.query.requires_grad_(), call.key, call.value, call.mask, is_causal=call.causal,
         enable_gqa=call.grouped,
     )  # fmt: skip
-    sums = sums_kept_by(kernel)
+    sums = logsumexp_of(kernel)
     assert sums is not None, kernel.grad_fn
     twin = call.twin()
     for kept in (sums, None):
@@ -563,7 +565,7 @@ def test_the_logarithm_that_a_kernel_of_half_precision_kept(dtype: torch.dtype) 
     call = real(causal=True)
     query, key, gradient = (t.to(dtype) for t in (call.query, call.key, call.gradient))
     call = Call(query.requires_grad_(), key, key, gradient, causal=True)
-    sums = sums_kept_by(F.scaled_dot_product_attention(query, key, key, is_causal=True))
+    sums = logsumexp_of(F.scaled_dot_product_attention(query, key, key, is_causal=True))
     assert sums is not None
     ours = put_together(replace(call, sums=sums).blocks(), call.twin().hidden)
     torch.testing.assert_close(ours.double(), call.twin().evidence, rtol=4e-3, atol=4e-3)
@@ -581,7 +583,7 @@ def test_a_row_masked_by_the_least_number_looks_everywhere(kept: bool) -> None:
         call.query.requires_grad_(), call.key, call.value, call.mask
     )
     torch.testing.assert_close(kernel.detach(), torch.ones(1, 4, 700, 4))
-    call = replace(call, sums=sums_kept_by(kernel) if kept else None)
+    call = replace(call, sums=logsumexp_of(kernel) if kept else None)
     sums = put_together(call.blocks()).sum(-1)  # each ∂y/∂P is 4
     torch.testing.assert_close(sums, torch.full((4, 700), 4.0))
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_generic_attn.capture.heads import Groups, Unreadable, group_heads
+from captum_generic_attn.capture.heads import Groups, group_heads
+from captum_generic_attn.capture.unsupported import Unreadable
 from captum_generic_attn.tokens.spaces import FOREIGN, PADDING, TokenSpaces
 
 B, H, N = 3, 2, 4
@@ -168,6 +169,6 @@ def test_what_cannot_be_grouped(case: str) -> None:
     rows = arrange(ids)
     with pytest.raises(Unreadable) as caught:
         group_heads(rows, rows, spaces, B)
-    assert seen in caught.value.seen
-    assert str(caught.value) == caught.value.seen
-    assert caught.value.advice
+    assert seen in caught.value.reason.seen
+    assert str(caught.value) == caught.value.reason.seen
+    assert caught.value.reason.advice

@@ -17,16 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from captum_generic_attn import GenericAttention
 from captum_generic_attn.capture.blocks import Blocks
-from captum_generic_attn.capture.record import (
-    AttentionRecord,
-    Explicit,
-    Fused,
-    Operands,
-    OverwrittenError,
-    Saved,
-    Tap,
-    sums_kept_by,
-)
+from captum_generic_attn.capture.kernels import logsumexp_of
+from captum_generic_attn.capture.operands import Operands, OverwrittenError, Saved, save
+from captum_generic_attn.capture.record import AttentionRecord, Explicit, Fused, Tap
 from captum_generic_attn.capture.undispatched import undispatched
 
 B, H, NQ, NK, D = 2, 4, 3, 5, 6
@@ -229,7 +222,7 @@ def test_explicit_half_precision_is_given_in_single() -> None:
 def test_the_logarithm_that_the_kernel_kept(causal: bool) -> None:
     query, key, _ = operands(4, 4)
     kernel = F.scaled_dot_product_attention(query, key, key, is_causal=causal)
-    sums = sums_kept_by(kernel)
+    sums = logsumexp_of(kernel)
     assert sums is not None, kernel.grad_fn
     assert not sums.requires_grad
     logits = (query @ key.mT / math.sqrt(D)).detach()
@@ -241,9 +234,9 @@ def test_the_logarithm_that_the_kernel_kept(causal: bool) -> None:
 def test_where_no_logarithm_is_kept() -> None:
     query, key, value = operands()
     other_kernel = F.scaled_dot_product_attention(query, key, value)  # values are wider
-    assert sums_kept_by(other_kernel) is None
+    assert logsumexp_of(other_kernel) is None
     query, key = query.detach(), key.detach()
-    assert sums_kept_by(F.scaled_dot_product_attention(query, key, key)) is None
+    assert logsumexp_of(F.scaled_dot_product_attention(query, key, key)) is None
 
 
 def test_no_logarithm_is_read_under_hooks_of_saved_tensors() -> None:
@@ -259,7 +252,7 @@ def test_no_logarithm_is_read_under_hooks_of_saved_tensors() -> None:
         kernel = F.scaled_dot_product_attention(query, key, key)
         assert kernel.grad_fn._saved_logsumexp is not None
         unpacked.clear()
-        assert sums_kept_by(kernel) is None
+        assert logsumexp_of(kernel) is None
     assert not unpacked
 
 
@@ -304,7 +297,7 @@ def test_copies_keep_what_the_model_overwrites() -> None:
 def test_saved_tensors_are_the_very_tensors() -> None:
     leaf, frozen = draw(2, 3).requires_grad_(), draw(3)
     made = leaf * 2
-    saved = Saved(made, leaf, frozen)
+    saved = save(made, leaf, frozen)
     for _ in range(2):  # two backward passes
         read = saved.read()
         for mine, tensor in zip(read, (made, leaf, frozen), strict=True):
@@ -316,7 +309,7 @@ def test_saved_tensors_are_the_very_tensors() -> None:
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_saved_tensor_that_was_overwritten_is_not_read(which: int) -> None:
     made, mask = draw(2, 3).requires_grad_() * 2, draw(3)
-    saved = Saved(made, mask)
+    saved = save(made, mask)
     saved.read()
     with torch.no_grad():
         (made, mask)[which].add_(1)
@@ -326,14 +319,14 @@ def test_a_saved_tensor_that_was_overwritten_is_not_read(which: int) -> None:
 
 def test_saved_tensors_without_a_gradient_are_read() -> None:
     tensors = draw(2, 3), draw(3)
-    read = Saved(*tensors).read()
+    read = save(*tensors).read()
     assert [t.data_ptr() for t in read] == [t.data_ptr() for t in tensors]
 
 
 def test_tensors_without_a_gradient_that_were_overwritten_are_not_read() -> None:
     """Queries of a tower of constants: `autograd` has no graph there, but a call was recorded."""
     tensors = draw(2, 3), draw(3)
-    saved = Saved(*tensors)
+    saved = save(*tensors)
     tensors[0].zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         saved.read()
@@ -380,11 +373,11 @@ def test_a_model_that_overwrites_tensors_without_a_gradient() -> None:
 
 def test_saved_tensors_are_recomputed_with_their_graph() -> None:
     """Under checkpointing nothing is kept: the piece of the model runs again to read them."""
-    runs: list[Saved] = []
+    runs: list[Operands | Saved] = []
 
     def piece(x: Tensor) -> Tensor:
         doubled = x * 2
-        runs.append(Saved(doubled))
+        runs.append(save(doubled))
         return doubled.sin()
 
     x = draw(4).requires_grad_()
