@@ -84,21 +84,19 @@ class Attention:
         """
         product = Product(name, terms, functools.partial(self._run, func, args, kwargs))
         left, right = (Factor.of(terms, side, self._transfer) for side in (0, 1))
-        for side, factor in enumerate((left, right)):
-            if factor.shadow.role is Role.PROBABILITIES or factor.shadow.softmax is not None:
+        shadows = left.shadow, right.shadow
+        for side, shadow in enumerate(shadows):
+            if shadow.role is Role.PROBABILITIES or shadow.softmax is not None:
                 return self._calls.multiply(product, side)
-        for side, factor in enumerate((left, right)):
-            if factor.shadow.role is Role.LOGITS and self._may_be_weights(terms, side):
+        for side, shadow in enumerate(shadows):
+            if shadow.role is Role.LOGITS and self._may_be_weights(terms, side):
                 return self._multiply_logits(product, side)
         result = product.run()
         of_one = left.shadow.data != right.shadow.data
         if of_one and not result.requires_grad and torch.is_grad_enabled():
             result = result.requires_grad_().clone()  # one-hot rows times a table: no leaf
-        if not all(f.shadow.data or f.shadow.role >= Role.TOKENS for f in (left, right)):
-            factor = left if left.shadow.data or not right.shadow.data else right
-            shadow = self._transfer.weighted(
-                factor.tensor, factor.labels, terms.out_labels, terms.summed, result, name
-            )
+        if not all(shadow.data or shadow.role >= Role.TOKENS for shadow in shadows):
+            shadow = self._weighted(product, left, right, result)
         elif (by_hand := self._side_of_weights(terms)) is not None:
             return self._calls.multiply(product, by_hand)
         else:
@@ -108,6 +106,14 @@ class Attention:
             shadow = self._transfer.summed(name, [result, terms.bias], result)
         self._transfer.shadows[result] = shadow
         return result
+
+    def _weighted(self, product: Product, left: Factor, right: Factor, result: Tensor) -> Shadow:
+        """What is known of a product of tokens and a parameter, as of a linear layer."""
+        tokens = left if left.shadow.data or not right.shadow.data else right
+        return self._transfer.weighted(
+            tokens.tensor, tokens.labels, product.terms.out_labels, product.terms.summed, result,
+            product.name,
+        )  # fmt: skip
 
     def _logits(self, terms: Contraction, result: Tensor, name: str) -> Shadow:
         """What is known of a product of tokens and tokens: it may be of queries and keys."""

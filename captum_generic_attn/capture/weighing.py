@@ -80,23 +80,42 @@ class Weighing:
     @property
     def case(self) -> Case:
         """What the product is."""
-        weights, values = self.weights.shadow, self.values.shadow
-        weighs = self.by_queries or (self.softmax.over_tokens and weights.data)
-        if weighs and not values.data and not (self.by_queries and self.over_keys):
+        if self._by_a_parameter:
             return Case.MIXED
-        if not weights.planes and values.role <= Role.PARAMETER:
-            return Case.MIXED
-        lost = weights.data and not weights.planes and not weights.mixed and values.data
-        if lost and not self.by_queries:
+        if self._lost and not self.by_queries:
             return Case.LOST
-        if not weights.data and values.planes and len(self.weights.summed) == 1:
-            weighs = self._over_positions()
+        learned = self._over_positions()
+        weighs = self._over_tokens if learned is None else learned
         return Case.ATTENTION if weighs else Case.UNRELATED
 
-    def _over_positions(self) -> bool:
-        """Whether learned weights run over the positions of tokens."""
-        label = self.weights.labels[self.weights.summed[0]]
-        return varies(self.values.shadow.planes[0], self.values.labels.index(label))
+    @property
+    def _over_tokens(self) -> bool:
+        """Whether the softmax runs over tokens of the data."""
+        return self.by_queries or (self.softmax.over_tokens and self.weights.shadow.data)
+
+    @property
+    def _by_a_parameter(self) -> bool:
+        """Whether the weights meet what is no token."""
+        weights, values = self.weights.shadow, self.values.shadow
+        by_keys = self.by_queries and self.over_keys
+        if self._over_tokens and not values.data and not by_keys:
+            return True
+        return not weights.planes and values.role <= Role.PARAMETER
+
+    @property
+    def _lost(self) -> bool:
+        """Whether the tokens of the weights were lost."""
+        weights = self.weights.shadow
+        known = weights.planes or weights.mixed
+        return weights.data and not known and self.values.shadow.data
+
+    def _over_positions(self) -> bool | None:
+        """Whether learned weights run over positions of tokens; `None` of weights of the data."""
+        weights, values = self.weights, self.values
+        if weights.shadow.data or not values.shadow.planes or len(weights.summed) != 1:
+            return None
+        label = weights.labels[weights.summed[0]]
+        return varies(values.shadow.planes[0], values.labels.index(label))
 
     @property
     def key_axes(self) -> list[int]:
