@@ -91,19 +91,25 @@ class Attention:
         for side, shadow in enumerate(shadows):
             if shadow.role is Role.LOGITS and self._may_be_weights(terms, side):
                 return self._multiply_logits(product, side)
+        return self._multiply_tokens(product, left, right)
+
+    def _multiply_tokens(self, product: Product, left: Factor, right: Factor) -> Tensor:
+        """Run a product of tokens with tokens, or with a parameter."""
+        terms, shadows = product.terms, (left.shadow, right.shadow)
         result = product.run()
         of_one = left.shadow.data != right.shadow.data
         if of_one and not result.requires_grad and torch.is_grad_enabled():
             result = result.requires_grad_().clone()  # one-hot rows times a table: no leaf
-        if not all(shadow.data or shadow.role >= Role.TOKENS for shadow in shadows):
-            shadow = self._weighted(product, left, right, result)
-        elif (by_hand := self._side_of_weights(terms)) is not None:
-            return self._calls.multiply(product, by_hand)
+        if all(shadow.data or shadow.role >= Role.TOKENS for shadow in shadows):
+            by_hand = self._side_of_weights(terms)
+            if by_hand is not None:
+                return self._calls.multiply(product, by_hand)
+            shadow = self._logits(terms, result, product.name)
         else:
-            shadow = self._logits(terms, result, name)
+            shadow = self._weighted(product, left, right, result)
         if terms.bias is not None:
             self._transfer.shadows[result] = shadow
-            shadow = self._transfer.summed(name, [result, terms.bias], result)
+            shadow = self._transfer.summed(product.name, [result, terms.bias], result)
         self._transfer.shadows[result] = shadow
         return result
 

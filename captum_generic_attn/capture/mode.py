@@ -52,10 +52,8 @@ _SUMS = {"sum", "mean"}
 
 def _trains(name: str, args: Args, kwargs: Kwargs) -> bool:
     """Whether a call behaves as in training mode."""
-    place, default = _TRAINED[name]
-    flag = (
-        args[place] if len(args) > place else kwargs.get("training", kwargs.get("train", default))
-    )
+    place, usual = _TRAINED[name]
+    flag = args[place] if len(args) > place else kwargs.get("training", kwargs.get("train", usual))
     probability = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
     return bool(flag) and (name == "batch_norm" or probability > 0)
 
@@ -123,7 +121,7 @@ class FrozenMode(TorchFunctionMode):
                 return identity.kernel.eager(identity.kernel.read(*args, **kwargs))
         if identity.name == "_set_grad_enabled":
             return self._set_grad_enabled(func, args, kwargs)
-        if identity.in_place and self._without_grad and args and self._is_state(args[0]):
+        if self._without_grad and self._writes_to_state(identity, args):
             with torch.no_grad():  # a running mean: it must not grow a graph
                 return func(*args, **kwargs)
         return self._run(identity, func, args, kwargs)
@@ -159,8 +157,11 @@ class FrozenMode(TorchFunctionMode):
         writes = identity.in_place or identity.name == "set"
         return self._constants.run_any(identity.family, func, args, kwargs, writes=writes)
 
-    def _is_state(self, tensor: object) -> bool:
-        """Whether a tensor is a parameter or buffer of the model, or a view of one."""
+    def _writes_to_state(self, identity: _Identity, args: Args) -> bool:
+        """Whether an operation writes to a parameter or buffer of the model, or a view of one."""
+        if not identity.in_place or not args:
+            return False
+        tensor = args[0]
         base = tensor._base if isinstance(tensor, Tensor) else None  # noqa: SLF001
         return id(tensor) in self._parameters or id(base) in self._parameters
 
@@ -194,7 +195,7 @@ class CaptureMode(FrozenMode):
             self._recorder.in_training[name] = None
         if name in _SHOWS_GRADIENTS:
             return self._show_gradient(func, args, kwargs)
-        if family is Family.PRODUCT or family is Family.LINEAR:
+        if family in (Family.PRODUCT, Family.LINEAR):
             terms = self._terms(identity, args, kwargs)
             if terms is not None:
                 return self._multiply(identity, func, args, kwargs, terms)
@@ -202,7 +203,7 @@ class CaptureMode(FrozenMode):
             self._recorder.refuse(foreign_kernel(name))
         if family is Family.PRODUCT:
             self._check_many_factors(args, kwargs, name)
-        if family is Family.UNKNOWN or family is Family.PRODUCT:
+        if family in (Family.UNKNOWN, Family.PRODUCT):
             return self._run_unknown(identity, func, args, kwargs)
         if name in _SUMS:
             found = self._sum(name, func, args, kwargs)
