@@ -25,7 +25,7 @@ class Groups(NamedTuple):
         key_tokens: `[G, Nk]` token ids.
         examples: `[G]` the example of each group.
         pick: `[G, H]` the heads of each group, as places among the flattened leading axes.
-        plain: whether `pick` takes all places in order.
+        in_order: whether `pick` takes all places in order.
         padded: whether some query is no token.
     """
 
@@ -33,7 +33,7 @@ class Groups(NamedTuple):
     key_tokens: Tensor
     examples: Tensor
     pick: Tensor
-    plain: bool
+    in_order: bool
     padded: bool
 
 
@@ -78,8 +78,8 @@ def group_heads(queries: Tensor, keys: Tensor, spaces: TokenSpaces, examples: in
     queries, keys, owners = rows.queries[first], rows.keys[first], owners[first]
     _check_queries_once(queries, owners, spaces)
     pick = rows.places[order].reshape(len(order), -1)
-    plain = torch.equal(pick.flatten(), torch.arange(maps))
-    return Groups(queries, keys, owners, pick, plain, bool((queries < 0).any()))
+    in_order = torch.equal(pick.flatten(), torch.arange(maps))
+    return Groups(queries, keys, owners, pick, in_order, bool((queries < 0).any()))
 
 
 def _fold_shared_axes(queries: Tensor, keys: Tensor) -> _Rows:

@@ -173,7 +173,7 @@ class AttentionRecord:
         key_tokens: `[G, Nk]` token ids.
         examples: `[G]` the example of each group.
         pick: `[G, H]` the heads of each group, as places among the flattened leading axes.
-        plain: whether `pick` takes all places in order.
+        in_order: whether `pick` takes all places in order.
         padded: whether some query is no token.
         query_ancestors: indices of the calls that the queries depend on.
         key_ancestors: indices of the calls that the keys depend on.
@@ -196,7 +196,7 @@ class AttentionRecord:
     key_tokens: Tensor
     examples: Tensor
     pick: Tensor
-    plain: bool
+    in_order: bool
     padded: bool
     query_ancestors: frozenset[int]
     key_ancestors: frozenset[int]
@@ -213,7 +213,9 @@ class AttentionRecord:
 
     def blocks(self, operands: Sequence[Tensor], gradient: Tensor) -> Blocks:
         """Attention and its gradient, `[G * H, Nq, Nk]`, from what the tap hands out."""
-        return self.source.blocks(operands, gradient, None if self.plain else self.pick.flatten())
+        return self.source.blocks(
+            operands, gradient, None if self.in_order else self.pick.flatten()
+        )
 
     def read_rows(self, gradient: Tensor | None) -> Tensor:
         """`[G, Nq]` True where a gradient at the call's result is not zero in some head."""

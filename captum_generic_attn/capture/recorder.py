@@ -143,7 +143,7 @@ class Recorder:
             AttentionRecord(
                 index, *self._scope.current(), source, get_gradient_edge(at),
                 edge, Tap(at, source.operands), groups.query_tokens,
-                groups.key_tokens, groups.examples, groups.pick, groups.plain, groups.padded,
+                groups.key_tokens, groups.examples, groups.pick, groups.in_order, groups.padded,
                 asking, asked,
             )
         )  # fmt: skip

@@ -452,14 +452,14 @@ def test_what_a_listener_computes_is_not_the_models() -> None:
 # --- records
 
 
-def record_of(maps: Tensor, pick: list[list[int]], *, plain: bool = False) -> AttentionRecord:
+def record_of(maps: Tensor, pick: list[list[int]], *, in_order: bool = False) -> AttentionRecord:
     groups = len(pick)
     tensor = maps.requires_grad_()
     source = explicit(tensor, *range(maps.ndim))
     return AttentionRecord(
         3, "blocks.0.attn", "Attention", source, *[get_gradient_edge(tensor)] * 2,
         Tap(tensor, source.operands), torch.zeros(groups, NQ).long(),
-        torch.zeros(groups, NK).long(), torch.arange(groups), torch.tensor(pick), plain, False,
+        torch.zeros(groups, NK).long(), torch.arange(groups), torch.tensor(pick), in_order, False,
         frozenset(), frozenset([2]),
     )  # fmt: skip
 
@@ -495,8 +495,8 @@ def test_maps_are_grouped_by_example_and_head(layout: str) -> None:
     maps = draw(*lead, NQ, NK).softmax(-1)
     gradient = draw(*maps.shape, seed=9)
     gradient.view(-1, NQ, NK)[5, 1] = 0
-    for plain in {in_order, False}:
-        record = record_of(maps.detach(), pick, plain=plain)
+    for known in {in_order, False}:
+        record = record_of(maps.detach(), pick, in_order=known)
         assert record.heads == len(pick[0])
         blocks = record.blocks(record.source.operands.read(), gradient)
         check_grouping(blocks, (maps, gradient), pick)
