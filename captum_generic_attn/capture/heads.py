@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_generic_attn.capture.unsupported import Unreadable
+from captum_generic_attn.capture.unsupported import UnsupportedCallError
 from captum_generic_attn.tokens.ids import compact
 from captum_generic_attn.tokens.spaces import FOREIGN, STALE, TokenSpaces
 
@@ -58,7 +58,7 @@ def group_heads(queries: Tensor, keys: Tensor, spaces: TokenSpaces, examples: in
         examples: the batch size.
 
     Raises:
-        Unreadable: if a map reads tokens of several examples, or from outside the forward pass.
+        UnsupportedCallError: if a map reads tokens of several examples, or from outside the forward pass.
     """
     maps = math.prod(queries.shape[:-1])
     rows = _fold_shared_axes(queries, keys)
@@ -69,7 +69,7 @@ def group_heads(queries: Tensor, keys: Tensor, spaces: TokenSpaces, examples: in
     owners = owners.clamp(min=0)
     seen = len(set(owners.tolist()))
     if seen < examples:
-        raise Unreadable(
+        raise UnsupportedCallError(
             f"it reads tokens of {seen} of the {examples} examples",
             "give every example its own tokens",
         )
@@ -101,12 +101,12 @@ def _check_tokens(rows: _Rows, spaces: TokenSpaces) -> None:
     """See that each query is one token, and that all tokens are known."""
     both = rows.queries, rows.keys
     if any(bool((ids == STALE).any()) for ids in both):
-        raise Unreadable(
+        raise UnsupportedCallError(
             "padding that went through attention before is attended to again",
             "pad with a parameter or an embedding, whose tokens can be followed",
         )
     if _repeats(rows.queries):
-        raise Unreadable(
+        raise UnsupportedCallError(
             "one token stands in several places of the sequence",
             "relevance is not defined for copies of a token; these are rows of a table that no "
             "input chose: pass their ids as an input or among additional_forward_args"
@@ -115,7 +115,7 @@ def _check_tokens(rows: _Rows, spaces: TokenSpaces) -> None:
             "own, or leave the call out with layers=",
         )
     if any(bool((ids == FOREIGN).any()) for ids in both):
-        raise Unreadable(
+        raise UnsupportedCallError(
             "tokens come from a tensor that no input feeds (a filled key-value cache?)",
             "pass the whole sequence as input, without past_key_values",
         )
@@ -133,7 +133,7 @@ def _owners(rows: _Rows, spaces: TokenSpaces) -> Tensor:
     _, example, _ = spaces.locate(tokens)
     most = example.amax(1)
     if bool(((example >= 0) & (example != most[:, None])).any()):
-        raise Unreadable(
+        raise UnsupportedCallError(
             "attention between tokens of different examples",
             "tokens go along the last axis but one: nn.MultiheadAttention and nn.Transformer take "
             "[B, N, D] with batch_first=True alone. If the model means it, explain one example at "
@@ -146,7 +146,7 @@ def _by_place(rows: _Rows, examples: int) -> tuple[_Rows, Tensor]:
     """Rows of parameters alone, which all examples share: the batch comes first among the axes."""
     places, queries, keys = rows
     if places.numel() % examples:
-        raise Unreadable(
+        raise UnsupportedCallError(
             "attention between parameters that all examples share",
             "leave the call out with layers=, or explain one example at a time",
         )
@@ -161,7 +161,7 @@ def _alike(rows: Tensor) -> Tensor:
     """Which rows are equal: `[G, n]` their numbers, for each of `G` different rows."""
     groups, member = torch.unique(rows, dim=0, return_inverse=True)
     if len(rows) % len(groups) or bool((member.bincount() != len(rows) // len(groups)).any()):
-        raise Unreadable(
+        raise UnsupportedCallError(
             "heads of one example read different tokens",
             "relevance averages heads, so each must see the same tokens",
         )
@@ -174,7 +174,7 @@ def _check_queries_once(queries: Tensor, owners: Tensor, spaces: TokenSpaces) ->
     asked = asked[queries >= 0]
     if len(torch.unique(asked)) == len(asked):
         return
-    raise Unreadable(
+    raise UnsupportedCallError(
         "one token asks in several sequences of an example",
         "pass each sequence as an example of its own"
         + (

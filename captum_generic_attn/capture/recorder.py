@@ -27,7 +27,7 @@ from captum_generic_attn.capture.unsupported import (
     SHARED_TOKENS,
     Reason,
     Refusal,
-    Unreadable,
+    UnsupportedCallError,
     unused_softmax,
 )
 from captum_generic_attn.capture.witness import Witness
@@ -164,7 +164,7 @@ class Recorder:
         memory = self._transfer.spaces.memory
         try:
             groups = memory.of((queries, keys), "groups", lambda: self._groups(queries, keys))
-        except Unreadable as problem:
+        except UnsupportedCallError as problem:
             self.refuse(problem.reason)
             return None
         if groups is None:
@@ -177,7 +177,7 @@ class Recorder:
         The first call of the same tokens notes that they were read and asked.
 
         Raises:
-            Unreadable: if the call cannot be explained.
+            UnsupportedCallError: if the call cannot be explained.
         """
         self._check_lost(queries)
         self._check_lost(keys)
@@ -196,7 +196,7 @@ class Recorder:
         found = spaces.indices(rows)
         lost = dict.fromkeys(spaces[i].name for i in found if spaces[i].kind == "unknown")
         if lost:
-            raise Unreadable(
+            raise UnsupportedCallError(
                 f"its tokens could not be followed through {', '.join(lost)}",
                 "write that step with operations that keep tokens apart, or leave the call out "
                 "with layers=",
@@ -211,7 +211,7 @@ class Recorder:
         spaces = self._transfer.spaces
         for ids, which in ((queries, "queries"), (keys, "keys")):
             if not spaces.indices(ids):
-                raise Unreadable(
+                raise UnsupportedCallError(
                     f"its {which} are tokens of no input and no parameter, but constants",
                     "leave the call out with layers=, or pass strict=False to skip such calls",
                 )

@@ -35,7 +35,7 @@ class Refusal:
         return f"{where}: {self.seen}; {self.advice}"
 
 
-class Unreadable(Exception):  # noqa: N818 - it becomes a Refusal, never reaches the user
+class UnsupportedCallError(Exception):
     """An attention call cannot be explained. The recorder makes a `Refusal` of it."""
 
     def __init__(self, seen: str, advice: str) -> None:

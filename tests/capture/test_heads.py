@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.capture.heads import Groups, group_heads
-from captum_generic_attn.capture.unsupported import Unreadable
+from captum_generic_attn.capture.unsupported import UnsupportedCallError
 from captum_generic_attn.tokens.spaces import FOREIGN, PADDING, TokenSpaces
 
 B, H, N = 3, 2, 4
@@ -167,7 +167,7 @@ def test_what_cannot_be_grouped(case: str) -> None:
     spaces, ids = words()
     arrange, seen = REFUSED[case]
     rows = arrange(ids)
-    with pytest.raises(Unreadable) as caught:
+    with pytest.raises(UnsupportedCallError) as caught:
         group_heads(rows, rows, spaces, B)
     assert seen in caught.value.reason.seen
     assert str(caught.value) == caught.value.reason.seen
