@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from captum_generic_attn.capture.blocking import ending_at
-from captum_generic_attn.capture.mode import FrozenMode
+from captum_generic_attn.capture.mode import ConstantParametersMode
 from captum_generic_attn.capture.record import AttentionRecord
 from captum_generic_attn.capture.tracking.shadow import Softmax
 from captum_generic_attn.capture.undispatched import undispatched
@@ -91,7 +91,7 @@ class Capture:
         cotangents: Sequence[Tensor] | None, *, retain_graph: bool,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         gradients = undispatched(torch.autograd.grad)  # type: ignore[arg-type]
-        with FrozenMode(self.parameters, written_out=self.written_out):
+        with ConstantParametersMode(self.parameters, written_out=self.written_out):
             found: tuple[Tensor | None, ...] = gradients(
                 outputs, edges, cotangents, retain_graph=retain_graph, allow_unused=True
             )

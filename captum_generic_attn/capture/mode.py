@@ -2,7 +2,7 @@
 
 The modes belong to the thread and patch nothing. `CaptureMode` looks up the family of each
 operation and applies its transfer function; products, softmaxes and fused kernels go to the modules
-that recognise attention. The backward pass runs under `FrozenMode`, which `CaptureMode` extends.
+that recognise attention. The backward pass runs under `ConstantParametersMode`, which `CaptureMode` extends.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _identity_of(func: Function) -> _Identity:
     return _Identity(name, in_place, family, kernel is None and dispatches_itself(func), kernel)
 
 
-class FrozenMode(TorchFunctionMode):
+class ConstantParametersMode(TorchFunctionMode):
     """Runs a model with its parameters as constants.
 
     No operation saves what only the gradient of a parameter would need. If the model checkpoints
@@ -166,7 +166,7 @@ class FrozenMode(TorchFunctionMode):
         return id(tensor) in self._parameters or id(base) in self._parameters
 
 
-class CaptureMode(FrozenMode):
+class CaptureMode(ConstantParametersMode):
     """Tracks tokens and records attention in the forward pass of one thread."""
 
     def __init__(

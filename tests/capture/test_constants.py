@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from captum_generic_attn import GenericAttention
 from captum_generic_attn.capture import capture_forward
 from captum_generic_attn.capture.constants import Constants
-from captum_generic_attn.capture.mode import FrozenMode
+from captum_generic_attn.capture.mode import ConstantParametersMode
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -27,7 +27,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def frozen(*owners: nn.Module | Tensor) -> FrozenMode:
+def frozen(*owners: nn.Module | Tensor) -> ConstantParametersMode:
     """The mode for the parameters and buffers of modules, or for some tensors."""
     tensors = [
         tensor
@@ -35,7 +35,7 @@ def frozen(*owners: nn.Module | Tensor) -> FrozenMode:
         for tensor in ([owner] if isinstance(owner, Tensor)
                        else [*owner.parameters(), *owner.buffers()])
     ]  # fmt: skip
-    return FrozenMode({id(tensor) for tensor in tensors})
+    return ConstantParametersMode({id(tensor) for tensor in tensors})
 
 
 def leaves_below(tensor: Tensor) -> list[Tensor]:
