@@ -13,7 +13,7 @@ from captum_generic_attn.capture.blocking import ending_at
 from captum_generic_attn.capture.mode import ConstantParametersMode
 from captum_generic_attn.capture.record import AttentionRecord
 from captum_generic_attn.capture.tracking.shadow import Softmax
-from captum_generic_attn.capture.undispatched import undispatched
+from captum_generic_attn.capture.torch_function import bypass_torch_function
 from captum_generic_attn.capture.unsupported import Refusal
 from captum_generic_attn.tokens.spaces import TokenSpaces
 from captum_generic_attn.tokens.streams import TokenStreams
@@ -90,7 +90,7 @@ class Capture:
         self, outputs: Sequence[Tensor | GradientEdge], edges: Sequence[GradientEdge],
         cotangents: Sequence[Tensor] | None, *, retain_graph: bool,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
-        gradients = undispatched(torch.autograd.grad)  # type: ignore[arg-type]
+        gradients = bypass_torch_function(torch.autograd.grad)  # type: ignore[arg-type]
         with ConstantParametersMode(self.parameters, written_out=self.written_out):
             found: tuple[Tensor | None, ...] = gradients(
                 outputs, edges, cotangents, retain_graph=retain_graph, allow_unused=True

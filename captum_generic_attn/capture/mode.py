@@ -31,7 +31,7 @@ from captum_generic_attn.capture.tracking.operations import (
 )
 from captum_generic_attn.capture.tracking.shadow import Role
 from captum_generic_attn.capture.tracking.transfer import Transfer
-from captum_generic_attn.capture.undispatched import dispatches_itself, undispatched
+from captum_generic_attn.capture.torch_function import dispatches_itself, bypass_torch_function
 from captum_generic_attn.capture.unsupported import foreign_kernel, many_factors
 
 Function = Callable[..., Any]
@@ -131,7 +131,7 @@ class ConstantParametersMode(TorchFunctionMode):
         self._opened.add(func)
         try:
             with self:
-                return undispatched(func)(*args, **kwargs)  # type: ignore[arg-type]
+                return bypass_torch_function(func)(*args, **kwargs)  # type: ignore[arg-type]
         finally:
             self._opened.discard(func)
 

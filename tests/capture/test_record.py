@@ -20,7 +20,7 @@ from captum_generic_attn.capture.blocks import Blocks
 from captum_generic_attn.capture.kernels import logsumexp_of
 from captum_generic_attn.capture.operands import Operands, OverwrittenError, Saved, save
 from captum_generic_attn.capture.record import AttentionRecord, Explicit, Fused, Tap
-from captum_generic_attn.capture.undispatched import undispatched
+from captum_generic_attn.capture.torch_function import bypass_torch_function
 
 B, H, NQ, NK, D = 2, 4, 3, 5, 6
 
@@ -442,7 +442,7 @@ def test_what_a_listener_computes_is_not_the_models() -> None:
     middle.register_hook(torch.neg)
     tap = Tap(middle, Operands.of(middle))
     tap.listener = lambda operands, gradient: torch.add(operands[0], gradient)
-    gradients = undispatched(torch.autograd.grad)
+    gradients = bypass_torch_function(torch.autograd.grad)
     with Seeing():
         gradients(middle.sum(), [get_gradient_edge(middle)])
     assert torch.neg in seen

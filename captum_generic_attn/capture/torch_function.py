@@ -2,7 +2,7 @@
 
 `F.multi_head_attention_forward` (and its copies in old model code) first calls
 `has_torch_function(...)`. Under a function mode the answer is True, and the function hands itself
-to the mode as one call, so the mode would not see its operations. `undispatched` returns a copy of
+to the mode as one call, so the mode would not see its operations. `bypass_torch_function` returns a copy of
 such a function for which the answer is always False. Nothing global is changed.
 """
 
@@ -32,7 +32,7 @@ class _Answering:
         return _Answering(value) if isinstance(value, types.ModuleType) else value
 
 
-def undispatched(function: types.FunctionType) -> Callable[..., Any]:
+def bypass_torch_function(function: types.FunctionType) -> Callable[..., Any]:
     """A copy of `function` that runs its body under a function mode."""
     names = function.__code__.co_names
     scope = dict(function.__globals__)
