@@ -37,7 +37,7 @@ class Capture:
         parameters: the names of parameters and buffers by the ids of the tensors.
         roots: where the graph begins for each input; `None` for inputs of integers.
         embedded: for each embedding of input integers, their token ids and where the graph begins.
-        written_out: whether fused attention was computed from single operations.
+        eager_attention: whether fused attention was computed from single operations.
     """
 
     output: Tensor
@@ -53,7 +53,7 @@ class Capture:
     parameters: Mapping[int, str]
     roots: Sequence[GradientEdge | None]
     embedded: Sequence[tuple[Tensor, GradientEdge]]
-    written_out: bool
+    eager_attention: bool
 
     def backward(
         self, score: Tensor, edges: Sequence[GradientEdge], *, retain_graph: bool = False
@@ -91,7 +91,7 @@ class Capture:
         cotangents: Sequence[Tensor] | None, *, retain_graph: bool,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         gradients = bypass_torch_function(torch.autograd.grad)  # type: ignore[arg-type]
-        with ConstantParametersMode(self.parameters, written_out=self.written_out):
+        with ConstantParametersMode(self.parameters, eager_attention=self.eager_attention):
             found: tuple[Tensor | None, ...] = gradients(
                 outputs, edges, cotangents, retain_graph=retain_graph, allow_unused=True
             )

@@ -92,7 +92,7 @@ def capture_forward(
             for a in arguments[: len(inputs)]
         ]
         inner = contextlib.nullcontext() if beneath is None else beneath(transfer)
-        mode = CaptureMode(transfer, recorder, scope, written_out=beneath is not None)
+        mode = CaptureMode(transfer, recorder, scope, eager_attention=beneath is not None)
         try:
             with paused_compiler(), scope.keeping_state(), scope, inner, mode:
                 output = choose(forward_func(*arguments))

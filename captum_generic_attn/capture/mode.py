@@ -87,16 +87,16 @@ class ConstantParametersMode(TorchFunctionMode):
     tensors as before, so the backward pass runs under this mode too.
     """
 
-    def __init__(self, parameters: Container[int], *, written_out: bool = False) -> None:
+    def __init__(self, parameters: Container[int], *, eager_attention: bool = False) -> None:
         """Start a mode.
 
         Args:
             parameters: the ids of the parameters and buffers.
-            written_out: whether fused attention is computed from single operations.
+            eager_attention: whether fused attention is computed from single operations.
         """
         super().__init__()
         self._parameters = parameters
-        self._written_out = written_out
+        self._eager_attention = eager_attention
         self._constants = Constants(parameters)
         self._opened: set[object] = set()
         self._without_grad = False
@@ -116,7 +116,7 @@ class ConstantParametersMode(TorchFunctionMode):
             identity = self._known[func] = _identity_of(func)
         if identity.opaque and func not in self._opened:
             return self._open(func, args, kwargs)
-        if self._written_out and identity.kernel is not None:
+        if self._eager_attention and identity.kernel is not None:
             with self:
                 return identity.kernel.eager(identity.kernel.read(*args, **kwargs))
         if identity.name == "_set_grad_enabled":
@@ -170,7 +170,7 @@ class CaptureMode(ConstantParametersMode):
     """Tracks tokens and records attention in the forward pass of one thread."""
 
     def __init__(
-        self, transfer: Transfer, recorder: Recorder, scope: Scope, *, written_out: bool = False
+        self, transfer: Transfer, recorder: Recorder, scope: Scope, *, eager_attention: bool = False
     ) -> None:
         """Start a mode.
 
@@ -178,9 +178,9 @@ class CaptureMode(ConstantParametersMode):
             transfer: tracks tokens.
             recorder: gets the attention calls.
             scope: the modules of the model.
-            written_out: whether fused attention is computed from single operations.
+            eager_attention: whether fused attention is computed from single operations.
         """
-        super().__init__(scope.parameters, written_out=written_out)
+        super().__init__(scope.parameters, eager_attention=eager_attention)
         self._transfer = transfer
         self._attention = Attention(transfer, recorder, scope, self._constants)
         self._fused = FusedCalls(transfer, recorder, self._constants)
