@@ -52,12 +52,13 @@ class FusedCalls:
             self._recorder.refuse(reason or CHANNELS)
             plane = None if planes is None else planes[2]
             return self._pass_over(result, queries, keys, plane)
-        asking, asked, plane = planes
-        if values.planes and not call.grouped and bool((asked < 0).any()):  # constants as keys
-            asked = torch.where(asked < 0, values.planes[0][..., 0].expand(asked.shape), asked)
+        query_tokens, key_tokens, plane = planes
+        if values.planes and not call.grouped and bool((key_tokens < 0).any()):
+            of_values = values.planes[0][..., 0].expand(key_tokens.shape)
+            key_tokens = torch.where(key_tokens < 0, of_values, key_tokens)  # keys are constants
         source = kernel.source(self._recorder.saved(*call.tensors), call, result)
         ancestors = queries.ancestors, keys.ancestors | self._transfer.of(call.value).ancestors
-        tokens = CallTokens(asking, asked, plane, ancestors)
+        tokens = CallTokens(query_tokens, key_tokens, plane, ancestors)
         index = self._recorder.record(source, result, result, tokens)
         if self._recorder.witness is not None and index is not None:
             self._recorder.witness.see(

@@ -58,7 +58,8 @@ def group_heads(queries: Tensor, keys: Tensor, spaces: TokenSpaces, examples: in
         examples: the batch size.
 
     Raises:
-        UnsupportedCallError: if a map reads tokens of several examples, or from outside the forward pass.
+        UnsupportedCallError: if a map reads tokens of several examples, or from outside the
+            forward pass.
     """
     maps = math.prod(queries.shape[:-1])
     rows = _fold_shared_axes(queries, keys)

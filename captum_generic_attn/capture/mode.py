@@ -2,7 +2,8 @@
 
 The modes belong to the thread and patch nothing. `CaptureMode` looks up the family of each
 operation and applies its transfer function; products, softmaxes and fused kernels go to the modules
-that recognise attention. The backward pass runs under `ConstantParametersMode`, which `CaptureMode` extends.
+that recognise attention. The backward pass runs under `ConstantParametersMode`, which `CaptureMode`
+extends.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from captum_generic_attn.capture.kernels import Kernel, is_foreign, kernel_named
 from captum_generic_attn.capture.operands import save
 from captum_generic_attn.capture.recorder import Recorder
 from captum_generic_attn.capture.scope import Scope
+from captum_generic_attn.capture.torch_function import bypass_torch_function, dispatches_itself
 from captum_generic_attn.capture.tracking import contraction, opaque
 from captum_generic_attn.capture.tracking.operations import (
     Family,
@@ -31,7 +33,6 @@ from captum_generic_attn.capture.tracking.operations import (
 )
 from captum_generic_attn.capture.tracking.shadow import Role
 from captum_generic_attn.capture.tracking.transfer import Transfer
-from captum_generic_attn.capture.torch_function import dispatches_itself, bypass_torch_function
 from captum_generic_attn.capture.unsupported import foreign_kernel, many_factors
 
 Function = Callable[..., Any]

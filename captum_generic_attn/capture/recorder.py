@@ -51,7 +51,7 @@ class CallTokens(NamedTuple):
     ancestors: tuple[frozenset[int], frozenset[int]]
 
 
-def _asked(plane: Tensor) -> Tensor:
+def _after_attention(plane: Tensor) -> Tensor:
     """Token ids of a call's result: attention wrote to padding, so it becomes `STALE`."""
     if not bool((compact(plane) == PADDING).any()):
         return plane
@@ -126,12 +126,12 @@ class Recorder:
         plane = tokens.result
         if plane is not None:
             memory = self._transfer.spaces.memory
-            plane = memory(_asked, plane)
+            plane = memory(_after_attention, plane)
             plane = memory.one(plane)  # the next layer does the same to the same tokens
         planes = () if plane is None else (plane,)
         lost = "" if planes else "attention"
-        asking, asked = tokens.ancestors
-        passed = Shadow(Role.TOKENS, planes, asking | asked, data=True, lost=lost)
+        of_queries, of_keys = tokens.ancestors
+        passed = Shadow(Role.TOKENS, planes, of_queries | of_keys, data=True, lost=lost)
         self._transfer.shadows[result] = passed
         groups = self._groups_or_refusal(tokens)
         if groups is None:
@@ -144,7 +144,7 @@ class Recorder:
                 index, *self._scope.current(), source, get_gradient_edge(at),
                 edge, Tap(at, source.operands), groups.query_tokens,
                 groups.key_tokens, groups.examples, groups.pick, groups.in_order, groups.padded,
-                asking, asked,
+                of_queries, of_keys,
             )
         )  # fmt: skip
         self._transfer.queried[index] = groups.query_tokens
@@ -174,7 +174,7 @@ class Recorder:
     def _groups(self, queries: Tensor, keys: Tensor) -> Groups | None:
         """The call's tokens, sorted into examples and heads; `None` if all examples share them.
 
-        The first call of the same tokens notes that they were read and asked.
+        The first call of the same tokens notes that they were read, and that its queries were.
 
         Raises:
             UnsupportedCallError: if the call cannot be explained.
@@ -276,8 +276,8 @@ class Recorder:
         """
         alike: dict[Hashable, list[int]] = {}
         for record in self.records:
-            asking = tuple(torch.unique(record.query_tokens).tolist())
-            alike.setdefault((asking, record.query_ancestors), []).append(record.index)
+            queries = tuple(torch.unique(record.query_tokens).tolist())
+            alike.setdefault((queries, record.query_ancestors), []).append(record.index)
         layers = self._transfer.heads.layers(list(alike.values()))
         heads = {record.index: record.heads for record in self.records}
         self.records = [

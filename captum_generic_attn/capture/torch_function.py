@@ -2,8 +2,8 @@
 
 `F.multi_head_attention_forward` (and its copies in old model code) first calls
 `has_torch_function(...)`. Under a function mode the answer is True, and the function hands itself
-to the mode as one call, so the mode would not see its operations. `bypass_torch_function` returns a copy of
-such a function for which the answer is always False. Nothing global is changed.
+to the mode as one call, so the mode would not see its operations. `bypass_torch_function` returns a
+copy of such a function for which the answer is always False. Nothing global is changed.
 """
 
 from __future__ import annotations

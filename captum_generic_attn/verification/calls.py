@@ -61,8 +61,8 @@ def check_heads(subject: Subject) -> Check:
     alike: dict[object, list[AttentionRecord]] = {}
     for record in records:
         layers.setdefault(record.layer, []).append(record)
-        asking = tuple(torch.unique(record.query_tokens).tolist())
-        alike.setdefault((asking, record.query_ancestors), []).append(record)
+        queries = tuple(torch.unique(record.query_tokens).tolist())
+        alike.setdefault((queries, record.query_ancestors), []).append(record)
     joined = [calls for calls in layers.values() if len(calls) > 1]
     branches = [calls for calls in alike.values() if len({r.layer for r in calls}) > 1]
     told = {"averaged as heads of one layer": joined, "added up as branches": branches}

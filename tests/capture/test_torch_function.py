@@ -16,7 +16,7 @@ from torch.overrides import (
     has_torch_function_variadic,
 )
 
-from captum_generic_attn.capture.torch_function import dispatches_itself, bypass_torch_function
+from captum_generic_attn.capture.torch_function import bypass_torch_function, dispatches_itself
 
 
 class Seen(TorchFunctionMode):
