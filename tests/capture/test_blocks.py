@@ -33,7 +33,7 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 def limits(
     rows: int = 4, columns: int = 5, whole: int = 6, elements: int = 64, threads: int = 1
 ) -> Iterator[None]:
-    """Blocks of about this size, made for so many threads, which need not run."""
+    """Sets the size of blocks and the number of threads that they are cut for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_ROWS", rows)
         patch.setattr(module, "_COLUMNS", columns)
@@ -48,7 +48,7 @@ def limits(
 
 @dataclass(frozen=True)
 class Whole:
-    """The maps of a call, `[maps, Nq, Nk]`; `hidden` is what causality hides."""
+    """The maps of a call, `[maps, Nq, Nk]`; `hidden` is what the causal mask hides."""
 
     probabilities: Tensor
     gradient: Tensor
@@ -68,7 +68,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Call:
-    """What a fused kernel reads, the mask as the model gave it, and the gradient of its output."""
+    """The arguments of a fused kernel, and the gradient of its output."""
 
     query: Tensor
     key: Tensor
@@ -115,7 +115,7 @@ class Call:
         return Whole(*(t if self.pick is None else t[self.pick] for t in flat))
 
     def with_sums(self) -> Call:
-        """As if the kernel had kept the logarithm of each query's sum; 0 for one without keys."""
+        """The same call with the logsumexp of each query, as kernels save it; 0 without keys."""
         sums = self.logits().logsumexp(-1)
         sums = sums.masked_fill(sums == -math.inf, 0.0)
         return replace(self, sums=sums.to(module.computing_dtype(self.query)))
@@ -168,7 +168,7 @@ def put_together(blocks: Blocks, hidden: Tensor | None = None) -> Tensor:
 
 
 def check(blocks: Blocks, twin: Whole, *, skipping: bool = True) -> None:
-    """All that a call tells, whole and in blocks; with `skipping`, hidden blocks are left out."""
+    """All results of a call, whole and in blocks; with `skipping`, hidden blocks are left out."""
     assert (blocks.count, blocks.queries, blocks.keys) == twin.probabilities.shape
     limit = TOLERANCE[blocks.like.dtype]
     hidden = twin.hidden if skipping else None
@@ -234,7 +234,7 @@ def test_drawn_calls(call: Call, rows: int, columns: int, whole: int, threads: i
 def test_some_queries_of_drawn_calls(
     call: Call, columns: int, whole: int, threads: int, data: st.DataObject
 ) -> None:
-    """Other queries of each map; their places count for causality and masks."""
+    """Some queries of each map; the causal mask and masks use their positions."""
     blocks, queries = call.blocks(), call.query.shape[-2]
     count = data.draw(st.integers(1, queries))
     order = torch.rand(blocks.count, queries, generator=torch.Generator().manual_seed(count))
@@ -247,7 +247,7 @@ def test_some_queries_of_drawn_calls(
 @given(fused_calls((torch.float32, torch.float16, torch.bfloat16)), TILES, THREADS)
 @settings(max_examples=50, deadline=None)
 def test_drawn_calls_in_lower_precision(call: Call, columns: int, threads: int) -> None:
-    """Half precision is read as it is and computed in float32."""
+    """Half precision is computed in float32."""
     blocks = call.blocks()
     assert blocks.like.dtype == torch.float32
     with limits(columns=columns, threads=threads):
@@ -280,7 +280,7 @@ MASKS = {
 @pytest.mark.parametrize("added", [False, True], ids=["boolean", "added"])
 @pytest.mark.parametrize("shape", MASKS)
 def test_masks(shape: str, added: bool, kept: bool, threads: int) -> None:
-    """Rows that see nothing (the second, where the mask has rows) are zero."""
+    """Rows without any key (the second, where the mask has rows) are zero."""
     call = call_of(2, 4, queries=20, keys=13, fewer=2)
     if MASKS[shape] is not None:
         mask = torch.rand(MASKS[shape], generator=torch.Generator().manual_seed(1)) > 0.3
@@ -340,7 +340,7 @@ def test_masks_that_the_model_repeated(repeated: str, kept: bool) -> None:
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_gradient_that_is_one_number_everywhere(kept: bool) -> None:
-    """As a sum over the output leaves it: a single number, expanded."""
+    """The gradient of a sum over the output: one number, expanded."""
     call = call_of(2, 3, queries=9, keys=11)
     call = replace(call, gradient=torch.full((), 0.5, dtype=torch.float64).expand(2, 3, 9, 4))
     call = call.with_sums() if kept else call
@@ -362,7 +362,7 @@ def test_causal(queries: int, keys: int, kept: bool, threads: int) -> None:
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_some_queries_of_a_causal_call(kept: bool) -> None:
-    """The last query sees all keys, though it is the first that was selected."""
+    """The last query attends to all keys, though it is selected first."""
     call = call_of(1, 2, queries=40, keys=40, causal=True)
     call = call.with_sums() if kept else call
     rows = torch.tensor([[39, 3], [0, 20]])
@@ -391,7 +391,7 @@ def test_a_selected_query_keeps_its_row_of_the_mask() -> None:
 
 
 def test_memory_that_held_nan_does_no_harm() -> None:
-    """Blocks are computed in memory that was never written to."""
+    """Blocks are computed in uninitialised memory."""
     call = call_of(2, 2, queries=20, keys=13).with_sums()
     torch.use_deterministic_algorithms(True)  # new memory is filled with NaN
     try:
@@ -561,7 +561,7 @@ def test_more_keys_than_a_block_takes(name: str, threads: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_logarithm_that_a_kernel_of_half_precision_kept(dtype: torch.dtype) -> None:
-    """It is as good as half precision is: three digits."""
+    """As exact as half precision: three digits."""
     call = real(causal=True)
     query, key, gradient = (t.to(dtype) for t in (call.query, call.key, call.gradient))
     call = Call(query.requires_grad_(), key, key, gradient, causal=True)

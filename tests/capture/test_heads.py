@@ -1,4 +1,4 @@
-"""Grouping the maps of a call into examples (or windows) and heads, in every layout."""
+"""The maps of a call are sorted into examples (or windows) and heads, in every layout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def words(count: int = N) -> tuple[TokenSpaces, Tensor]:
 
 
 def check(groups: Groups, queries: Tensor, keys: Tensor) -> None:
-    """Each map belongs to one group, which reads what the map reads, heads in their order."""
+    """Each map belongs to one group with the same tokens; heads keep their order."""
     assert sorted(groups.pick.flatten().tolist()) == list(range(queries[..., 0].numel()))
     assert (groups.pick.diff(dim=1) > 0).all()
     flat_queries, flat_keys = queries.flatten(0, -2), keys.flatten(0, -2)

@@ -1,6 +1,6 @@
-"""Records: what a call read, its probabilities and gradient whole, its maps sorted into heads.
+"""Records: the operands of a call, its whole probabilities and gradient, its maps by heads.
 
-How blocks tile a call stands in `test_capture_blocks.py`.
+`test_blocks.py` tests how a call is cut into blocks.
 """
 
 from __future__ import annotations
@@ -215,11 +215,11 @@ def test_explicit_half_precision_is_given_in_single() -> None:
     assert torch.equal(evidence_of(blocks), evidence.flatten(0, 1))
 
 
-# --- the logarithm of each query's sum
+# --- the logsumexp of each query
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_logarithm_that_the_kernel_kept(causal: bool) -> None:
+def test_the_logsumexp_that_the_kernel_saved(causal: bool) -> None:
     query, key, _ = operands(4, 4)
     kernel = F.scaled_dot_product_attention(query, key, key, is_causal=causal)
     sums = logsumexp_of(kernel)
@@ -231,7 +231,7 @@ def test_the_logarithm_that_the_kernel_kept(causal: bool) -> None:
     torch.testing.assert_close(sums, logits.logsumexp(-1))
 
 
-def test_where_no_logarithm_is_kept() -> None:
+def test_where_no_logsumexp_is_saved() -> None:
     query, key, value = operands()
     other_kernel = F.scaled_dot_product_attention(query, key, value)  # values are wider
     assert logsumexp_of(other_kernel) is None
@@ -239,7 +239,7 @@ def test_where_no_logarithm_is_kept() -> None:
     assert logsumexp_of(F.scaled_dot_product_attention(query, key, key)) is None
 
 
-def test_no_logarithm_is_read_under_hooks_of_saved_tensors() -> None:
+def test_no_logsumexp_is_read_under_hooks_of_saved_tensors() -> None:
     """Where a model checkpoints its activations, reading it would run the model again."""
     query, key, _ = operands()
     unpacked: list[Tensor] = []
@@ -324,7 +324,7 @@ def test_saved_tensors_without_a_gradient_are_read() -> None:
 
 
 def test_tensors_without_a_gradient_that_were_overwritten_are_not_read() -> None:
-    """Queries of a tower of constants: `autograd` has no graph there, but a call was recorded."""
+    """Queries are constants: autograd has no graph there, but the call is recorded."""
     tensors = draw(2, 3), draw(3)
     saved = save(*tensors)
     tensors[0].zero_()
@@ -333,7 +333,7 @@ def test_tensors_without_a_gradient_that_were_overwritten_are_not_read() -> None
 
 
 class Overwriting(nn.Module):
-    """Words attend to features, which attended to each other where nothing needs a gradient."""
+    """Words attend to features, which attend to each other where nothing needs a gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -355,7 +355,7 @@ class Overwriting(nn.Module):
 
 
 def test_a_model_that_overwrites_tensors_without_a_gradient() -> None:
-    """It is run again with copies, as one is that overwrites what autograd needs."""
+    """The model is run again with copies of what it overwrites."""
     model, words = Overwriting(), torch.tensor([[3, 1, 4], [1, 5, 9]])
     pairs = [("features", "features"), ("input_ids", "features")]
 
@@ -372,7 +372,7 @@ def test_a_model_that_overwrites_tensors_without_a_gradient() -> None:
 
 
 def test_saved_tensors_are_recomputed_with_their_graph() -> None:
-    """Under checkpointing nothing is kept: the piece of the model runs again to read them."""
+    """Under checkpointing nothing is saved: a part of the model runs again to read them."""
     runs: list[Operands | Saved] = []
 
     def piece(x: Tensor) -> Tensor:
@@ -430,7 +430,7 @@ def test_a_tap_that_nobody_listens_to_reads_nothing() -> None:
 
 
 def test_what_a_listener_computes_is_not_the_models() -> None:
-    """A mode of the backward pass does not see it."""
+    """The modes of the backward pass do not see what the listener computes."""
     seen: list[object] = []
 
     class Seeing(torch.overrides.TorchFunctionMode):
@@ -510,7 +510,7 @@ def test_maps_are_grouped_by_example_and_head(layout: str) -> None:
     ],
 )
 def test_maps_of_a_fused_call_are_grouped(layout: str, grouped: bool) -> None:
-    """The mask has other leading axes, keys and values have fewer heads: each map has its own."""
+    """The mask has other leading axes, keys and values have fewer heads: each map gets its own."""
     lead, pick, _ = PICKS[layout]
     fewer = (*lead[:-1], lead[-1] // 2) if grouped else lead
     query, key = draw(*lead, NQ, D, seed=1), draw(*fewer, NK, D, seed=2)

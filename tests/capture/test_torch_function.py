@@ -1,4 +1,4 @@
-"""Twins of functions that hand themselves to a mode: they run, seen, and nothing is patched."""
+"""Functions that hand themselves to a mode run as copies, whose operations the mode sees."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from captum_generic_attn.capture.torch_function import bypass_torch_function, di
 
 
 class Seen(TorchFunctionMode):
-    """Notes the names of what it is called with."""
+    """Keeps the names of the functions that it sees."""
 
     def __init__(self) -> None:
         super().__init__()
