@@ -142,8 +142,8 @@ class Recorder:
         self.records.append(
             AttentionRecord(
                 index, *self._scope.current(), source, get_gradient_edge(at),
-                edge, Tap(at, source.operands), groups.query_tokens,
-                groups.key_tokens, groups.examples, groups.pick, groups.in_order, groups.padded,
+                edge, Tap(at, source.operands), groups.query_tokens, groups.key_tokens,
+                groups.examples, groups.pick, groups.in_order, groups.padded,
                 of_queries, of_keys,
             )
         )  # fmt: skip

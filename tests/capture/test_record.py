@@ -459,8 +459,8 @@ def record_of(maps: Tensor, pick: list[list[int]], *, in_order: bool = False) ->
     return AttentionRecord(
         3, "blocks.0.attn", "Attention", source, *[get_gradient_edge(tensor)] * 2,
         Tap(tensor, source.operands), torch.zeros(groups, NQ).long(),
-        torch.zeros(groups, NK).long(), torch.arange(groups), torch.tensor(pick), in_order, False,
-        frozenset(), frozenset([2]),
+        torch.zeros(groups, NK).long(), torch.arange(groups), torch.tensor(pick),
+        in_order, False, frozenset(), frozenset([2]),
     )  # fmt: skip
 
 
