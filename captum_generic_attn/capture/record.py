@@ -40,8 +40,8 @@ class Source(Protocol):
         Args:
             operands: the tensors of `self.operands`.
             gradient: the gradient of the tensor that the record's tap is on.
-            pick: `[maps]` which of the call's maps, with its leading axes flattened; `None` takes
-                all in order.
+            pick: `[maps]` which of the call's maps, with its leading axes flattened; `None`
+                takes all in order.
         """
 
 
@@ -181,8 +181,8 @@ class AttentionRecord:
         key_stream: the names of the streams of the keys, joined by "+".
         meeting: the spaces of query and key streams.
         layer: the least index among the calls that are heads of the same layer.
-        share: how large a part of the layer's heads the call has; 1 unless the model calls its
-            heads one by one.
+        share: how large a part of the layer's heads the call has; 1 unless the model calls
+            its heads one by one.
     """
 
     index: int
