@@ -1,6 +1,6 @@
-"""Ends backward passes at the results of attention calls: what reaches them without attention.
+"""Stops gradients at some edges of the graph, such as the results of attention calls.
 
-`Capture.blocked` uses it, which `reading` asks before the backward pass that explains a score.
+What remains is the gradient of the ways that lead through no attention.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch.autograd.graph import GradientEdge
 
 @contextlib.contextmanager
 def ending_at(edges: Iterable[GradientEdge]) -> Iterator[None]:
-    """Meanwhile, backward passes hand zeros on through some edges.
+    """A context in which backward passes pass zeros on below some edges.
 
-    Zeros and not nothing: hooks of the model on what lies before an edge expect a tensor.
+    Zeros, because hooks of the model on tensors further down expect a tensor.
     """
     outputs: dict[torch.autograd.graph.Node, set[int]] = {}
     for edge in edges:
         outputs.setdefault(edge.node, set()).add(edge.output_nr)
     with contextlib.ExitStack() as undo:
         for node, places in outputs.items():
-            handle = node.register_prehook(functools.partial(_ended, places))
+            handle = node.register_prehook(functools.partial(_zeroed, places))
             undo.callback(handle.remove)
         yield
 
 
-def _ended(places: set[int], gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """The gradients of a node's outputs, zero at some places."""
+def _zeroed(places: set[int], gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """The gradients of the outputs of a node, with zeros at some places."""
     with torch.no_grad(), torch._C.DisableTorchFunction():  # noqa: SLF001
         return tuple(
             g.new_zeros(()).expand_as(g) if g is not None and i in places else g

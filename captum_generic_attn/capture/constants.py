@@ -1,9 +1,8 @@
-"""Parameters taken as constants: what the operations of a forward pass are run on.
+"""Runs the operations of a forward pass with the parameters as constants.
 
-Without this each linear layer would keep its input for the gradient of its weight, which nobody
-asks for. The parameters themselves are left alone: `mode` and `attention` run every operation
-through one `Constants`. Parameters of a model that was built under `torch.inference_mode`, which
-autograd cannot keep, are copied for the time of a call.
+Otherwise each linear layer would save its input for the gradient of its weight, which is not
+needed. The parameters themselves stay as they are. Parameters that were made under
+`torch.inference_mode`, which autograd cannot save, are copied for one forward pass.
 """
 
 from __future__ import annotations
@@ -17,15 +16,21 @@ from torch import Tensor
 from captum_generic_attn.capture.tracking.operations import Family
 
 
+def require_gradient(tensor: Tensor) -> None:
+    """Let the graph begin at a tensor of attention if nothing before it needs a gradient."""
+    if torch.is_grad_enabled() and not tensor.requires_grad:
+        tensor.requires_grad_(True)
+
+
 class Constants:
-    """Runs operations with constants in place of the parameters whose ids it is given."""
+    """Runs operations with detached tensors in place of some parameters, given by their ids."""
 
     def __init__(self, parameters: Container[int]) -> None:
         self._parameters = parameters
         self._copies: dict[int, Tensor] = {}
 
     def run(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run an operation that only reads."""
+        """Run an operation that writes to none of its arguments."""
         if kwargs:
             kwargs = dict(zip(kwargs, self._replaced(tuple(kwargs.values())), strict=True))
         return func(*self._replaced(args), **kwargs)
@@ -34,10 +39,18 @@ class Constants:
         self, family: Family, func: Callable[..., Any], args: Sequence[Any],
         kwargs: Mapping[str, Any], *, writes: bool,
     ) -> Any:  # fmt: skip
-        """Run an operation; one that `writes` does so to its first argument itself."""
+        """Run any operation.
+
+        Args:
+            family: of the operation.
+            func: the operation.
+            args: its arguments.
+            kwargs: its keyword arguments.
+            writes: whether it writes to its first argument, which it then gets as it is.
+        """
         if family is Family.EMBEDDING and torch.is_grad_enabled():
-            return func(*map(self._began, args), **{k: self._began(v) for k, v in kwargs.items()})
-        if family is Family.NOTHING:  # asks the parameter itself, or tells it something
+            return func(*map(self._leaf, args), **{k: self._leaf(v) for k, v in kwargs.items()})
+        if family is Family.NOTHING:  # may read or set attributes of the parameter itself
             return func(*args, **kwargs)
         if writes:
             return func(*args[:1], *self._replaced(args[1:]), **kwargs)
@@ -64,16 +77,16 @@ class Constants:
         return values if constants is None else constants
 
     def _copied(self, tensor: Tensor) -> Tensor:
-        """An ordinary tensor of the values of an inference tensor, one for the whole pass."""
+        """A normal tensor with the values of an inference tensor, the same for the whole pass."""
         if id(tensor) not in self._copies:
             self._copies[id(tensor)] = tensor.clone()
         return self._copies[id(tensor)]
 
-    def _began(self, value: Any) -> Any:
-        """The weight of an embedding as where a graph begins.
+    def _leaf(self, value: Any) -> Any:
+        """The weight of an embedding as a leaf of the graph.
 
-        Integers lead no gradient to what was made of them, and a result that is a leaf itself could
-        not be written to by the model.
+        The graph cannot begin at integers. It cannot begin at the vectors either: the model may
+        write into them, which autograd forbids for leaves.
         """
         if not isinstance(value, Tensor):
             return value

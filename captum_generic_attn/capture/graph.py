@@ -1,7 +1,7 @@
-"""Which attention calls a score reaches through autograd's graph, and where a backward can stop.
+"""Finds the attention calls that a score depends on, and where its backward pass can stop.
 
-Called by `explanation` before the backward pass: calls that it has no use for must not make that
-pass longer.
+This walks autograd's graph before the backward pass, so that calls that do not count make that pass
+no longer.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ from captum_generic_attn.capture.record import AttentionRecord
 
 _LAST, _EARLIER = 1, 2
 _WIDEST = 4
-"""How many times as wide as the residual stream all heads of a call may be."""
+"""How many times as wide as the residual stream the heads of a call may be together."""
 
 
 class Reached:
-    """The calls that a score depends on, and which of them lie deepest in its graph."""
+    """The calls that a score depends on.
+
+    `index in reached` tells whether the score depends on the call of that index; iteration gives
+    all such indices.
+    """
 
     def __init__(self, score: Tensor, records: Sequence[AttentionRecord]) -> None:
         self._below: dict[Any, list[tuple[Any, int]]] = {}  # those that run last come first
@@ -55,7 +59,7 @@ class Reached:
         return iter(self._known)
 
     def deepest(self, records: Sequence[AttentionRecord]) -> list[AttentionRecord]:
-        """Those records from which the graph leads to no other of them."""
+        """Those records below which no other of them lies in the graph."""
         edges = {(r.edge.node, r.edge.output_nr) for r in records}
         leading: set[Any] = set()  # nodes below which one of them lies
         for node, below in self._below.items():
@@ -69,29 +73,34 @@ class Reached:
         self, last: Sequence[AttentionRecord], earlier: Sequence[AttentionRecord],
         records: Sequence[AttentionRecord],
     ) -> bool:  # fmt: skip
-        """Whether the score may read tokens after `earlier` calls that it does not after the last.
+        """Whether the score may read tokens behind `earlier` calls that it does not behind `last`.
 
-        Ways down the graph to both part at each layer, where attention is added to the residual
-        stream: an addition hands the gradient of a token on to both sides alike. Where they part at
-        anything else (exits that are stacked, hidden states that are joined) it may be another
-        token that is read there. Ways end at the results of all `records`.
+        Paths from the score to both kinds of calls part at each layer, where attention is added to
+        the residual stream: an addition passes the gradient of a token to both sides alike. Where
+        paths part at another operation (stacked exits, concatenated hidden states), other tokens
+        may be read there. Paths end at the results of all `records`.
         """
         ends = {_edge(r.result): 0 for r in records}
         ends.update((_edge(r.result), _EARLIER) for r in earlier)
         ends.update((_edge(r.result), _LAST) for r in last)
-        size = sum(_elements(r.result) for r in last) / _WIDEST  # of all heads, one by one or not
+        size = sum(_elements(r.result) for r in last) / _WIDEST  # of all heads together
         rows = max(r.query_tokens.numel() for r in last)
         leading: dict[Any, int] = {}
         for node, below in self._below.items():
             ways = [ends[e] if e in ends else leading.get(e[0], 0) for e in below]
             leading[node] = found = functools.reduce(operator.or_, ways, 0)
-            if found == _LAST | _EARLIER and _EARLIER in ways and len(ways) > 1 and not (
-                type(node).__name__ == "AddBackward0"
-                and (elements := _elements(GradientEdge(node, 0))) >= size
-                and elements % rows == 0
-            ):  # fmt: skip
+            parts = found == _LAST | _EARLIER and _EARLIER in ways and len(ways) > 1
+            if parts and not _adds_to_tokens(node, size, rows):
                 return True
         return False
+
+
+def _adds_to_tokens(node: Any, size: float, rows: int) -> bool:
+    """Whether a node is an addition of at least `size` elements, the same number for each row."""
+    if type(node).__name__ != "AddBackward0":
+        return False
+    elements = _elements(GradientEdge(node, 0))
+    return elements >= size and elements % rows == 0
 
 
 def _edge(edge: GradientEdge) -> tuple[Any, int]:
@@ -99,10 +108,10 @@ def _edge(edge: GradientEdge) -> tuple[Any, int]:
 
 
 def _elements(edge: GradientEdge) -> float:
-    """How many elements the tensor at an edge has.
+    """How many elements the tensor at an edge has; NaN if unknown.
 
-    The attribute is no public one, so nothing depends on it: without, additions are not told apart,
-    and one more pass over the graph is made.
+    The attribute is private in PyTorch, so it is only a short cut: without it, additions are not
+    told apart, and one more pass over the graph is made.
     """
     known = getattr(edge.node, "_input_metadata", None)
     return math.nan if known is None else math.prod(known[edge.output_nr].shape)

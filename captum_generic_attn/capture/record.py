@@ -1,7 +1,7 @@
-"""Records of attention calls: what the rules need of each, and nothing of the model.
+"""Records of attention calls: their tokens, and how their attention and gradient are computed.
 
-A record holds what its call read as autograd itself keeps it for a backward pass, so it costs no
-memory of its own; `blocks` computes attention and gradient from it when the backward pass comes by.
+A record holds nothing of the model. Its `Source` computes attention and gradient, in `blocks`, from
+what the forward pass kept (`operands`) and the gradient that its `Tap` receives.
 """
 
 from __future__ import annotations
@@ -9,107 +9,49 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_generic_attn.capture.blocks import Blocks, ExplicitBlocks, FusedBlocks, Maps
+from captum_generic_attn.capture.operands import Operands, Saved
 from captum_generic_attn.tokens import NOBODY, Meeting
 from captum_generic_attn.tokens.ids import compact
 
-_KEEPING_NODES = {
-    "ScaledDotProductFlashAttentionForCpuBackward0",
-    "ScaledDotProductFlashAttentionBackward0",
-}
-"""Nodes of fused kernels that keep the natural logarithm of each query's sum of exponentials."""
 
+class Source(Protocol):
+    """Computes the attention of one call and its gradient in the backward pass."""
 
-def _version(tensor: Tensor) -> int:
-    """How often a tensor was written to; inference tensors, which are refused, do not count."""
-    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001
+    @property
+    def operands(self) -> Operands | Saved:
+        """The tensors that attention is computed from."""
 
+    def live_rows(self, gradient: Tensor) -> Tensor:
+        """`[*lead, Nq]` True where the gradient of the call's result is not zero.
 
-class OverwrittenError(RuntimeError):
-    """The model overwrote a tensor of an attention call; the forward pass must keep copies."""
-
-
-@dataclass(frozen=True, eq=False)
-class Operands:
-    """Tensors of an attention call, read after the forward pass, and their versions in it."""
-
-    tensors: tuple[Tensor, ...]
-    versions: tuple[int, ...]
-
-    @classmethod
-    def of(cls, *tensors: Tensor, copies: bool = False) -> Operands:
-        """Note tensors as they are now; with `copies`, whatever the model does to them later."""
-        kept = tuple(t.detach().clone() if copies else t.detach() for t in tensors)
-        return cls(kept, tuple(map(_version, kept)))
-
-    def read(self) -> tuple[Tensor, ...]:
-        """The tensors, if the model did not write to them since.
-
-        Raises:
-            OverwrittenError: if it did.
+        NaN counts as zero. `lead` are the call's leading axes, such as batch and heads.
         """
-        if tuple(map(_version, self.tensors)) != self.versions:
-            raise OverwrittenError("an attention operand was modified by an inplace operation")
-        return self.tensors
 
+    def blocks(self, operands: Sequence[Tensor], gradient: Tensor, pick: Tensor | None) -> Blocks:
+        """Attention and its gradient in blocks.
 
-class _Keep(torch.autograd.Function):
-    """A node that does nothing but keep tensors as autograd keeps them."""
-
-    @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
-        ctx.save_for_backward(*tensors)
-        return tensors[0].new_empty(0)
-
-
-class Saved:
-    """Tensors of an attention call, kept by autograd: shared with its graph, and recomputed with it
-    where the model checkpoints its activations.
-
-    Like those of the graph they can be read once in each backward pass, and a `RuntimeError` says
-    where the model overwrote them.
-    """  # fmt: skip
-
-    def __init__(self, *tensors: Tensor, copies: bool = False) -> None:
-        """Keep tensors; `copies` for those that no gradient leads to, as in `Operands.of`."""
-        self._node = _Keep.apply(*tensors).grad_fn
-        self._plain = Operands.of(*tensors, copies=copies) if self._node is None else None
-
-    def read(self) -> tuple[Tensor, ...]:
-        """The tensors."""
-        if self._plain is not None:
-            return self._plain.read()
-        return tuple(tensor.detach() for tensor in self._node.saved_tensors)
-
-
-def sums_kept_by(result: Tensor) -> Tensor | None:
-    """`[..., Nq]`, the logarithm of each query's sum of exponentials, if the kernel kept it.
-
-    Its attribute is no public one, so nothing depends on it: without, a softmax is computed. Where
-    a model checkpoints its activations, reading it would run the model again.
-    """
-    node = result.grad_fn
-    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # noqa: SLF001
-    if node is None or node.name() not in _KEEPING_NODES or hooks is None or hooks(False):
-        return None
-    sums = getattr(node, "_saved_logsumexp", None)
-    if not isinstance(sums, Tensor) or sums.shape != result.shape[:-1]:
-        return None
-    return sums.detach()
+        Args:
+            operands: the tensors of `self.operands`.
+            gradient: the gradient of the tensor that the record's tap is on.
+            pick: `[maps]` which of the call's maps, with its leading axes flattened; `None`
+                takes all in order.
+        """
 
 
 @dataclass(frozen=True, eq=False)
 class Explicit:
-    """Probabilities that the model computed itself; `order` brings their axes to [..., q, k].
+    """The source of a call whose probabilities the model computes itself. Its tap is on them.
 
-    `of_result` says of each axis of what they make of the values which of their axes it is, `None`:
-    none of them.
+    `order` permutes their axes to `[*lead, Nq, Nk]`. With `single_query` they have no axis of
+    queries. `of_result` names, for each axis of the call's result, the axis of the probabilities
+    that it comes from; `None` if it comes from the values alone.
     """
 
     operands: Operands
@@ -118,14 +60,7 @@ class Explicit:
     of_result: tuple[int | None, ...] = ()
 
     def blocks(self, operands: Sequence[Tensor], gradient: Tensor, pick: Tensor | None) -> Blocks:
-        """The call in blocks.
-
-        Args:
-            operands: what `self.operands` hold.
-            gradient: the gradient of the probabilities, in the order of their axes.
-            pick: `[maps]` which of the call's maps, its leading axes flattened; `None`: all, in
-                order.
-        """
+        """Attention and its gradient in blocks; see `Source.blocks`."""
         (operand,) = operands
         attention, gradient = self._arrange(operand), self._arrange(gradient)
         lead = attention.shape[:-2]
@@ -138,7 +73,7 @@ class Explicit:
     def live_rows(self, gradient: Tensor) -> Tensor:
         """`[*lead, Nq]` True where the gradient of the call's result is not zero."""
         weights = self.operands.tensors[0]
-        live = gradient.abs() > 0  # NaN is no evidence
+        live = gradient.abs() > 0
         own = [i for i, axis in enumerate(self.of_result) if axis is not None]
         live = live.permute(*own, *(i for i in range(live.ndim) if i not in own))
         live = live.flatten(len(own)).any(-1) if live.ndim > len(own) else live
@@ -146,7 +81,7 @@ class Explicit:
         rows = self.order[:-1]
         live = live.permute([axes.index(axis) for axis in rows if axis in axes])
         for place, axis in enumerate(rows):
-            if axis not in axes:  # summed: what is read of the sum is read of each
+            if axis not in axes:  # the result is a sum over this axis: each term is read
                 live = live.unsqueeze(place)
             elif weights.shape[axis] == 1:
                 live = live.any(place, keepdim=True)
@@ -160,31 +95,29 @@ class Explicit:
 
 @dataclass(frozen=True, eq=False)
 class Fused:
-    """`scaled_dot_product_attention`; its operands are query, key, value and perhaps a mask."""
+    """The source of a fused call that computes `softmax(q kᵀ scale + mask) v`.
+
+    Its operands are query, key, value and perhaps a mask, its tap is on the result. The other
+    fields are those of `FusedCall`. `logsumexp` `[*lead, Nq]` is of each query's logits, if the
+    kernel saved it.
+    """
 
     operands: Operands | Saved
     causal: bool
     scale: float | None
     grouped: bool
-    sums: Tensor | None = None
+    logsumexp: Tensor | None = None
 
     def live_rows(self, gradient: Tensor) -> Tensor:
         """`[*lead, Nq]` True where the gradient of the call's result is not zero."""
-        return (gradient.abs() > 0).any(-1)  # NaN is no evidence
+        return (gradient.abs() > 0).any(-1)
 
     def blocks(self, operands: Sequence[Tensor], gradient: Tensor, pick: Tensor | None) -> Blocks:
-        """The call in blocks.
-
-        Args:
-            operands: what `self.operands` hold.
-            gradient: the gradient of the kernel's output.
-            pick: `[maps]` which of the call's maps, its leading axes flattened; `None`: all, in
-                order.
-        """
+        """Attention and its gradient in blocks; see `Source.blocks`."""
         query, key, value, *mask = operands
-        lead = gradient.shape[:-2]  # the query's, unless it is shared
+        lead = gradient.shape[:-2]  # not the query's, which may be broadcast
         groups = lead[-1] // key.shape[-3] if self.grouped else 1
-        sums = self.sums
+        logsumexp = self.logsumexp
         count = math.prod(lead) if pick is None else len(pick)
         return FusedBlocks(
             count, query.shape[-2], key.shape[-2],
@@ -195,7 +128,7 @@ class Fused:
             1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale,
             self.causal,
             Maps.of(compact(mask[0]), lead, pick) if mask else None,
-            None if sums is None else Maps.of(sums.unsqueeze(-1), lead, pick),
+            None if logsumexp is None else Maps.of(logsumexp.unsqueeze(-1), lead, pick),
         )  # fmt: skip
 
 
@@ -203,11 +136,11 @@ Listener = Callable[[Sequence[Tensor], Tensor], None]
 
 
 class Tap:
-    """Hands out a call's operands and the gradient of a tensor of it, when the backward pass comes.
+    """A hook on a tensor of a call: gives a listener the call's operands and that gradient.
 
-    Reading the operands may run a piece of the model again (activation checkpointing), under the
-    modes of the backward pass; what the listener computes is not the model's. The graph holds the
-    tap, so the tap holds nothing of the graph beyond its operands.
+    Reading the operands may run a part of the model again (activation checkpointing), which needs
+    the modes of the backward pass; what the listener computes is not part of the model. The graph
+    holds the tap, so the tap holds nothing of the graph but its operands.
     """
 
     def __init__(self, tensor: Tensor, operands: Operands | Saved) -> None:
@@ -226,21 +159,36 @@ class Tap:
 class AttentionRecord:
     """One attention call.
 
-    `query_tokens` `[G, Nq]` and `key_tokens` `[G, Nk]` are token ids of `G` groups: the examples
-    of the batch, or their windows; `examples` `[G]` says whose. `pick` `[G, H]` finds a group's
-    heads among the flattened leading axes of the probabilities; they are `plain` if it takes all of
-    them in order. `padded` says whether some query is no token. `result` is where the gradient of
-    what the call returns passes, `edge` where that comes which the tap hands out: they differ where
-    the model computes its probabilities itself. `query_ancestors` and
-    `key_ancestors` are the calls that the queries and keys depend on; `meeting` says whose streams
-    met. Where a model calls its heads one by one, the calls of one `layer` have a `share` each of
-    the layer's map.
+    Attributes:
+        index: its place among the attention calls of the forward pass.
+        module: the qualified name of the module that makes it.
+        module_type: the name of that module's class.
+        source: computes its attention and gradient.
+        edge: where the gradient that the tap receives is in the graph.
+        result: where the gradient of the call's result is in the graph. For a fused call it is the
+            same as `edge`.
+        tap: hands out operands and gradient in the backward pass.
+        query_tokens: `[G, Nq]` token ids of `G` groups: the examples of the batch, or their
+            windows.
+        key_tokens: `[G, Nk]` token ids.
+        examples: `[G]` the example of each group.
+        pick: `[G, H]` the heads of each group, as places among the flattened leading axes.
+        in_order: whether `pick` takes all places in order.
+        padded: whether some query is no token.
+        query_ancestors: indices of the calls that the queries depend on.
+        key_ancestors: indices of the calls that the keys depend on.
+        query_stream: the name of the stream of the queries.
+        key_stream: the names of the streams of the keys, joined by "+".
+        meeting: the spaces of query and key streams.
+        layer: the least index among the calls that are heads of the same layer.
+        share: how large a part of the layer's heads the call has; 1 unless the model calls
+            its heads one by one.
     """
 
     index: int
     module: str
     module_type: str
-    source: Explicit | Fused
+    source: Source
     edge: GradientEdge
     result: GradientEdge
     tap: Tap
@@ -248,7 +196,7 @@ class AttentionRecord:
     key_tokens: Tensor
     examples: Tensor
     pick: Tensor
-    plain: bool
+    in_order: bool
     padded: bool
     query_ancestors: frozenset[int]
     key_ancestors: frozenset[int]
@@ -265,7 +213,9 @@ class AttentionRecord:
 
     def blocks(self, operands: Sequence[Tensor], gradient: Tensor) -> Blocks:
         """Attention and its gradient, `[G * H, Nq, Nk]`, from what the tap hands out."""
-        return self.source.blocks(operands, gradient, None if self.plain else self.pick.flatten())
+        return self.source.blocks(
+            operands, gradient, None if self.in_order else self.pick.flatten()
+        )
 
     def read_rows(self, gradient: Tensor | None) -> Tensor:
         """`[G, Nq]` True where a gradient at the call's result is not zero in some head."""

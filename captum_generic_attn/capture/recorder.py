@@ -1,77 +1,74 @@
-"""Keeps the records of one forward pass, and says which calls cannot be explained, and why.
+"""Keeps the records of one forward pass, and the calls that cannot be explained.
 
-`attention` recognises calls and hands them over; `forward` closes the book. Here a call's tokens
-are sorted into examples and heads, its queries and keys are compared, and streams are joined.
+`explicit_calls` and `fused_calls` hand each attention call over. Here its tokens are sorted into
+examples and heads; at the end of the forward pass, streams get names and heads that were called one
+by one are put together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from captum_generic_attn.capture.heads import Groups, Unreadable, group_heads
-from captum_generic_attn.capture.record import (
-    AttentionRecord,
-    Explicit,
-    Fused,
-    Operands,
-    Saved,
-    Tap,
-)
+from captum_generic_attn.capture.heads import Groups, group_heads
+from captum_generic_attn.capture.operands import Operands, Saved, save
+from captum_generic_attn.capture.record import AttentionRecord, Source, Tap
 from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.tracking.head_calls import of_call
 from captum_generic_attn.capture.tracking.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.tracking.transfer import Transfer
+from captum_generic_attn.capture.unsupported import (
+    NO_GRADIENTS,
+    SHARED_TOKENS,
+    Reason,
+    Refusal,
+    UnsupportedCallError,
+    unused_softmax,
+)
 from captum_generic_attn.capture.witness import Witness
+from captum_generic_attn.tokens import Meeting
 from captum_generic_attn.tokens.ids import compact
 from captum_generic_attn.tokens.spaces import PADDING, STALE
 from captum_generic_attn.tokens.streams import TokenStreams
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """An attention call that cannot be explained: where, what was seen, what to do."""
+class CallTokens(NamedTuple):
+    """The tokens of one call.
 
-    index: int
-    module: str
-    module_type: str
-    seen: str
-    advice: str
-    harmless: bool = False  # no token of an input takes part
+    `queries` `[*lead, Nq]` and `keys` `[*lead, Nk]` are their ids. `result` has the shape of the
+    call's result and says whose tokens it is at; `None` if its shape has no places for them.
+    `ancestors` are the calls that the queries, and the keys, depend on.
+    """
 
-    def __str__(self) -> str:
-        where = f"{self.module or 'the forward function'} ({self.module_type})"
-        return f"{where}: {self.seen}; {self.advice}"
+    queries: Tensor
+    keys: Tensor
+    result: Tensor | None
+    ancestors: tuple[frozenset[int], frozenset[int]]
 
 
-CHANNELS = (
-    "attention between channels, not between tokens",
-    "leave the module out with layers=, or pass strict=False to skip such calls",
-)
-"""What was seen and what to do where an axis of tokens is summed in the product of q and k."""
-
-
-def kernel_refusal(name: str) -> tuple[str, str]:
-    """What was seen and what to do where a fused kernel other than PyTorch's own is called."""
-    return (
-        f"the kernel {name} keeps its probabilities to itself",
-        'use the "sdpa" or "eager" implementation of attention',
-    )
-
-
-def _asked(plane: Tensor) -> Tensor:
-    """The plane of tokens after they were queries: padding among them is no constant any more."""
+def _after_attention(plane: Tensor) -> Tensor:
+    """Token ids of a call's result: attention wrote to padding, so it becomes `STALE`."""
     if not bool((compact(plane) == PADDING).any()):
         return plane
     return torch.where(plane == PADDING, STALE, plane)
 
 
 class Recorder:
-    """The attention calls of one forward pass, in execution order."""
+    """The attention calls of one forward pass, in execution order.
+
+    Attributes:
+        records: the calls that can be explained.
+        refusals: those that cannot.
+        softmaxes: all softmaxes.
+        streams: the streams of tokens that attention reads.
+        in_training: operations that behave as in training mode, in order.
+        witness: is told what the calls read, for a check; `None` without one.
+    """
 
     def __init__(
         self, transfer: Transfer, scope: Scope, examples: int, *, copies: bool = False,
@@ -84,7 +81,7 @@ class Recorder:
         self.in_training: dict[str, None] = {}
         self.witness = witness
         self._calls = 0
-        self._met: dict[int, Softmax] = {}
+        self._softmax_of: dict[int, Softmax] = {}
         self._transfer = transfer
         self._scope = scope
         self._examples = examples
@@ -95,61 +92,49 @@ class Recorder:
         return Operands.of(*tensors, copies=self._copies)
 
     def saved(self, *tensors: Tensor) -> Operands | Saved:
-        """The same, kept by autograd where it records."""
+        """The same, saved in the graph where autograd records."""
         if not torch.is_grad_enabled():
             return self.operands(*tensors)
-        return Saved(*tensors, copies=self._copies)
+        return save(*tensors, copies=self._copies)
 
-    def refuse(self, seen: str, advice: str) -> None:
-        """Note that the running module made a call that cannot be explained."""
-        self.refusals.append(Refusal(self._next_index(), *self._scope.current(), seen, advice))
+    def refuse(self, reason: Reason | tuple[str, str], *, harmless: bool = False) -> None:
+        """Note that the running module makes a call that cannot be explained."""
+        index, (module, module_type) = self._next_index(), self._scope.current()
+        seen, advice = reason
+        self.refusals.append(Refusal(index, module, module_type, seen, advice, harmless))
 
     def _next_index(self) -> int:
         self._calls += 1
         return self._calls - 1
 
-    def refuse_kernel(self, name: str) -> None:
-        """Note that a fused kernel other than PyTorch's own was called."""
-        self.refuse(*kernel_refusal(name))
-
     def record(
-        self, source: Explicit | Fused, at: Tensor, result: Tensor, plane: Tensor | None,
-        queries: Tensor, keys: Tensor, factors: tuple[frozenset[int], ...],
-        softmax: Softmax | None,
+        self, source: Source, at: Tensor, result: Tensor, tokens: CallTokens,
+        softmax: Softmax | None = None,
     ) -> int | None:  # fmt: skip
-        """Make a record of a call whose result is `result` and whose gradient is taken `at`.
+        """Record a call.
+
+        Args:
+            source: computes its attention and gradient.
+            at: the tensor whose gradient the source needs.
+            result: what the call returns.
+            tokens: of its queries, keys and result.
+            softmax: the softmax that the model computed, of a call that is not fused.
 
         Returns:
-            Its index, or `None` if it cannot be explained.
+            Its index; `None` if it cannot be explained.
         """
+        plane = tokens.result
         if plane is not None:
             memory = self._transfer.spaces.memory
-            plane = memory(_asked, plane)
+            plane = memory(_after_attention, plane)
             plane = memory.one(plane)  # the next layer does the same to the same tokens
         planes = () if plane is None else (plane,)
         lost = "" if planes else "attention"
-        passed = Shadow(Role.TOKENS, planes, factors[0] | factors[1], data=True, lost=lost)
+        of_queries, of_keys = tokens.ancestors
+        passed = Shadow(Role.TOKENS, planes, of_queries | of_keys, data=True, lost=lost)
         self._transfer.shadows[result] = passed
-        try:
-            if not torch.is_grad_enabled():
-                raise Unreadable(
-                    "gradients are switched off here (reentrant checkpoint, custom "
-                    "autograd.Function or inference_mode inside the model)",
-                    "use torch.utils.checkpoint with use_reentrant=False, or torch.no_grad",
-                )
-            groups = self._transfer.spaces.memory.of(
-                (queries, keys), "groups", lambda: self._groups(queries, keys)
-            )
-            if groups is None:
-                place = self._scope.current()
-                seen = "attention between tokens of an argument that all examples share"
-                advice = "give every example its own if its tokens are to be explained"
-                self.refusals.append(
-                    Refusal(self._next_index(), *place, seen, advice, harmless=True)
-                )
-                return None
-        except Unreadable as problem:
-            self.refuse(problem.seen, problem.advice)
+        groups = self._groups_or_refusal(tokens)
+        if groups is None:
             return None
         index = self._next_index()
         with torch._C.DisableTorchFunction():  # noqa: SLF001 - no use of it that a mode may count
@@ -157,26 +142,42 @@ class Recorder:
         self.records.append(
             AttentionRecord(
                 index, *self._scope.current(), source, get_gradient_edge(at),
-                edge, Tap(at, source.operands), groups.query_tokens,
-                groups.key_tokens, groups.examples, groups.pick, groups.plain, groups.padded,
-                factors[0], factors[1],
+                edge, Tap(at, source.operands), groups.query_tokens, groups.key_tokens,
+                groups.examples, groups.pick, groups.in_order, groups.padded,
+                of_queries, of_keys,
             )
         )  # fmt: skip
         self._transfer.queried[index] = groups.query_tokens
         if softmax is not None:
-            self._met[index] = softmax
+            self._softmax_of[index] = softmax
         self._transfer.shadows[result] = passed._replace(
             ancestors=frozenset([index]), calls=of_call(index, result.shape)
         )
         return index
 
+    def _groups_or_refusal(self, tokens: CallTokens) -> Groups | None:
+        """The call's tokens, sorted into examples and heads; `None` after it was refused."""
+        queries, keys = tokens.queries, tokens.keys
+        if not torch.is_grad_enabled():
+            self.refuse(NO_GRADIENTS)
+            return None
+        memory = self._transfer.spaces.memory
+        try:
+            groups = memory.of((queries, keys), "groups", lambda: self._groups(queries, keys))
+        except UnsupportedCallError as problem:
+            self.refuse(problem.reason)
+            return None
+        if groups is None:
+            self.refuse(SHARED_TOKENS, harmless=True)
+        return groups
+
     def _groups(self, queries: Tensor, keys: Tensor) -> Groups | None:
         """The call's tokens, sorted into examples and heads; `None` if all examples share them.
 
-        Notes that they were read and asked, which once is enough.
+        The first call of the same tokens notes that they were read, and that its queries were.
 
         Raises:
-            Unreadable: if the call cannot be explained.
+            UnsupportedCallError: if the call cannot be explained.
         """
         self._check_lost(queries)
         self._check_lost(keys)
@@ -195,7 +196,7 @@ class Recorder:
         found = spaces.indices(rows)
         lost = dict.fromkeys(spaces[i].name for i in found if spaces[i].kind == "unknown")
         if lost:
-            raise Unreadable(
+            raise UnsupportedCallError(
                 f"its tokens could not be followed through {', '.join(lost)}",
                 "write that step with operations that keep tokens apart, or leave the call out "
                 "with layers=",
@@ -210,67 +211,76 @@ class Recorder:
         spaces = self._transfer.spaces
         for ids, which in ((queries, "queries"), (keys, "keys")):
             if not spaces.indices(ids):
-                raise Unreadable(
+                raise UnsupportedCallError(
                     f"its {which} are tokens of no input and no parameter, but constants",
                     "leave the call out with layers=, or pass strict=False to skip such calls",
                 )
 
+    # -- the end of the forward pass -----------------------------------------------------------
+
     def close(self) -> list[AttentionRecord]:
-        """End of the forward pass: the readable records, with the names of their streams."""
-        dropped = {i for i, softmax in self._met.items() if softmax.products > 1}
-        for record in self.records:
-            pool = self._transfer.pools.get(record.index)
-            if pool is not None and pool.problem is not None:
-                dropped.add(record.index)
-                place = record.module, record.module_type
-                self.refusals.append(Refusal(record.index, *place, *pool.problem))
-        for softmax in self.softmaxes:
-            if softmax.products:
-                continue
-            seen = ""
-            if softmax.has_logits or (softmax.in_attention_module and softmax.over_tokens):
-                seen = "a softmax over tokens never meets values in a product"
-            elif softmax.gates:
-                seen = "a softmax over tokens weighs them, and their sum is not taken next"
-            elif softmax.in_attention_module and softmax.of_tokens:
-                seen = (
-                    "each token's softmax weighs values that are no product with it (deformable "
-                    "attention)"
-                )
-            if seen:
-                advice = "the method needs probabilities that multiply values"
-                self.refusals.append(
-                    Refusal(
-                        self._next_index(), softmax.module, softmax.module_type, seen, advice
-                    )
-                )  # fmt: skip
-        self.records = [r for r in self.records if r.index not in dropped]
-        self.streams.trace([ids for r in self.records for ids in (r.key_tokens, r.query_tokens)])
-        meetings = [self.streams.meet(r.query_tokens, r.key_tokens) for r in self.records]
-        self.streams.close(
-            [(r.module, ids) for r in self.records for ids in (r.key_tokens, r.query_tokens)]
-        )
-        layers = self._layers()
-        heads = {r.index: r.heads for r in self.records}
-        self.records = [
-            replace(
-                r,
-                query_stream=self.streams.having(meeting.queries).name,
-                key_stream="+".join(
-                    dict.fromkeys(self.streams.having(keys).name for keys in meeting.keys)
-                ),
-                meeting=meeting,
-                layer=min(layers[r.index]),
-                share=r.heads / sum(heads[i] for i in layers[r.index]),
-            )
-            for r, meeting in zip(self.records, meetings, strict=True)
-        ]
+        """The records that can be explained, with their streams and layers."""
+        self._drop_pools()
+        self._drop_split_products()
+        self._refuse_unused_softmaxes()
+        self._name_streams()
+        self._group_head_calls()
         return self.records
 
-    def _layers(self) -> dict[int, tuple[int, ...]]:
-        """The calls of each call's layer: itself, or all heads that are called one by one."""
+    def _drop_pools(self) -> None:
+        """Refuse calls that pool tokens where later operations show that it is no attention."""
+        kept = []
+        for record in self.records:
+            pool = self._transfer.pools.get(record.index)
+            if pool is None or pool.problem is None:
+                kept.append(record)
+                continue
+            place = record.module, record.module_type
+            self.refusals.append(Refusal(record.index, *place, *pool.problem))
+        self.records = kept
+
+    def _drop_split_products(self) -> None:
+        """Drop calls whose probabilities entered a second product, which was refused."""
+        split = {i for i, softmax in self._softmax_of.items() if softmax.products > 1}
+        self.records = [record for record in self.records if record.index not in split]
+
+    def _refuse_unused_softmaxes(self) -> None:
+        for softmax in self.softmaxes:
+            reason = None if softmax.products else unused_softmax(softmax)
+            if reason is not None:
+                place = softmax.module, softmax.module_type
+                self.refusals.append(Refusal(self._next_index(), *place, *reason))
+
+    def _name_streams(self) -> None:
+        """Find the streams of tokens, and give each record the names of its own."""
+        records, streams = self.records, self.streams
+        streams.trace([ids for r in records for ids in (r.key_tokens, r.query_tokens)])
+        meetings = [streams.meet(r.query_tokens, r.key_tokens) for r in records]
+        streams.close([(r.module, ids) for r in records for ids in (r.key_tokens, r.query_tokens)])
+        self.records = [
+            replace(
+                record, query_stream=streams.having(meeting.queries).name,
+                key_stream=self._key_stream(meeting), meeting=meeting,
+            )
+            for record, meeting in zip(records, meetings, strict=True)
+        ]  # fmt: skip
+
+    def _key_stream(self, meeting: Meeting) -> str:
+        names = (self.streams.having(keys).name for keys in meeting.keys)
+        return "+".join(dict.fromkeys(names))
+
+    def _group_head_calls(self) -> None:
+        """Give each record its layer, and its part of the layer's heads.
+
+        A layer is one call, or all calls of a model that calls its heads one by one.
+        """
         alike: dict[Hashable, list[int]] = {}
         for record in self.records:
-            asking = tuple(torch.unique(record.query_tokens).tolist())
-            alike.setdefault((asking, record.query_ancestors), []).append(record.index)
-        return self._transfer.heads.layers(list(alike.values()))
+            queries = tuple(torch.unique(record.query_tokens).tolist())
+            alike.setdefault((queries, record.query_ancestors), []).append(record.index)
+        layers = self._transfer.heads.layers(list(alike.values()))
+        heads = {record.index: record.heads for record in self.records}
+        self.records = [
+            replace(r, layer=min(layer), share=r.heads / sum(heads[i] for i in layer))
+            for r in self.records for layer in [layers[r.index]]
+        ]  # fmt: skip

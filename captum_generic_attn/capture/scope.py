@@ -1,8 +1,7 @@
-"""Where in the model the forward pass is: module hooks that keep the stack of running modules.
+"""Which module of the model is running: hooks on modules keep the stack of running modules.
 
-`mode` asks `Scope.current` for the name and type of the module that makes an attention call. The
-hooks return nothing, so they change nothing; they leave with the `with` block, and calls from
-other threads pass through unseen.
+The hooks return nothing, so they change nothing, and they are removed with the `with` block. Calls
+from other threads are not seen.
 """
 
 from __future__ import annotations
@@ -22,14 +21,22 @@ from torch.nn.modules.module import (
 )
 from torch.utils.hooks import RemovableHandle
 
+_CALLABLE = (nn.Module, functools.partial, types.MethodType, types.FunctionType)
+"""What may be, or call, a module."""
 _PASSIVE = (nn.Softmax, nn.Dropout, nn.Identity)
+"""Modules that count as a part of the module that calls them."""
 
 
 def modules_of(forward_func: object) -> dict[str, nn.Module]:
-    """The outermost modules behind a forward function, by the names that it knows them by.
+    """The outermost modules behind a forward function, by name.
 
     A module, a bound method of one or a `functools.partial` of either has one module, named `""`.
-    A closure may have several; they carry the names of their variables unless there is only one.
+    A closure may have several, which have the names of its variables; one alone is named `""`.
+
+    Example:
+        >>> head = nn.Linear(2, 1)
+        >>> list(modules_of(head)), list(modules_of(lambda x: head(x)))
+        ([''], [''])
     """
     found: dict[str, nn.Module] = {}
     for name, value in _reachable(forward_func, depth=0):
@@ -43,6 +50,7 @@ def modules_of(forward_func: object) -> dict[str, nn.Module]:
 
 
 def _reachable(value: object, depth: int, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The modules that a value is, is bound to, or has in its variables, each with a name."""
     if isinstance(value, nn.Module):
         original = getattr(value, "_orig_mod", None)  # torch.compile wraps
         yield name, original if isinstance(original, nn.Module) else value
@@ -56,6 +64,13 @@ def _reachable(value: object, depth: int, name: str = "") -> Iterator[tuple[str,
     owner = getattr(value, "__self__", None)
     if owner is not None and not isinstance(owner, (types.ModuleType, type)):
         yield from _reachable(owner, depth + 1, name)
+    for variable, content in _variables(value, depth):
+        if isinstance(content, _CALLABLE):
+            yield from _reachable(content, depth + 1, variable)
+
+
+def _variables(value: object, depth: int) -> Iterator[tuple[str, object]]:
+    """The variables that a function reads, or the attributes of an object that is called."""
     function = getattr(value, "__func__", value)
     if isinstance(function, types.FunctionType):
         function = getattr(function, "_torchdynamo_orig_callable", function)
@@ -63,53 +78,53 @@ def _reachable(value: object, depth: int, name: str = "") -> Iterator[tuple[str,
     if isinstance(function, types.FunctionType):
         code = function.__code__
         for variable, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-            try:
-                content = cell.cell_contents
-            except ValueError:  # a cell that was not filled yet
-                continue
-            yield from _variable(content, depth, variable)
+            with contextlib.suppress(ValueError):  # a cell that is not filled yet
+                yield variable, cell.cell_contents
         for variable in code.co_names:
             if variable in function.__globals__:
-                yield from _variable(function.__globals__[variable], depth, variable)
+                yield variable, function.__globals__[variable]
     elif depth == 0 and hasattr(value, "__dict__") and not isinstance(value, types.ModuleType):
-        for variable, content in vars(value).items():
-            yield from _variable(content, depth, variable)
-
-
-def _variable(content: object, depth: int, name: str) -> Iterator[tuple[str, nn.Module]]:
-    if isinstance(content, (nn.Module, functools.partial, types.MethodType, types.FunctionType)):
-        yield from _reachable(content, depth + 1, name)
+        yield from vars(value).items()
 
 
 def _is_block(module: nn.Module) -> bool:
-    """Whether a module is a building block of PyTorch (a linear layer, a norm) with none inside.
+    """Whether a module is PyTorch's own and has no other inside, as a linear layer or a norm.
 
-    Such a block calls no attention and stores no tensors.
+    Such a module calls no attention and stores no tensors.
     """
     return type(module).__module__.startswith("torch.nn.modules") and not module._modules  # noqa: SLF001
 
 
 def qualified(prefix: str, name: str) -> str:
-    """`prefix.name`, either of which may be empty."""
+    """`prefix.name`, either of which may be empty.
+
+    Example:
+        >>> qualified("encoder", "norm"), qualified("", "norm")
+        ('encoder.norm', 'norm')
+    """
     return f"{prefix}.{name}" if prefix and name else prefix or name
 
 
 class Scope:
-    """A context in which the stack of running modules is known.
+    """A context that knows which module is running.
 
-    Where no module can be found from the forward function, the outermost module that runs gives
-    the root of the names, seen through a process-wide hook that this thread alone listens to.
+    If no module is found behind the forward function, the names start at the outermost module that
+    runs. A global hook of PyTorch tells, which ignores other threads.
+
+    Attributes:
+        modules: the modules that are known, by their qualified names.
+        parameters: the names of parameters and buffers, by the ids of the tensors.
     """
 
     def __init__(self, roots: dict[str, nn.Module]) -> None:
         self.modules: dict[str, nn.Module] = {}
         self.parameters: dict[int, str] = {}
         self._names: dict[int, str] = {}
-        self._own: list[tuple[str, nn.Module]] = []  # not PyTorch's building blocks
+        self._own: list[tuple[str, nn.Module]] = []  # without the single modules of PyTorch
         self._stack: list[tuple[str, nn.Module]] = []
         self._handles: list[RemovableHandle] = []
         self._thread = threading.get_ident()
-        self._kept: list[Any] = []  # parameters stay alive, so that their ids stay theirs
+        self._kept: list[Any] = []  # keeps tensors alive, so that no other gets their id
         self._roots = roots
         for prefix, root in roots.items():
             self._learn(prefix, root)
@@ -117,7 +132,7 @@ class Scope:
     def _learn(self, prefix: str, root: nn.Module) -> None:
         self._kept.append(root)
         waiting = [(prefix, root)]
-        while waiting:  # in the order of `named_modules`, which takes longer
+        while waiting:  # in the order of `named_modules`, which is slower
             name, module = waiting.pop()
             if id(module) in self._names:
                 continue
@@ -167,9 +182,9 @@ class Scope:
 
     @contextlib.contextmanager
     def keeping_state(self) -> Iterator[None]:
-        """Cut from the graph what the model stores on its modules meanwhile.
+        """Detach the tensors that the model stores on its modules meanwhile.
 
-        A model may do that under `no_grad`, which the capture does not let it have.
+        A model may store them under `torch.no_grad`, which the capture switches off.
         """
         before = {id(t) for _, _, t in self._stored() if t.grad_fn is not None}
         try:
@@ -193,14 +208,14 @@ class Scope:
         return self._names.get(id(module), ""), type(module).__name__
 
     def current(self) -> tuple[str, str]:
-        """Name and type of the running module; softmax and dropout modules count as their owner."""
+        """Name and type of the running module; of its owner, for a softmax or dropout module."""
         for name, module in reversed(self._stack):
             if not isinstance(module, _PASSIVE):
                 return name, type(module).__name__
         return "", "function"
 
     def scripted_attention(self) -> list[str]:
-        """Names of scripted or traced modules with a softmax inside, where no hook can look."""
+        """Names of scripted or traced modules that contain a softmax, which no hook sees."""
         found = []
         for name, module in self.modules.items():
             if isinstance(module, torch.jit.ScriptModule):
@@ -215,7 +230,7 @@ class Scope:
 
 
 def signature_of(forward_func: Callable[..., Any]) -> Callable[..., Any]:
-    """The function whose signature names the arguments: `forward` for a module."""
+    """The function whose signature names the arguments: the `forward` of a module."""
     if isinstance(forward_func, nn.Module):
         original = getattr(forward_func, "_orig_mod", forward_func)
         return cast(Callable[..., Any], original.forward)

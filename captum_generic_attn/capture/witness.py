@@ -1,6 +1,6 @@
-"""What a capture says of each tensor that attention calls read, kept so that it can be checked.
+"""Keeps what the capture claims about the tensors that attention calls read, for a check.
 
-`verify` hands a `Witness` to `capture_forward` and compares what it saw with derivatives. Without
+`verify` gives a `Witness` to `capture_forward` and compares its claims with derivatives. Without
 one, nothing is kept.
 """
 
@@ -14,13 +14,17 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 _SAME = {"NativeDropoutBackward0", "ToCopyBackward0", "CloneBackward0", "AliasBackward0"}
-"""Nodes behind a softmax that change no probability, or set some to zero."""
+"""Nodes after a softmax that keep its probabilities, or set some to zero."""
 
 
 class Read(NamedTuple):
-    """A tensor that a call reads, where the graph holds it, and the plane of its tokens.
+    """A tensor that a call reads.
 
-    `what` is `"queries"`, `"keys"`, `"values"` or `"logits"`; these have two planes.
+    Attributes:
+        what: `"queries"`, `"keys"`, `"values"` or `"logits"`.
+        edge: where the graph holds it.
+        like: an empty tensor of its type and device.
+        planes: its token ids, in its shape; two tensors for logits, of queries and of keys.
     """
 
     what: str
@@ -31,7 +35,7 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """One attention call: its result as it was, the plane of the result, and what it read."""
+    """One attention call: a copy of its result, the token ids of the result, and what it read."""
 
     result: Tensor
     plane: Tensor
@@ -40,14 +44,22 @@ class Observed:
 
 @dataclass(eq=False)
 class Witness:
-    """The calls of one forward pass, by the index of their records."""
+    """The calls of one forward pass, by the indices of their records."""
 
     calls: dict[int, Observed] = field(default_factory=dict)
 
     def see(
         self, index: int, result: Tensor, plane: Tensor, **read: tuple[Tensor, tuple[Tensor, ...]]
     ) -> None:
-        """Note a call. What no gradient leads to, or has no tokens, is left out."""
+        """Keep a call.
+
+        Args:
+            index: of its record.
+            result: what it returned.
+            plane: the token ids of the result.
+            **read: the tensors that it read, each with its token ids. Those without a gradient or
+                without tokens are left out.
+        """
         with torch.no_grad(), torch._C.DisableTorchFunction():  # noqa: SLF001
             reads = tuple(
                 Read(what, edge, tensor.new_empty(0), planes)
@@ -59,13 +71,13 @@ class Witness:
 
 
 def _edge(what: str, tensor: Tensor) -> GradientEdge | None:
-    """Where the graph holds a tensor; of probabilities, where it holds what the softmax is of."""
+    """Where the graph holds a tensor; for probabilities, where it holds their logits."""
     if what != "logits":
         return get_gradient_edge(tensor)
     node = tensor.grad_fn
     while node is not None and node.name() in _SAME:
         node = node.next_functions[0][0]
     if node is None or node.name() != "SoftmaxBackward0":
-        return None  # probabilities that were changed, whose rows depend on all keys
+        return None  # probabilities were changed, so each may depend on all keys
     below, place = node.next_functions[0]
     return None if below is None else GradientEdge(below, place)

@@ -1,4 +1,4 @@
-"""Attention is weights over tokens that weigh tokens, however it is written.
+"""Attention is recognised in any spelling: weights over tokens times these tokens.
 
 Every spelling of one function has one map: in a self-attention of two layers, from one input to
 another, and where parameters pool tokens. What weighs no tokens by themselves is refused by name.
@@ -29,7 +29,7 @@ aten = torch.ops.aten
 
 
 def explain(model: Callable[..., Tensor], *inputs: Tensor, **options: Any) -> Tensor:
-    """One value per token, of all inputs one after the other."""
+    """One value per token; the inputs are concatenated."""
     found = GenericAttention(model, **options).attribute(
         inputs or features(), TARGET, return_input_shape=False
     )
@@ -88,7 +88,7 @@ VALUES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Cross(nn.Module):
-    """Tokens of one input ask those of another; the head reads the first of them."""
+    """Cross-attention between two inputs; the head reads the first query."""
 
     def __init__(self, attend: Attend) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ def heads(x: Tensor, count: int = HEADS) -> Tensor:
 
 
 class Pool(nn.Module):
-    """Parameters ask the tokens of an encoder's layer; the head reads all that they got."""
+    """Parameters are queries over the tokens of an encoder layer; the head reads all results."""
 
     def __init__(self, attend: Attend, queries: int, count: int) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ def test_softmaxes(name: str, setting: str) -> None:
 
 
 def near(q: Tensor, k: Tensor) -> Tensor:
-    """Minus the squares of distances."""
+    """Negative squared distances as logits."""
     return -(q.unsqueeze(-2) - k.unsqueeze(-3)).square().sum(-1)
 
 
@@ -235,7 +235,7 @@ def top_masked(x: Tensor) -> Tensor:
 
 
 def top_gathered(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The three best keys of each query, their values gathered: `[B, h, M, 3, d]`."""
+    """The values of the three best keys of each query, gathered: `[B, h, M, 3, d]`."""
     kept, index = (q @ k.mT).topk(3, -1)
     index = index.unsqueeze(-1).expand(*index.shape, v.shape[-1])
     best = v.unsqueeze(-3).expand(*q.shape[:-1], *v.shape[-2:]).gather(-2, index)
@@ -293,7 +293,7 @@ def test_logits(group: str, name: str, setting: str) -> None:
 
 
 class Bag(nn.Module):
-    """A layer, then pooling by `pool(model, x)`; further modules to compute weights with."""
+    """One layer, then pooling by `pool(model, x)`, which may use further modules."""
 
     def __init__(self, pool: Callable[[Any, Tensor], Tensor], read: int = WIDTH) -> None:
         super().__init__()
@@ -337,7 +337,7 @@ POOLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def by_hand(model: Bag, logits: Callable[[Any, Tensor], Tensor], x: Tensor) -> Tensor:
-    """Eq. 5, 8 and 10: tokens of another stream are read through rows that sum to one."""
+    """Eq. 5, 8 and 10: the rows of R̄ for tokens of another stream sum to one."""
     kept: list[Tensor] = []
 
     def keeping(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -365,7 +365,7 @@ def test_pooling(name: str, weights: str) -> None:
 
 
 def test_pooling_by_one_axis_less() -> None:
-    """Weights `[B, N]`, as CCT squeezes them, and the sum of what they weigh."""
+    """Weights `[B, N]`, as CCT squeezes them, and the weighted sum."""
     logits = WEIGHTS["a linear layer (CCT)"][0]
     spellings = [
         lambda a, x: (a.softmax(1).unsqueeze(1) @ x).squeeze(1),
@@ -394,7 +394,7 @@ def test_an_exported_program() -> None:
 
 
 def twice(m: Any, x: Tensor) -> Tensor:
-    """Weights of each feature's own, `[B, N, d]`."""
+    """Weights that differ by feature, `[B, N, d]`."""
     return x @ m.block.attention.out.weight
 
 
@@ -514,7 +514,7 @@ def test_values_of_another_input_in_a_module() -> None:
 
 
 class Reading(nn.Module):
-    """`read(model, q, x)` attends from q's tokens to x's; the head reads the first token."""
+    """`read(model, q, x)` attends from the tokens of q to those of x; the head reads the first."""
 
     def __init__(self, read: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -570,7 +570,7 @@ TOGETHER: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 @every_form
 @pytest.mark.parametrize("name", TOGETHER)
 def test_keys_and_values_that_belong_together(name: str, attend: Attend) -> None:
-    """Eq. 5 by hand; the map's columns are spread over the tokens that a key was made of."""
+    """Eq. 5 by hand; columns are spread over the tokens that a key was merged from."""
     model = Reading(lambda m, x: attend(x, *TOGETHER[name](m, x)))
     kept: list[Tensor] = []
 

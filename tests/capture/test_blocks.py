@@ -22,7 +22,9 @@ from torch import Tensor
 
 from captum_generic_attn.capture import blocks as module
 from captum_generic_attn.capture.blocks import Blocks, Maps
-from captum_generic_attn.capture.record import Explicit, Fused, Operands, sums_kept_by
+from captum_generic_attn.capture.kernels import logsumexp_of
+from captum_generic_attn.capture.operands import Operands
+from captum_generic_attn.capture.record import Explicit, Fused
 from captum_generic_attn.relevance.equations import positive_contribution
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
@@ -32,7 +34,7 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 def limits(
     rows: int = 4, columns: int = 5, whole: int = 6, elements: int = 64, threads: int = 1
 ) -> Iterator[None]:
-    """Blocks of about this size, made for so many threads, which need not run."""
+    """Sets the size of blocks and the number of threads that they are cut for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_ROWS", rows)
         patch.setattr(module, "_COLUMNS", columns)
@@ -47,7 +49,7 @@ def limits(
 
 @dataclass(frozen=True)
 class Whole:
-    """The maps of a call, `[maps, Nq, Nk]`; `hidden` is what causality hides."""
+    """The maps of a call, `[maps, Nq, Nk]`; `hidden` is what the causal mask hides."""
 
     probabilities: Tensor
     gradient: Tensor
@@ -67,7 +69,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Call:
-    """What a fused kernel reads, the mask as the model gave it, and the gradient of its output."""
+    """The arguments of a fused kernel, and the gradient of its output."""
 
     query: Tensor
     key: Tensor
@@ -114,7 +116,7 @@ class Call:
         return Whole(*(t if self.pick is None else t[self.pick] for t in flat))
 
     def with_sums(self) -> Call:
-        """As if the kernel had kept the logarithm of each query's sum; 0 for one without keys."""
+        """The same call with the logsumexp of each query, as kernels save it; 0 without keys."""
         sums = self.logits().logsumexp(-1)
         sums = sums.masked_fill(sums == -math.inf, 0.0)
         return replace(self, sums=sums.to(module.computing_dtype(self.query)))
@@ -169,7 +171,7 @@ def put_together(blocks: Blocks, hidden: Tensor | None = None) -> Tensor:
 
 
 def check(blocks: Blocks, twin: Whole, *, skipping: bool = True) -> None:
-    """All that a call tells, whole and in blocks; with `skipping`, hidden blocks are left out."""
+    """All results of a call, whole and in blocks; with `skipping`, hidden blocks are left out."""
     assert (blocks.count, blocks.queries, blocks.keys) == twin.probabilities.shape
     limit = TOLERANCE[blocks.like.dtype]
     hidden = twin.hidden if skipping else None
@@ -235,7 +237,7 @@ def test_drawn_calls(call: Call, rows: int, columns: int, whole: int, threads: i
 def test_some_queries_of_drawn_calls(
     call: Call, columns: int, whole: int, threads: int, data: st.DataObject
 ) -> None:
-    """Other queries of each map; their places count for causality and masks."""
+    """Some queries of each map; the causal mask and masks use their positions."""
     blocks, queries = call.blocks(), call.query.shape[-2]
     count = data.draw(st.integers(1, queries))
     order = torch.rand(blocks.count, queries, generator=torch.Generator().manual_seed(count))
@@ -248,7 +250,7 @@ def test_some_queries_of_drawn_calls(
 @given(fused_calls((torch.float32, torch.float16, torch.bfloat16)), TILES, THREADS)
 @settings(max_examples=50, deadline=None)
 def test_drawn_calls_in_lower_precision(call: Call, columns: int, threads: int) -> None:
-    """Half precision is read as it is and computed in float32."""
+    """Half precision is computed in float32."""
     blocks = call.blocks()
     assert blocks.like.dtype == torch.float32
     with limits(columns=columns, threads=threads):
@@ -281,7 +283,7 @@ MASKS = {
 @pytest.mark.parametrize("added", [False, True], ids=["boolean", "added"])
 @pytest.mark.parametrize("shape", MASKS)
 def test_masks(shape: str, added: bool, kept: bool, threads: int) -> None:
-    """Rows that see nothing (the second, where the mask has rows) are zero."""
+    """Rows without any key (the second, where the mask has rows) are zero."""
     call = call_of(2, 4, queries=20, keys=13, fewer=2)
     if MASKS[shape] is not None:
         mask = torch.rand(MASKS[shape], generator=torch.Generator().manual_seed(1)) > 0.3
@@ -341,7 +343,7 @@ def test_masks_that_the_model_repeated(repeated: str, kept: bool) -> None:
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_gradient_that_is_one_number_everywhere(kept: bool) -> None:
-    """As a sum over the output leaves it: a single number, expanded."""
+    """The gradient of a sum over the output: one number, expanded."""
     call = call_of(2, 3, queries=9, keys=11)
     call = replace(call, gradient=torch.full((), 0.5, dtype=torch.float64).expand(2, 3, 9, 4))
     call = call.with_sums() if kept else call
@@ -363,7 +365,7 @@ def test_causal(queries: int, keys: int, kept: bool, threads: int) -> None:
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_some_queries_of_a_causal_call(kept: bool) -> None:
-    """The last query sees all keys, though it is the first that was selected."""
+    """The last query attends to all keys, though it is selected first."""
     call = call_of(1, 2, queries=40, keys=40, causal=True)
     call = call.with_sums() if kept else call
     rows = torch.tensor([[39, 3], [0, 20]])
@@ -392,7 +394,7 @@ def test_a_selected_query_keeps_its_row_of_the_mask() -> None:
 
 
 def test_memory_that_held_nan_does_no_harm() -> None:
-    """Blocks are computed in memory that was never written to."""
+    """Blocks are computed in uninitialised memory."""
     call = call_of(2, 2, queries=20, keys=13).with_sums()
     torch.use_deterministic_algorithms(True)  # new memory is filled with NaN
     try:
@@ -549,7 +551,7 @@ def test_more_keys_than_a_block_takes(name: str, threads: int) -> None:
         call.query.requires_grad_(), call.key, call.value, call.mask, is_causal=call.causal,
         enable_gqa=call.grouped,
     )  # fmt: skip
-    sums = sums_kept_by(kernel)
+    sums = logsumexp_of(kernel)
     assert sums is not None, kernel.grad_fn
     twin = call.twin()
     for kept in (sums, None):
@@ -562,11 +564,11 @@ def test_more_keys_than_a_block_takes(name: str, threads: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_logarithm_that_a_kernel_of_half_precision_kept(dtype: torch.dtype) -> None:
-    """It is as good as half precision is: three digits."""
+    """As exact as half precision: three digits."""
     call = real(causal=True)
     query, key, gradient = (t.to(dtype) for t in (call.query, call.key, call.gradient))
     call = Call(query.requires_grad_(), key, key, gradient, causal=True)
-    sums = sums_kept_by(F.scaled_dot_product_attention(query, key, key, is_causal=True))
+    sums = logsumexp_of(F.scaled_dot_product_attention(query, key, key, is_causal=True))
     assert sums is not None
     ours = put_together(replace(call, sums=sums).blocks(), call.twin().hidden)
     torch.testing.assert_close(ours.double(), call.twin().evidence, rtol=4e-3, atol=4e-3)
@@ -584,7 +586,7 @@ def test_a_row_masked_by_the_least_number_looks_everywhere(kept: bool) -> None:
         call.query.requires_grad_(), call.key, call.value, call.mask
     )
     torch.testing.assert_close(kernel.detach(), torch.ones(1, 4, 700, 4))
-    call = replace(call, sums=sums_kept_by(kernel) if kept else None)
+    call = replace(call, sums=logsumexp_of(kernel) if kept else None)
     sums = put_together(call.blocks()).sum(-1)  # each ∂y/∂P is 4
     torch.testing.assert_close(sums, torch.full((4, 700), 4.0))
 

@@ -1,7 +1,7 @@
-"""Parameters taken as constants: what operations see, what the model still sees, what is kept.
+"""Parameters as constants: what operations get, what the model sees, what autograd saves.
 
-The model is never changed: it asks and writes to its own parameters, and only what its operations
-compute with is cut from the graph.
+The model is never changed: it reads and writes its own parameters. Only the operations compute with
+detached ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from captum_generic_attn import GenericAttention
 from captum_generic_attn.capture import capture_forward
 from captum_generic_attn.capture.constants import Constants
-from captum_generic_attn.capture.mode import FrozenMode
+from captum_generic_attn.capture.mode import ConstantParametersMode
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -27,7 +27,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def frozen(*owners: nn.Module | Tensor) -> FrozenMode:
+def frozen(*owners: nn.Module | Tensor) -> ConstantParametersMode:
     """The mode for the parameters and buffers of modules, or for some tensors."""
     tensors = [
         tensor
@@ -35,11 +35,11 @@ def frozen(*owners: nn.Module | Tensor) -> FrozenMode:
         for tensor in ([owner] if isinstance(owner, Tensor)
                        else [*owner.parameters(), *owner.buffers()])
     ]  # fmt: skip
-    return FrozenMode({id(tensor) for tensor in tensors})
+    return ConstantParametersMode({id(tensor) for tensor in tensors})
 
 
 def leaves_below(tensor: Tensor) -> list[Tensor]:
-    """The leaves that a tensor's graph leads to."""
+    """The leaves of the graph of a tensor."""
     found, seen, waiting = [], set(), [tensor.grad_fn]
     while waiting:
         node = waiting.pop()
@@ -72,7 +72,7 @@ def written_into(x: Tensor, w: Tensor) -> Tensor:
 
 
 def by_attention_function(x: Tensor, w: Tensor) -> Tensor:
-    """Python code of torch that hands itself to the mode as one operation."""
+    """A Python function of PyTorch that hands itself to the mode as one operation."""
     batch, wide = x[:, None], torch.cat([w, w, w])
     return F.multi_head_attention_forward(
         batch, batch, batch, 4, 2, wide, None, None, None, False, 0.0, w, None, need_weights=False
@@ -112,7 +112,7 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations_see_constants(name: str) -> None:
-    """The result and the gradient of other tensors are the same, that of the parameter is none."""
+    """Results and gradients of other tensors are the same; the parameter has no gradient."""
     run, weight, x = OPERATIONS[name], nn.Parameter(draw(4, 4)), draw(4, 4, seed=1).requires_grad_()
     plain = run(x, weight)
     assert leads_to(plain, weight) != (name == "its data")
@@ -138,7 +138,7 @@ def test_what_is_made_of_parameters_alone_needs_no_gradient() -> None:
 
 
 def test_other_tensors_are_no_constants() -> None:
-    """Only the parameters of the model: not those of others, nor tensors with its values."""
+    """Only parameters of the model are constants: no others, and no tensors of equal values."""
     own, other = nn.Parameter(draw(4, 4)), nn.Parameter(draw(4, 4))
     tied = own.view_as(own)
     with frozen(own):
@@ -182,7 +182,7 @@ def test_nothing_is_replaced_where_nothing_must_be() -> None:
 
 
 class Asking(nn.Module):
-    """Asks its parameter what it is, as models do that freeze or count some."""
+    """Reads attributes of its parameter, as models do that freeze or count parameters."""
 
     def __init__(self, *, trained: bool = True) -> None:
         super().__init__()
@@ -269,7 +269,7 @@ WRITES: dict[str, Callable[[Writer, Tensor], object]] = {
 
 @pytest.mark.parametrize("name", WRITES)
 def test_a_model_that_writes_to_its_state(name: str) -> None:
-    """The real tensor is written to, and grows no graph."""
+    """The real tensor is written to, and has no graph afterwards."""
     x = draw(4, 4, seed=2)
     expected, model = Writer(WRITES[name]), Writer(WRITES[name])
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -302,7 +302,7 @@ def test_a_write_that_the_model_could_not_make_is_still_an_error() -> None:
 
 
 def test_a_model_that_hooks_its_parameter() -> None:
-    """As those do that scale or mask gradients in training."""
+    """As models do that scale or mask gradients in training."""
     weight, x = nn.Parameter(draw(4, 4)), draw(5, 4).requires_grad_()
     with frozen(weight):
         handle = weight.register_hook(lambda gradient: gradient * 2)
@@ -328,7 +328,7 @@ class Failing(nn.Module):
 
 @contextlib.contextmanager
 def parameters_as_before(model: nn.Module) -> Iterator[None]:
-    """Some have a gradient, some are frozen; all tensors stay themselves."""
+    """Some need a gradient, some are frozen; all stay the same objects."""
     for i, parameter in enumerate(model.parameters()):
         parameter.requires_grad_(i % 3 > 0)
         parameter.grad = torch.full_like(parameter, i) if i % 2 else None
@@ -376,7 +376,7 @@ def test_a_capture_leads_to_no_parameter() -> None:
 
 
 def test_frozen_parameters_change_nothing() -> None:
-    """Nor does it matter which the user froze, or that they have none to freeze."""
+    """It does not matter which parameters are frozen, or whether there are any."""
     expected = GenericAttention(tiny_text()).attribute(sentences(), 1)
     for part in ("", "words", "blocks.0", "head"):
         model = tiny_text()
@@ -391,7 +391,7 @@ def test_frozen_parameters_change_nothing() -> None:
 
 
 class Layer(nn.Module):
-    """Attention and an MLP; the storage of each activation is noted by its name."""
+    """Attention and an MLP; the storage of each activation is kept by name."""
 
     def __init__(self) -> None:
         super().__init__()

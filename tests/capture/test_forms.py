@@ -1,4 +1,4 @@
-"""One map from every way of writing softmax attention: each form against its plain eager twin."""
+"""Every way of writing softmax attention gives the map of the eager reference."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def scaled(scale: float) -> encoder.Probabilities:
 
 @dataclass(frozen=True)
 class Case:
-    """A form of attention and the probabilities that it stands for."""
+    """A way of writing attention, and its probabilities."""
 
     name: str
     form: Callable[..., Tensor]
@@ -71,7 +71,7 @@ def fused(name: str, probabilities: encoder.Probabilities = plain, **options: ob
 
 
 def three_dimensional(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Heads folded into the batch, as code older than four-dimensional kernels has it."""
+    """Heads folded into the batch, as in code before four-dimensional kernels."""
     output = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
     return output.unflatten(0, (-1, HEADS))
 
@@ -85,7 +85,7 @@ def all_keywords(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def half_masked_rows(q: Tensor, k: Tensor) -> Tensor:
-    """A row without any key has no probabilities: the fused kernels return zero there."""
+    """For a row without any key, fused kernels return zero."""
     keep = EMPTY_ROW.expand(q.shape[0], q.shape[1], -1, -1)
     weights = logits(q, k).masked_fill(~keep, -1e30).softmax(-1)
     return torch.where(keep.any(-1, keepdim=True), weights.masked_fill(~keep, 0), 0.0)
@@ -163,7 +163,7 @@ def baddbmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def relative_position(q: Tensor, k: Tensor) -> Tensor:
-    """Content and position logits added, each its own product with the queries."""
+    """Logits are a sum of two products with the queries, for content and position."""
     position = torch.einsum("bhid,ijd->bhij", q, POSITIONS)
     return (logits(q, k) + position).softmax(-1)
 
@@ -224,7 +224,7 @@ def tokens_before_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def heads_before_examples(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Heads folded into the batch, but slower than the examples: group h·B + b."""
+    """Heads folded into the batch before the examples: group h·B + b."""
     q, k, v = (torch.cat(tensor.unbind(1), dim=0) for tensor in (q, k, v))
     output = torch.bmm((q @ k.mT * SCALE).softmax(-1), v)
     return torch.stack(output.chunk(HEADS, dim=0), dim=1)
@@ -256,7 +256,7 @@ def first_key_dropped(q: Tensor, k: Tensor) -> Tensor:
 
 
 def keys_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Probabilities laid out as keys × queries from the start, V met on the left."""
+    """Probabilities are `[keys, queries]` from the start, and V is the left factor."""
     weights = torch.einsum("bhjd,bhid->bhji", k, q).mul(SCALE).softmax(2)
     return torch.einsum("bhjd,bhji->bhid", v, weights)
 
@@ -315,7 +315,7 @@ def clamped(q: Tensor, k: Tensor) -> Tensor:
 
 
 def with_sink(q: Tensor, k: Tensor) -> Tensor:
-    """A column that belongs to no token takes its share and is dropped: rows sum to less than 1."""
+    """A column of no token is dropped after the softmax: rows sum to less than 1."""
     sink = torch.full((*q.shape[:3], 1), 0.7, dtype=q.dtype)
     return torch.cat([logits(q, k), sink], dim=-1).softmax(-1)[..., :-1]
 
@@ -338,7 +338,7 @@ def talking_before(q: Tensor, k: Tensor) -> Tensor:
 
 
 def gated(q: Tensor, k: Tensor) -> Tensor:
-    """Two distributions weighed against each other by a gate, as in gated positional attention."""
+    """A gate mixes two distributions, as in gated positional attention."""
     position = BIAS.softmax(-1)
     return 0.7 * plain(q, k) + 0.3 * position
 
@@ -569,7 +569,7 @@ def test_form_leaves_one_used_call_per_layer_and_the_output_as_it_is(case: Case)
 
 @pytest.mark.parametrize("form", ["fused", "written out"])
 def test_attention_without_a_batch_axis(form: str) -> None:
-    """One example, whose model takes its batch axis off: queries and keys are matrices."""
+    """A model that removes the batch axis of one example: queries and keys are matrices."""
     torch.manual_seed(0)
     project, head = nn.Linear(8, 24), nn.Linear(8, 3)
 

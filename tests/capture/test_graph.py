@@ -1,7 +1,7 @@
-"""Which calls a score reaches, and which lie deepest, against what autograd itself says.
+"""Which calls a score depends on, and which lie deepest, compared with autograd.
 
-Calls stand as tensors of a graph with the edges that their gradients come through; autograd gives
-a gradient at a tensor if the score depends on it.
+A tensor of the graph stands for each call; autograd gives a gradient there if the score depends on
+it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def record(index: int, tensor: Tensor) -> SimpleNamespace:
 
 
 def records_of(tensors: list[Tensor]) -> list[SimpleNamespace]:
-    """Their indices are no places in the list, and not in order."""
+    """Indices of records are not their places in the list, and not in order."""
     return [record(100 - 3 * i, tensor) for i, tensor in enumerate(tensors)]
 
 
@@ -37,7 +37,7 @@ def depends(score: Tensor, tensor: Tensor) -> bool:
 
 
 def check(score: Tensor, tensors: list[Tensor]) -> tuple[list[int], list[int]]:
-    """Places of the tensors that are reached, and of the deepest; both are asked of autograd."""
+    """Places of the tensors that are reached, and of the deepest, both by autograd."""
     records = records_of(tensors)
     reached = reached_by(score, records)
     expected = [i for i, tensor in enumerate(tensors) if depends(score, tensor)]
@@ -68,7 +68,7 @@ def test_a_chain() -> None:
 
 
 def test_branches() -> None:
-    """Two towers that meet, one of which is two calls deep, and one that the score does not see."""
+    """Two towers that meet, one of them two calls deep, and one that the score does not read."""
     x, y = leaf(), leaf()
     a, b = x * 2, y * 3
     c = a.sin()
@@ -78,7 +78,7 @@ def test_branches() -> None:
 
 
 def test_a_call_that_is_passed_by_is_still_led_to() -> None:
-    """From the later call the graph leads to the earlier, however the score came to that."""
+    """The graph leads from the later call to the earlier, by whatever path."""
     x = leaf()
     a = x * 2
     b = a * 3
@@ -110,14 +110,14 @@ def test_a_call_that_is_the_score_itself() -> None:
 
 
 def test_where_the_graph_begins() -> None:
-    """Of a frozen model: a call's result was made a leaf."""
+    """In a frozen model, the result of a call is a leaf."""
     x, y = leaf(), leaf()
     a = x * 2
     assert check((a * y.detach()).sum(), [x, y, a]) == ([0, 2], [0])
 
 
 def test_one_of_several_results() -> None:
-    """Heads that were unbound: the score depends on one of them, though they have one node."""
+    """Unbound heads share one node; the score depends on one of them."""
     x = leaf(3, 2)
     first, second, third = (x * 2).unbind()
     assert first.grad_fn is second.grad_fn

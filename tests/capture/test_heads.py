@@ -1,4 +1,4 @@
-"""Grouping the maps of a call into examples (or windows) and heads, in every layout."""
+"""The maps of a call are sorted into examples (or windows) and heads, in every layout."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_generic_attn.capture.heads import Groups, Unreadable, group_heads
+from captum_generic_attn.capture.heads import Groups, group_heads
+from captum_generic_attn.capture.unsupported import UnsupportedCallError
 from captum_generic_attn.tokens.spaces import FOREIGN, PADDING, TokenSpaces
 
 B, H, N = 3, 2, 4
@@ -19,7 +20,7 @@ def words(count: int = N) -> tuple[TokenSpaces, Tensor]:
 
 
 def check(groups: Groups, queries: Tensor, keys: Tensor) -> None:
-    """Each map belongs to one group, which reads what the map reads, heads in their order."""
+    """Each map belongs to one group with the same tokens; heads keep their order."""
     assert sorted(groups.pick.flatten().tolist()) == list(range(queries[..., 0].numel()))
     assert (groups.pick.diff(dim=1) > 0).all()
     flat_queries, flat_keys = queries.flatten(0, -2), keys.flatten(0, -2)
@@ -166,8 +167,8 @@ def test_what_cannot_be_grouped(case: str) -> None:
     spaces, ids = words()
     arrange, seen = REFUSED[case]
     rows = arrange(ids)
-    with pytest.raises(Unreadable) as caught:
+    with pytest.raises(UnsupportedCallError) as caught:
         group_heads(rows, rows, spaces, B)
-    assert seen in caught.value.seen
-    assert str(caught.value) == caught.value.seen
-    assert caught.value.advice
+    assert seen in caught.value.reason.seen
+    assert str(caught.value) == caught.value.reason.seen
+    assert caught.value.reason.advice

@@ -1,8 +1,8 @@
-"""Heads that a model calls one by one are averaged, however their results come together.
+"""Heads that a model calls one by one are averaged, however their results are concatenated.
 
-Results that come to lie on different elements of one tensor are heads of one layer; results that
-meet on the same elements are branches, and add up. The reference is the fused spelling of the same
-function, or eq. 5 and 6 by hand.
+Results on different elements of one tensor are heads of one layer. Results that are added are
+branches, whose maps add up. The reference is the fused spelling of the same function, or eq. 5 and
+6 by hand.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def scattered(heads: Heads) -> Tensor:
 
 
 def written_where(heads: Heads) -> Tensor:
-    """Each head is repeated over all features, and chosen where it belongs."""
+    """Each head is repeated over all features, and `where` chooses its own."""
     found = heads[0].repeat(1, 1, len(heads))
     owner = torch.arange(found.shape[-1]) // heads[0].shape[-1]
     for h, head in enumerate(heads):
@@ -247,7 +247,7 @@ def test_heads_of_one_layer(name: str, heads: int, way: str) -> None:
 
 
 class Head(nn.Module):
-    """One head as most tutorials write it: projections of its own, taken from a fused layer."""
+    """One head as most tutorials write it, with its part of the projections of a fused layer."""
 
     def __init__(self, attend: Attend) -> None:
         super().__init__()
@@ -335,7 +335,7 @@ def shunted(attend: Attend) -> Attend:
 
 @both_ways
 def test_reduced_keys_of_half_of_the_heads(attend: Attend) -> None:
-    """By hand: each head has its half; pooled keys hand on the mean of their two tokens."""
+    """By hand: the mean of the heads; a pooled key is the mean of two tokens."""
     keeping, kept = keeps()
     Encoder(shunted(keeping))(features())[:, TARGET].sum().backward()
     relevance = torch.eye(6, dtype=torch.float64)
@@ -350,7 +350,7 @@ def test_reduced_keys_of_half_of_the_heads(attend: Attend) -> None:
 
 
 class Branches(nn.Module):
-    """Two attentions of one head each on the same tokens, and what is made of the two results."""
+    """Two attentions of one head each over the same tokens, and a function of their results."""
 
     def __init__(self, attend: Attend, meet: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -424,7 +424,7 @@ SIDE_BY_SIDE: dict[str, Callable[..., Tensor]] = {
 @both_ways
 @pytest.mark.parametrize("name", SIDE_BY_SIDE)
 def test_features_side_by_side_that_one_weight_mixes_are_heads(name: str, attend: Attend) -> None:
-    """Two attentions whose results one weight reads side by side: R = I + (A1 + A2) / 2."""
+    """Two attentions whose concatenated results one weight reads: R = I + (A1 + A2) / 2."""
     keeping, kept = keeps()
     model = Branches(keeping, SIDE_BY_SIDE[name])
     model.wide = nn.Parameter(torch.randn(2 * WIDTH, WIDTH, dtype=torch.float64))

@@ -1,6 +1,6 @@
-"""Records: what a call read, its probabilities and gradient whole, its maps sorted into heads.
+"""Records: the operands of a call, its whole probabilities and gradient, its maps by heads.
 
-How blocks tile a call stands in `test_capture_blocks.py`.
+`test_blocks.py` tests how a call is cut into blocks.
 """
 
 from __future__ import annotations
@@ -17,17 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from captum_generic_attn import GenericAttention
 from captum_generic_attn.capture.blocks import Blocks
-from captum_generic_attn.capture.record import (
-    AttentionRecord,
-    Explicit,
-    Fused,
-    Operands,
-    OverwrittenError,
-    Saved,
-    Tap,
-    sums_kept_by,
-)
-from captum_generic_attn.capture.undispatched import undispatched
+from captum_generic_attn.capture.kernels import logsumexp_of
+from captum_generic_attn.capture.operands import Operands, OverwrittenError, Saved, save
+from captum_generic_attn.capture.record import AttentionRecord, Explicit, Fused, Tap
+from captum_generic_attn.capture.torch_function import bypass_torch_function
 
 B, H, NQ, NK, D = 2, 4, 3, 5, 6
 
@@ -222,14 +215,14 @@ def test_explicit_half_precision_is_given_in_single() -> None:
     assert torch.equal(evidence_of(blocks), evidence.flatten(0, 1))
 
 
-# --- the logarithm of each query's sum
+# --- the logsumexp of each query
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_logarithm_that_the_kernel_kept(causal: bool) -> None:
+def test_the_logsumexp_that_the_kernel_saved(causal: bool) -> None:
     query, key, _ = operands(4, 4)
     kernel = F.scaled_dot_product_attention(query, key, key, is_causal=causal)
-    sums = sums_kept_by(kernel)
+    sums = logsumexp_of(kernel)
     assert sums is not None, kernel.grad_fn
     assert not sums.requires_grad
     logits = (query @ key.mT / math.sqrt(D)).detach()
@@ -238,15 +231,15 @@ def test_the_logarithm_that_the_kernel_kept(causal: bool) -> None:
     torch.testing.assert_close(sums, logits.logsumexp(-1))
 
 
-def test_where_no_logarithm_is_kept() -> None:
+def test_where_no_logsumexp_is_saved() -> None:
     query, key, value = operands()
     other_kernel = F.scaled_dot_product_attention(query, key, value)  # values are wider
-    assert sums_kept_by(other_kernel) is None
+    assert logsumexp_of(other_kernel) is None
     query, key = query.detach(), key.detach()
-    assert sums_kept_by(F.scaled_dot_product_attention(query, key, key)) is None
+    assert logsumexp_of(F.scaled_dot_product_attention(query, key, key)) is None
 
 
-def test_no_logarithm_is_read_under_hooks_of_saved_tensors() -> None:
+def test_no_logsumexp_is_read_under_hooks_of_saved_tensors() -> None:
     """Where a model checkpoints its activations, reading it would run the model again."""
     query, key, _ = operands()
     unpacked: list[Tensor] = []
@@ -259,7 +252,7 @@ def test_no_logarithm_is_read_under_hooks_of_saved_tensors() -> None:
         kernel = F.scaled_dot_product_attention(query, key, key)
         assert kernel.grad_fn._saved_logsumexp is not None
         unpacked.clear()
-        assert sums_kept_by(kernel) is None
+        assert logsumexp_of(kernel) is None
     assert not unpacked
 
 
@@ -304,7 +297,7 @@ def test_copies_keep_what_the_model_overwrites() -> None:
 def test_saved_tensors_are_the_very_tensors() -> None:
     leaf, frozen = draw(2, 3).requires_grad_(), draw(3)
     made = leaf * 2
-    saved = Saved(made, leaf, frozen)
+    saved = save(made, leaf, frozen)
     for _ in range(2):  # two backward passes
         read = saved.read()
         for mine, tensor in zip(read, (made, leaf, frozen), strict=True):
@@ -316,7 +309,7 @@ def test_saved_tensors_are_the_very_tensors() -> None:
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_saved_tensor_that_was_overwritten_is_not_read(which: int) -> None:
     made, mask = draw(2, 3).requires_grad_() * 2, draw(3)
-    saved = Saved(made, mask)
+    saved = save(made, mask)
     saved.read()
     with torch.no_grad():
         (made, mask)[which].add_(1)
@@ -326,21 +319,21 @@ def test_a_saved_tensor_that_was_overwritten_is_not_read(which: int) -> None:
 
 def test_saved_tensors_without_a_gradient_are_read() -> None:
     tensors = draw(2, 3), draw(3)
-    read = Saved(*tensors).read()
+    read = save(*tensors).read()
     assert [t.data_ptr() for t in read] == [t.data_ptr() for t in tensors]
 
 
 def test_tensors_without_a_gradient_that_were_overwritten_are_not_read() -> None:
-    """Queries of a tower of constants: `autograd` has no graph there, but a call was recorded."""
+    """Queries are constants: autograd has no graph there, but the call is recorded."""
     tensors = draw(2, 3), draw(3)
-    saved = Saved(*tensors)
+    saved = save(*tensors)
     tensors[0].zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         saved.read()
 
 
 class Overwriting(nn.Module):
-    """Words attend to features, which attended to each other where nothing needs a gradient."""
+    """Words attend to features, which attend to each other where nothing needs a gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -362,7 +355,7 @@ class Overwriting(nn.Module):
 
 
 def test_a_model_that_overwrites_tensors_without_a_gradient() -> None:
-    """It is run again with copies, as one is that overwrites what autograd needs."""
+    """The model is run again with copies of what it overwrites."""
     model, words = Overwriting(), torch.tensor([[3, 1, 4], [1, 5, 9]])
     pairs = [("features", "features"), ("input_ids", "features")]
 
@@ -379,12 +372,12 @@ def test_a_model_that_overwrites_tensors_without_a_gradient() -> None:
 
 
 def test_saved_tensors_are_recomputed_with_their_graph() -> None:
-    """Under checkpointing nothing is kept: the piece of the model runs again to read them."""
-    runs: list[Saved] = []
+    """Under checkpointing nothing is saved: a part of the model runs again to read them."""
+    runs: list[Operands | Saved] = []
 
     def piece(x: Tensor) -> Tensor:
         doubled = x * 2
-        runs.append(Saved(doubled))
+        runs.append(save(doubled))
         return doubled.sin()
 
     x = draw(4).requires_grad_()
@@ -437,7 +430,7 @@ def test_a_tap_that_nobody_listens_to_reads_nothing() -> None:
 
 
 def test_what_a_listener_computes_is_not_the_models() -> None:
-    """A mode of the backward pass does not see it."""
+    """The modes of the backward pass do not see what the listener computes."""
     seen: list[object] = []
 
     class Seeing(torch.overrides.TorchFunctionMode):
@@ -449,7 +442,7 @@ def test_what_a_listener_computes_is_not_the_models() -> None:
     middle.register_hook(torch.neg)
     tap = Tap(middle, Operands.of(middle))
     tap.listener = lambda operands, gradient: torch.add(operands[0], gradient)
-    gradients = undispatched(torch.autograd.grad)
+    gradients = bypass_torch_function(torch.autograd.grad)
     with Seeing():
         gradients(middle.sum(), [get_gradient_edge(middle)])
     assert torch.neg in seen
@@ -459,15 +452,15 @@ def test_what_a_listener_computes_is_not_the_models() -> None:
 # --- records
 
 
-def record_of(maps: Tensor, pick: list[list[int]], *, plain: bool = False) -> AttentionRecord:
+def record_of(maps: Tensor, pick: list[list[int]], *, in_order: bool = False) -> AttentionRecord:
     groups = len(pick)
     tensor = maps.requires_grad_()
     source = explicit(tensor, *range(maps.ndim))
     return AttentionRecord(
         3, "blocks.0.attn", "Attention", source, *[get_gradient_edge(tensor)] * 2,
         Tap(tensor, source.operands), torch.zeros(groups, NQ).long(),
-        torch.zeros(groups, NK).long(), torch.arange(groups), torch.tensor(pick), plain, False,
-        frozenset(), frozenset([2]),
+        torch.zeros(groups, NK).long(), torch.arange(groups), torch.tensor(pick),
+        in_order, False, frozenset(), frozenset([2]),
     )  # fmt: skip
 
 
@@ -502,8 +495,8 @@ def test_maps_are_grouped_by_example_and_head(layout: str) -> None:
     maps = draw(*lead, NQ, NK).softmax(-1)
     gradient = draw(*maps.shape, seed=9)
     gradient.view(-1, NQ, NK)[5, 1] = 0
-    for plain in {in_order, False}:
-        record = record_of(maps.detach(), pick, plain=plain)
+    for known in {in_order, False}:
+        record = record_of(maps.detach(), pick, in_order=known)
         assert record.heads == len(pick[0])
         blocks = record.blocks(record.source.operands.read(), gradient)
         check_grouping(blocks, (maps, gradient), pick)
@@ -517,7 +510,7 @@ def test_maps_are_grouped_by_example_and_head(layout: str) -> None:
     ],
 )
 def test_maps_of_a_fused_call_are_grouped(layout: str, grouped: bool) -> None:
-    """The mask has other leading axes, keys and values have fewer heads: each map has its own."""
+    """The mask has other leading axes, keys and values have fewer heads: each map gets its own."""
     lead, pick, _ = PICKS[layout]
     fewer = (*lead[:-1], lead[-1] // 2) if grouped else lead
     query, key = draw(*lead, NQ, D, seed=1), draw(*fewer, NK, D, seed=2)

@@ -1,4 +1,4 @@
-"""What the method is not defined for is refused with the module's name and with what was seen."""
+"""What the method is not defined for is refused; messages name the module and what was seen."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_class_probabilities_are_no_attention() -> None:
 
 
 def test_layers_and_what_else_is_there() -> None:
-    """A model with attention, of which the selection leaves none."""
+    """A model with attention that `layers=` leaves out."""
     with pytest.raises((ValueError, KeyError), match=r"blocks\.0\.mlp"):
         explain(Encoder(fused), encoder.features(), layers=["blocks.0.mlp"])
 
@@ -79,7 +79,7 @@ def two_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def product_of_probabilities(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Nyström's approximation in small: two probabilities meet before V."""
+    """A small Nyström attention: two probabilities are multiplied before V."""
     return (plain(q, k) @ plain(k, q)) @ v
 
 
@@ -89,7 +89,7 @@ def without_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def by_feature(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Weights of their own for each feature of a token, and no query."""
+    """Weights that differ by feature of a token, without a query."""
     return ((q + k).softmax(-2) * v).sum(-2, keepdim=True).expand(v.shape)
 
 
@@ -107,7 +107,7 @@ def sigmoid(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def never_meets_v(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """A gate made by softmax of q·k inside an attention module, multiplied element by element."""
+    """A gate inside an attention module: a softmax of q·k times values, element by element."""
     return v * plain(q, k).diagonal(dim1=-2, dim2=-1)[..., None]
 
 
@@ -184,7 +184,7 @@ def test_one_bad_layer_refuses_the_whole_and_strict_false_keeps_the_rest(name: s
 
 @pytest.mark.parametrize("where", ["before", "beside"])
 def test_softmax_gates_that_never_meet_v_are_ignored(where: str) -> None:
-    """A router of experts, a selective kernel: no attention over tokens, and none is missing."""
+    """A router of experts or a selective kernel is no attention over tokens."""
 
     class Gated(Block):
         def __init__(self) -> None:
@@ -374,7 +374,7 @@ def test_a_real_model_with_nothing_but_channels_has_nothing_left() -> None:
 
 
 def test_tokens_that_are_added_into_a_constant_are_lost_by_name() -> None:
-    """As the experts of JetMoE: the first argument has no tokens, but another one has."""
+    """As the experts of JetMoE: the first argument has no tokens, another one has."""
 
     class Scattered(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -394,7 +394,7 @@ def test_tokens_that_are_added_into_a_constant_are_lost_by_name() -> None:
     ],
 )
 def test_texts_that_a_function_holds_fixed(fixed: list[list[int]], advice: str) -> None:
-    """As the captions that a dual encoder compares each picture with; what is advised works."""
+    """As the captions that a dual encoder compares each image with; the advice works."""
     torch.manual_seed(0)
     embed = nn.Embedding(5, 8)
     pictures, texts = (
@@ -418,7 +418,7 @@ def test_texts_that_a_function_holds_fixed(fixed: list[list[int]], advice: str) 
 
 
 def test_tokens_along_the_batch_axis_say_what_is_likely() -> None:
-    """`nn.MultiheadAttention` without `batch_first`, which is given batches first all the same."""
+    """`nn.MultiheadAttention` without `batch_first` that gets the batch first."""
     layer = nn.MultiheadAttention(8, 2).eval()
     with pytest.raises(UnsupportedAttentionError, match="batch_first=True"):
         GenericAttention(lambda x: layer(x, x, x)[0][:, 0]).attribute(torch.rand(2, 4, 8), 0)

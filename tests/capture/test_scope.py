@@ -1,4 +1,4 @@
-"""Where the forward pass is: names of running modules, from any form of forward function."""
+"""The names of running modules, for any kind of forward function."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from captum_generic_attn.capture.scope import Scope, modules_of, qualified, sign
 
 
 class Layer(nn.Module):
-    """Notes where it is while it runs; fails if it is told to."""
+    """Keeps what the scope says while it runs; fails if it is told to."""
 
     def __init__(self, log: list[tuple[str, str]] | None = None) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Layer(nn.Module):
 
 
 class Owner:
-    """Holds models and is no module itself."""
+    """An object that holds models and is no module."""
 
     def __init__(self, *models: nn.Module) -> None:
         self.model = models[0]
@@ -118,7 +118,7 @@ def test_functions_without_modules() -> None:
 
 
 def test_a_method_s_owner_is_known_when_it_runs() -> None:
-    """What a method of a plain object calls cannot be told beforehand."""
+    """It is not known beforehand what a method of a normal object calls."""
     log: list[tuple[str, str]] = []
     model = nn.Sequential(Layer(log))
     forward = Owner(model).scores
@@ -192,15 +192,15 @@ def test_roots_give_their_names_as_prefixes() -> None:
 
 
 class Softmax(nn.Softmax):
-    """A model's own, as for a softmax in float32: it gets hooks, which PyTorch's own does not."""
+    """A subclass of a model, as for a softmax in float32: it has hooks, unlike PyTorch's own."""
 
 
 class Dropout(nn.Dropout):
-    """A model's own."""
+    """A subclass of a model."""
 
 
 class Identity(nn.Identity):
-    """A model's own."""
+    """A subclass of a model."""
 
 
 class Attention(nn.Module):
@@ -221,7 +221,7 @@ class Attention(nn.Module):
     ids=["PyTorch's", "the model's own"],
 )  # fmt: skip
 def test_a_softmax_module_counts_as_its_owner(inside: tuple, known: bool) -> None:
-    """Also where all modules are listened to, since none could be found beforehand."""
+    """Also with the global hooks, where no module is found beforehand."""
     model = nn.Sequential(Attention(*inside))
     seen = []
     with Scope({"": model} if known else {}) as scope:

@@ -1,4 +1,4 @@
-"""Functions of users' own: followed without being listed, and not disturbed by being probed."""
+"""Functions of users: tokens are tracked through them, and probing has no side effects."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from captum_generic_attn.capture.forward import capture_forward
 
 
 class Rows(Function):
-    """Normalises each row, a kernel of one's own."""
+    """Normalises each row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class InPlaceInNumpy(Function):
 
 
 class OneUse(Function):
-    """Frees in its backward pass what it kept."""
+    """Frees in its backward pass what it saved."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class OneUse(Function):
 
 
 class Named(Function):
-    """Keeps a name of its own, and moves tokens."""
+    """Has an attribute, and moves tokens."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class Named(Function):
 
 
 class Deleting(Function):
-    """Deletes in its backward pass what it kept."""
+    """Deletes in its backward pass what it saved."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class Deleting(Function):
 
 
 class Refusing(Function):
-    """Says itself that it can be run once."""
+    """Raises if its backward pass runs twice."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class Refusing(Function):
 
 
 class Steps(Function):
-    """Moves tokens, and has a gradient of zeros."""
+    """Moves tokens; its gradient is zero."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class Steps(Function):
 
 
 class HalfSilent(Function):
-    """Adds one to the other, turned round, and has a gradient for the one alone."""
+    """Adds a flipped tensor to another, and has a gradient for one of them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, nothing: bool) -> Tensor:
@@ -188,7 +188,7 @@ class HalfSilent(Function):
 
 
 class Root(Function):
-    """Its derivative at zero is infinite: zero times it is not a number."""
+    """Its derivative at zero is infinite, and zero times infinity is NaN."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -385,7 +385,7 @@ HEADS: dict[str, Callable[[Tensor], Tensor]] = {
     ("together", "share"), [(lambda parts: torch.cat(parts, -1), 0.5), (sum, 1.0)]
 )
 def test_heads_pass_through_functions_of_users(name: str, together, share: float) -> None:
-    """Side by side they are heads of one layer; summed they are branches."""
+    """Concatenated they are heads of one layer; added they are branches."""
 
     def walk(m: Walker, x: Tensor) -> Tensor:
         x = m.start(x)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from captum_generic_attn.capture import blocks as blocks_module
 from captum_generic_attn.capture.blocks import Blocks, FusedBlocks
-from captum_generic_attn.capture.record import Explicit, Fused, Operands
+from captum_generic_attn.capture.operands import Operands
+from captum_generic_attn.capture.record import Explicit, Fused
 from captum_generic_attn.relevance.attention_maps import BlockMap, DenseMap
 from captum_generic_attn.relevance.equations import average_heads, positive_contribution
 

@@ -13,7 +13,8 @@ from helpers.tiny_models import sentences, tiny_text
 from torch import Tensor, nn
 
 from captum_generic_attn import GenericAttention, UnsupportedAttentionError
-from captum_generic_attn.capture.record import Explicit, Operands
+from captum_generic_attn.capture.operands import Operands
+from captum_generic_attn.capture.record import Explicit
 from captum_generic_attn.relevance.aggregator import PropagationOptions
 from captum_generic_attn.relevance.backward import check_padding
 from captum_generic_attn.relevance.calls import TokenIndexing, indexed

@@ -7,7 +7,6 @@ and an attention call that this makes unusable names the operation.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
@@ -36,7 +35,6 @@ class Family(Enum):
     EMBEDDING = "integers become vectors"
     PRODUCT = "two tensors are multiplied and summed over an axis"
     SOFTMAX = "softmax"
-    ATTENTION = "the fused kernel"
     FOREIGN_ATTENTION = "kernels whose probabilities cannot be known"
     UNKNOWN = "in no list: probed"
 
@@ -108,13 +106,8 @@ _LISTS: dict[Family, str] = {
         matmul rmatmul linalg_matmul bmm mm mv baddbmm addmm addbmm addmv einsum tensordot inner
         linalg_vecdot cdist""",
     Family.SOFTMAX: "softmax _softmax special_softmax _safe_softmax softmin",
-    Family.ATTENTION: "scaled_dot_product_attention",
 }
 _FAMILIES = {name: family for family, names in _LISTS.items() for name in names.split()}
-_FOREIGN_ATTENTION = re.compile(
-    r"flash_attn|flex_attention|efficient_attention|varlen_attn|flash_attention"
-    r"|_fused_sdp|native_multi_head|transformer_encoder_layer_fwd|sage_?attn"
-)
 NORMS = {
     "layer_norm", "group_norm", "instance_norm", "rms_norm", "native_layer_norm", "normalize",
     "log_softmax", "_log_softmax", "special_log_softmax",
@@ -179,8 +172,6 @@ def family_of(name: str) -> Family:
         >>> family_of("gelu").name, family_of("lstm").name
         ('TOKENWISE', 'UNKNOWN')
     """
-    if _FOREIGN_ATTENTION.search(name):
-        return Family.FOREIGN_ATTENTION
     return _FAMILIES.get(name, Family.UNKNOWN)
 
 

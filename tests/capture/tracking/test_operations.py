@@ -56,11 +56,6 @@ FAMILIES = {
     Family.EMBEDDING: ["embedding"],
     Family.PRODUCT: ["matmul", "rmatmul", "einsum", "baddbmm"],
     Family.SOFTMAX: ["softmax", "_softmax"],
-    Family.ATTENTION: ["scaled_dot_product_attention"],
-    Family.FOREIGN_ATTENTION: [
-        "flash_attn_func", "flash_attn_varlen_func", "flex_attention", "memory_efficient_attention",
-        "_scaled_dot_product_flash_attention", "_native_multi_head_attention", "sageattn",
-    ],
 }  # fmt: skip
 
 

@@ -1,9 +1,9 @@
-"""Opens Python functions that hand themselves to a function mode as one opaque call.
+"""Runs the body of Python functions that follow the `__torch_function__` protocol.
 
-`F.multi_head_attention_forward` (and copies of it in old model code) asks
-`has_torch_function(...)` first and, under a mode, calls the mode with itself instead of running.
-What it does inside would stay invisible. `undispatched` returns a twin whose question is always
-answered with no; nothing global is changed.
+`F.multi_head_attention_forward` (and its copies in old model code) first calls
+`has_torch_function(...)`. Under a function mode the answer is True, and the function hands itself
+to the mode as one call, so the mode would not see its operations. `bypass_torch_function` returns a
+copy of such a function for which the answer is always False. Nothing global is changed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _no(*_: object) -> bool:
 
 
 class _Answering:
-    """A module as the twin sees it: the same names, but the questions are answered with no."""
+    """A module as the copy sees it: its `has_torch_function` returns False."""
 
     def __init__(self, module: types.ModuleType) -> None:
         self._module = module
@@ -32,8 +32,8 @@ class _Answering:
         return _Answering(value) if isinstance(value, types.ModuleType) else value
 
 
-def undispatched(function: types.FunctionType) -> Callable[..., Any]:
-    """A twin of `function` that runs its body under a function mode."""
+def bypass_torch_function(function: types.FunctionType) -> Callable[..., Any]:
+    """A copy of `function` that runs its body under a function mode."""
     names = function.__code__.co_names
     scope = dict(function.__globals__)
     scope.update(dict.fromkeys(_QUESTIONS, _no))
@@ -41,15 +41,15 @@ def undispatched(function: types.FunctionType) -> Callable[..., Any]:
         for name in names:  # `F.has_torch_function(...)`, `torch.overrides.has_torch_function(...)`
             if isinstance(scope.get(name), types.ModuleType):
                 scope[name] = _Answering(scope[name])
-    twin = types.FunctionType(
+    copy = types.FunctionType(
         function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
     )
-    twin.__kwdefaults__ = function.__kwdefaults__
-    return twin
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
 
 
 def dispatches_itself(function: object) -> bool:
-    """Whether a function seen by a mode is Python code that may hide attention inside."""
+    """Whether a function that a mode sees is Python code that may call attention."""
     if not isinstance(function, types.FunctionType):
         return False
     module = function.__module__ or ""

@@ -1,4 +1,4 @@
-"""Twins of functions that hand themselves to a mode: they run, seen, and nothing is patched."""
+"""Functions that hand themselves to a mode run as copies, whose operations the mode sees."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch.overrides import (
     has_torch_function_variadic,
 )
 
-from captum_generic_attn.capture.undispatched import dispatches_itself, undispatched
+from captum_generic_attn.capture.torch_function import bypass_torch_function, dispatches_itself
 
 
 class Seen(TorchFunctionMode):
-    """Notes the names of what it is called with."""
+    """Keeps the names of the functions that it sees."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def test_twins_run_their_body_under_a_mode(function) -> None:
 
     before = dict(function.__globals__)
     with Seen() as seen:
-        result = undispatched(function)(x, factor=3.0)
+        result = bypass_torch_function(function)(x, factor=3.0)
     assert seen.names == ["mul"]
     assert torch.equal(result, 3 * x)
 
@@ -104,7 +104,7 @@ def test_a_twin_is_called_as_its_function() -> None:
             return handle_torch_function(function, (x,), x, scale, shift=shift)
         return x * scale + shift + offset
 
-    twin = undispatched(function)
+    twin = bypass_torch_function(function)
     assert twin.__name__ == "function"
     x = torch.randn(2)
     with Seen() as seen:
@@ -127,7 +127,7 @@ def test_multi_head_attention_of_pytorch_shows_its_inside() -> None:
 
     expected, weights = call(F.multi_head_attention_forward)
     with Seen() as seen:
-        ours, our_weights = call(undispatched(F.multi_head_attention_forward))
+        ours, our_weights = call(bypass_torch_function(F.multi_head_attention_forward))
     assert torch.equal(ours, expected)
     assert torch.equal(our_weights, weights)
     assert {"linear", "softmax", "bmm"} <= set(seen.names)
