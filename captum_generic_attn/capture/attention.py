@@ -17,12 +17,12 @@ from captum_generic_attn.capture.constants import Constants
 from captum_generic_attn.capture.record import Explicit, Fused, sums_kept_by
 from captum_generic_attn.capture.recorder import CHANNELS, Recorder
 from captum_generic_attn.capture.scope import Scope
-from captum_generic_attn.capture.tracking.contraction import Contraction, elementwise
+from captum_generic_attn.capture.tracking.contraction import Contraction, elementwise, relabel
 from captum_generic_attn.capture.tracking.operations import argument
-from captum_generic_attn.capture.tracking.planes import relabel, varies
 from captum_generic_attn.capture.tracking.shadow import Role, Shadow, Softmax
-from captum_generic_attn.capture.tracking.transfer import WITHOUT_SOFTMAX, Pool, Transfer
-from captum_generic_attn.tokens.ids import compact
+from captum_generic_attn.capture.tracking.state import WITHOUT_SOFTMAX, Pool
+from captum_generic_attn.capture.tracking.transfer import Transfer
+from captum_generic_attn.tokens.ids import compact, varies
 
 Args = Sequence[Any]
 Kwargs = Mapping[str, Any]
@@ -150,7 +150,7 @@ class Attention:
         result: Tensor = self._run(func, args, kwargs)
         if torch.is_grad_enabled() and not result.requires_grad and first.data != second.data:
             result = result.requires_grad_().clone()  # one-hot rows times a table: no leaf
-        computed = [s.data or s.role >= Role.TOKENS for s in sides]
+        computed = [s.data or s.role.of_tokens for s in sides]
         if all(computed):
             for side in (0, 1):
                 if self._weighs_by_hand(terms, side):
@@ -241,7 +241,7 @@ class Attention:
             return other.data
         axes = [i for i, label in enumerate(terms.labels(side)) if label in terms.summed]
         operand = (terms.left, terms.right)[side]
-        alone = len(axes) == 1 and len(shadow.planes) == 2 and other.role >= Role.TOKENS
+        alone = len(axes) == 1 and len(shadow.planes) == 2 and other.role.of_tokens
         return alone and _normalised(operand, axes[0])
 
     def _weighs_by_hand(self, terms: Contraction, side: int) -> bool:
@@ -296,7 +296,7 @@ class Attention:
         weighs = shadow.role is Role.PROBABILITIES or (softmax.over_tokens and shadow.data)
         pairs = shadow.role is Role.PROBABILITIES
         mixes_heads = weighs and not other.data and not (pairs and over_keys)
-        if mixes_heads or (not shadow.planes and other.role <= Role.PARAMETER):
+        if mixes_heads or (not shadow.planes and other.role.is_weight):
             result: Tensor = self._run(func, args, kwargs)
             self._transfer.shadows[result] = self._transfer.weighted(
                 weights, labels, terms.out_labels, terms.summed, result, name

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.tokens.ids import compact
-from captum_generic_attn.tokens.spaces import FOREIGN, STALE, TokenSpaces
+from captum_generic_attn.tokens.space import FOREIGN, STALE
+from captum_generic_attn.tokens.spaces import TokenSpaces
 
 
 class Unreadable(Exception):  # noqa: N818 - it becomes a Refusal, never reaches the user

@@ -28,7 +28,7 @@ from captum_generic_attn.capture.tracking.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.capture.witness import Witness
 from captum_generic_attn.tokens.ids import compact
-from captum_generic_attn.tokens.spaces import PADDING, STALE
+from captum_generic_attn.tokens.space import PADDING, STALE
 from captum_generic_attn.tokens.streams import TokenStreams
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from captum_generic_attn.relevance.attention_maps import AttentionMap
 from captum_generic_attn.tokens import TokenStream
-from captum_generic_attn.tokens.ids import Memory
+from captum_generic_attn.tokens.memory import Memory
 
 Own = Literal["zero", "keep"]
 """What the token of an example's only explained row gets: 0, or its value."""

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_generic_attn.tokens.spaces import FOREIGN, PADDING, Space, TokenSpaces
+from captum_generic_attn.tokens.space import FOREIGN, PADDING, Space
+from captum_generic_attn.tokens.spaces import TokenSpaces
 
 
 def centres_of(spaces: TokenSpaces, ids: Tensor) -> list[list[float]]:
