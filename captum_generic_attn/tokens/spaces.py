@@ -72,9 +72,8 @@ class TokenSpaces(TokenLineage):
                     centres = centres.view(len(parents), -1, centres.shape[-1])[first].flatten(0, 1)
                 plane = self.born(parents[first], centres, again=again)
                 return None if plane is None else plane[member]
-        if not sources or (len(sources) > 1 and (raw or any(s.kind == "unknown" for s in sources))):
-            return None
-        owners = self._owners(rows)
+        alike = len(sources) == 1 or not (raw or any(s.kind == "unknown" for s in sources))
+        owners = self._owners(rows) if sources and alike else None
         if owners is None:
             return None
         if centres is not None:
@@ -86,9 +85,9 @@ class TokenSpaces(TokenLineage):
             ranges = ranges[alive] if len(ranges) == len(alive) else ranges
             extent = extent._replace(ranges=hull(_in_order(ranges, owners)))
         space = self._space_of(rows, owners, centres, extent, raw=raw, again=again)
-        ids = torch.full((len(alive),), PADDING, dtype=torch.int32)
         numbers = torch.empty(len(rows), dtype=torch.int32)
         numbers[owners.order] = torch.arange(space.base, space.stop, dtype=torch.int32)
+        ids = torch.full((len(alive),), PADDING, dtype=torch.int32)
         ids[alive] = numbers
         return ids.view(shape)
 

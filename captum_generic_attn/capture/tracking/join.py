@@ -44,40 +44,51 @@ def mixture(
     if not operands:
         return NO_SHADOW
     feeding = [o for o in operands if o.shadow.data] or operands
+    ancestors = ancestors_of(o.shadow for o in operands)
+    calls = _calls(state, operands, shape)
     main = _main(state, feeding, shape)
-    whole = main.shadow._replace(
-        ancestors=ancestors_of(o.shadow for o in operands),
-        data=any(o.shadow.data for o in operands),
-        calls=_calls(state, operands, shape),
-        weighing=None,
-    )
-    if not main.shadow.planes and not main.shadow.mixed:
-        return whole.without_tokens(name)
-    try:
-        found = _expanded(main.shadow, shape)
-    except RuntimeError:  # an outer product, or another spelling of what cannot be broadcast
-        return whole.without_tokens(name)
-    if (pairs := _with_learned(state.spaces, main, operands, shape)) is not None:
-        found = pairs
-    elif main.shadow.data:
-        found = _fold(state, name, main, feeding, shape)
-        if not found.planes and not found.mixed:
-            return whole.without_tokens(found.lost)
-        if _note_gates(main, feeding):
-            found = found._replace(softmax=None)
+    found = _joined(state, name, main, operands, feeding, shape)
+    if _is_lost(found):
+        return found._replace(ancestors=ancestors, data=feeding[0].shadow.data)
     # A parameter that is computed with is no longer a weight, but perhaps a token.
     role = Role.TOKENS if found.role is Role.PARAMETER else found.role
     found = found._replace(
-        role=role, ancestors=whole.ancestors, data=whole.data, calls=whole.calls, weighing=None
+        role=role, ancestors=ancestors, data=feeding[0].shadow.data, calls=calls, weighing=None
     )
     several = sum(o.shadow.calls is not None for o in operands) > 1
     return state.heads.noted(found) if several else found
 
 
+def _is_lost(shadow: Shadow) -> bool:
+    """Whether the tokens of a value were lost; of mixed logits, the channels are known."""
+    return not shadow.planes and not shadow.mixed
+
+
+def _joined(
+    state: TrackingState, name: str, main: Operand, operands: Sequence[Operand],
+    feeding: Sequence[Operand], shape: torch.Size,
+) -> Shadow:  # fmt: skip
+    """Role and token ids of a mixture: the main operand, joined by all others in turn."""
+    if _is_lost(main.shadow):
+        return main.shadow.without_tokens(name)
+    try:
+        found = _expanded(main.shadow, shape)
+    except RuntimeError:  # an outer product, or another spelling of what cannot be broadcast
+        return main.shadow.without_tokens(name)
+    if (pairs := _with_learned(state.spaces, main, operands, shape)) is not None:
+        return pairs
+    if not main.shadow.data:
+        return found
+    found = _fold(state, name, main, feeding, shape)
+    if not _is_lost(found) and _note_gates(main, feeding):
+        found = found._replace(softmax=None)
+    return found
+
+
 def _main(state: TrackingState, feeding: Sequence[Operand], shape: torch.Size) -> Operand:
     """The operand whose tokens a mixture takes, if the others join it."""
     main = max(feeding, key=lambda o: _precedence(o, shape))
-    if not main.shadow.planes and not main.shadow.mixed:  # lost, but perhaps only a statistic
+    if _is_lost(main.shadow):  # but perhaps only a statistic
         return next((o for o in feeding if is_statistic(state, main, o, shape)), main)
     return main
 
@@ -120,7 +131,7 @@ def _fold(
         if found.shadow.pairs and not main.shadow.pairs:  # a third operand of what is crosswise
             return found.shadow.without_tokens(other.shadow.lost or name)
         found = found._replace(shadow=join(state, name, found, other, shape))
-        if not found.shadow.planes and not found.shadow.mixed:
+        if _is_lost(found.shadow):
             break
     return _expanded(found.shadow, shape)
 
@@ -137,34 +148,43 @@ def join(
         other: another one, which depends on an input as well.
         shape: that of the result.
     """
-    shadow = other.shadow
-    kept = _expanded(main.shadow, shape)
-    lost = main.shadow.without_tokens(shadow.lost or name)
-    if shadow.role is kept.role is Role.TOKENS and _same(shadow.planes, kept.planes):
-        return kept  # as along a residual stream
+    kept, shadow = _expanded(main.shadow, shape), other.shadow
+    found: Shadow | None
     if kept.pairs:  # masks and biases move attention, not what it reads
-        return kept if not shadow.pairs or shadow.planes or shadow.mixed else lost
-    if not other.differentiable and main.differentiable:
-        return kept
-    if is_statistic(state, other, main, shape):
+        found = kept if not shadow.pairs or not _is_lost(shadow) else None
+    elif _same(kept, shadow) or (main.differentiable and not other.differentiable):
+        found = kept
+    elif is_statistic(state, other, main, shape):
         state.spaces.approximate("statistics", name)
         state.hand_back(shadow, main.shadow, kept.planes[0])
-        return kept._replace(guided=kept.guided or is_guide(state, other, main))
+        found = kept._replace(guided=kept.guided or is_guide(state, other, main))
+    else:
+        found = _met(state, name, main, other, shape)
+    return main.shadow.without_tokens(shadow.lost or name) if found is None else found
+
+
+def _same(one: Shadow, other: Shadow) -> bool:
+    """Whether two values have the very same tokens, as along a residual stream."""
+    if one.role is not Role.TOKENS or other.role is not Role.TOKENS:
+        return False
+    return len(one.planes) == len(other.planes) == 1 and one.planes[0] is other.planes[0]
+
+
+def _met(
+    state: TrackingState, name: str, main: Operand, other: Operand, shape: torch.Size
+) -> Shadow | None:
+    """The value where tokens or elements meet others at each position; `None` if they are lost."""
+    kept, shadow = _expanded(main.shadow, shape), other.shadow
     if not shadow.planes or shadow.pairs:
-        return lost
+        return None
     if kept.role is not Role.TOKENS or shadow.role is Role.STATISTIC:
-        return kept if _in_place(state.spaces, main, other, shape) else lost
+        return kept if _in_place(state.spaces, main, other, shape) else None
     if shadow.role is not Role.RAW and is_crosswise(state.spaces, main, other, shape):
         factors = main.shadow.ancestors, shadow.ancestors
         planes = kept.planes[0], other.plane.expand(shape)
         return kept._replace(role=Role.LOGITS, planes=planes, factors=factors)
     ids = _joined_ids(state, name, main, other, shape)
-    return lost if ids is None else kept._replace(planes=(ids,))
-
-
-def _same(planes: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
-    """Whether two values have the very same token ids, one for each element."""
-    return len(planes) == len(others) == 1 and planes[0] is others[0]
+    return None if ids is None else kept._replace(planes=(ids,))
 
 
 def _joined_ids(

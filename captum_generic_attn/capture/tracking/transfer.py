@@ -78,14 +78,19 @@ class Transfer(TrackingState):
             if t.dtype != torch.bool and id(t) not in given
         ]  # fmt: skip
         if results:
-            op = Operation(name, func, args, kwargs, inputs, results)
-            for result, value in zip(results, _TRANSFERS[family](self, op), strict=False):
-                if value is not None:
-                    moves = family in _MOVES and value.planes
-                    self.shadows[result] = value._replace(moved_by=name) if moves else value
+            self._run(family, Operation(name, func, args, kwargs, inputs, results))
         if in_place:
             for result in results:
                 self.note_write(result, name)
+
+    def _run(self, family: Family, op: Operation) -> None:
+        """Give the results of an operation what its transfer function says."""
+        values = _TRANSFERS[family](self, op)
+        if family in _MOVES:
+            values = [v._replace(moved_by=op.name) if v and v.planes else v for v in values]
+        for result, value in zip(op.results, values, strict=False):
+            if value is not None:
+                self.shadows[result] = value
 
     def _operands(
         self, family: Family, args: Sequence[Any], kwargs: Mapping[str, Any]
