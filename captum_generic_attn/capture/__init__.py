@@ -1,8 +1,7 @@
 """Capture: the only room that touches a model.
 
-`forward` runs the model under `mode`, a function mode that carries a shadow (`shadow`) beside each
-tensor by the transfers of `transfer` (with `births` and `joins`), looked up by the families of
-`operations`, on `constants` in place of parameters; `scope` knows which module is running;
+`forward` runs the model under `mode`, a function mode that follows tokens (`tracking`), on
+`constants` in place of parameters; `scope` knows which module is running;
 `attention` recognises attention calls and `recorder` keeps them as records (`record`). What of them
 a score reaches tells `graph`; their attention and its gradient come in `blocks`. What calls read is
 kept by a `witness` where `verify` asks for it.
