@@ -22,7 +22,7 @@ class TokenLineage(TokenPlaces):
 
     def __init__(self) -> None:
         super().__init__()
-        self._same: dict[tuple[int, int], Tensor] = {}
+        self._identified: dict[tuple[int, int], Tensor] = {}
         self._origins: dict[str, str] = {}
         self._read: set[int] = set()
         self._asked: set[int] = set()
@@ -117,7 +117,7 @@ class TokenLineage(TokenPlaces):
 
     # -- tokens that live on as others ----------------------------------------------------------
 
-    def same(self, kept: Tensor, absorbed: Tensor) -> bool:
+    def identify(self, kept: Tensor, absorbed: Tensor) -> bool:
         """Note that two planes of one shape were summed: `absorbed` lives on as `kept`.
 
         Returns:
@@ -141,9 +141,9 @@ class TokenLineage(TokenPlaces):
                     continue
                 pick = (of == a) & (to == k)
                 places = example[pick].clamp(min=0), of_local[pick]
-                if (k, a) in self._same:
+                if (k, a) in self._identified:
                     return False
-                known = self._same.get((a, k))
+                known = self._identified.get((a, k))
                 size = max(self[a].examples, 1), self[a].size
                 table = torch.full(size, -1) if known is None else known.clone()
                 before = table[places]
@@ -155,7 +155,7 @@ class TokenLineage(TokenPlaces):
                 if bool((moved | elsewhere | (table[places] != to_local[pick])).any()):
                     return False
                 tables[a, k] = table
-        self._same.update(tables)
+        self._identified.update(tables)
         return True
 
     def absorbed_into(self, space: Space) -> list[tuple[Space, Tensor]]:
@@ -165,7 +165,7 @@ class TokenLineage(TokenPlaces):
         frontier = [space.index]
         while frontier:
             k = frontier.pop()
-            for (a, into), table in self._same.items():
+            for (a, into), table in self._identified.items():
                 if into == k and a not in found:
                     known = found[k].expand(max(len(found[k]), len(table)), -1)
                     through = known.gather(1, table.clamp(min=0).expand(len(known), -1))
@@ -184,7 +184,7 @@ class TokenLineage(TokenPlaces):
             moved = ids
             for i in distinct(index):
                 mine = index == i
-                for (a, k), table in self._same.items():
+                for (a, k), table in self._identified.items():
                     if a == i:
                         owners = example.clamp(0, len(table) - 1)
                         places = table[owners, local.clamp(0, table.shape[1] - 1)]

@@ -206,7 +206,7 @@ class TokenSpaces(TokenLineage):
                 together = plane
                 continue
             both = (together >= 0) & (plane >= 0)
-            if bool(both.any()) and not self.same(together[both], plane[both]):
+            if bool(both.any()) and not self.identify(together[both], plane[both]):
                 return None
             together = torch.where(together >= 0, together, plane)
         return together

@@ -36,7 +36,7 @@ def of_picture(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
         born = _of_channels(spaces, shadow, op, plane[:, alike], windows)
         if together is None or not born.planes:
             together = born
-        elif not spaces.same(together.planes[0], born.planes[0]):
+        elif not spaces.identify(together.planes[0], born.planes[0]):
             return shadow.irregular(op.name)
         if not born.planes:
             break
