@@ -38,7 +38,7 @@ class TokenLineage(TokenPlaces):
         """Note that an attention call adds to these tokens: they have a history of their own."""
         self._asked.update(self.indices(queries))
 
-    def nothing_new(self, absorbed: Tensor, kept: Tensor) -> bool:
+    def is_subsumed(self, absorbed: Tensor, kept: Tensor) -> bool:
         """Whether tokens may live on as others, place by place: these know all that they know.
 
         Attention added nothing to tokens that may, and either to none of those that they were

@@ -240,11 +240,11 @@ def test_tokens_that_attention_never_added_to_may_live_on_as_others() -> None:
     spaces = TokenSpaces()
     words = born(spaces, spaces.of_input("ids", torch.Size([1, 4])))
     others = born(spaces, spaces.of_input("types", torch.Size([1, 4])))
-    assert spaces.nothing_new(others, words)
-    assert spaces.nothing_new(words, others)
+    assert spaces.is_subsumed(others, words)
+    assert spaces.is_subsumed(words, others)
     attended(spaces, words)
-    assert spaces.nothing_new(others, words)
-    assert not spaces.nothing_new(words, others), "what attention taught words would be lost"
+    assert spaces.is_subsumed(others, words)
+    assert not spaces.is_subsumed(words, others), "what attention taught words would be lost"
 
 
 def test_what_was_pooled_before_is_known_to_what_was_pooled_and_attended() -> None:
@@ -257,9 +257,9 @@ def test_what_was_pooled_before_is_known_to_what_was_pooled_and_attended() -> No
     assert queries is not None
     assert skip is not None
     attended(spaces, queries)
-    assert spaces.nothing_new(skip, queries)
-    assert not spaces.nothing_new(queries, skip)
-    assert not spaces.nothing_new(words, queries), "words have a history of their own"
+    assert spaces.is_subsumed(skip, queries)
+    assert not spaces.is_subsumed(queries, skip)
+    assert not spaces.is_subsumed(words, queries), "words have a history of their own"
 
 
 def test_several_tokens_of_one_example() -> None:

@@ -219,9 +219,9 @@ def merged(spaces: TokenSpaces, kept: Tensor, absorbed: Tensor) -> Tensor | None
         absorbed = torch.where(stays, one, other).expand(kept.shape)
         return merged(spaces, kept, absorbed)
     differ = one != other
-    if spaces.nothing_new(other[differ], one[differ]) and spaces.identify(kept, absorbed):
+    if spaces.is_subsumed(other[differ], one[differ]) and spaces.identify(kept, absorbed):
         return kept
-    if spaces.nothing_new(one[differ], other[differ]) and spaces.identify(absorbed, kept):
+    if spaces.is_subsumed(one[differ], other[differ]) and spaces.identify(absorbed, kept):
         return absorbed
     return rows.of_sums(spaces, kept, absorbed)
 
