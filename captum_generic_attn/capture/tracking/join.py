@@ -156,7 +156,7 @@ def join(
         found = kept
     elif is_statistic(state, other, main, shape):
         state.spaces.approximate("statistics", name)
-        state.hand_back(shadow, main.shadow, kept.planes[0])
+        state.note_global_context(shadow, main.shadow, kept.planes[0])
         found = kept._replace(guided=kept.guided or is_guide(state, other, main))
     else:
         found = _met(state, name, main, other, shape)

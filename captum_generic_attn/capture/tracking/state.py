@@ -187,7 +187,7 @@ class TrackingState(ABC):
                 return True
         return False
 
-    def hand_back(self, term: Shadow, main: Shadow, plane: Tensor) -> None:
+    def note_global_context(self, term: Shadow, main: Shadow, plane: Tensor) -> None:
         """Note calls whose pooled token is added to all tokens that it was pooled from."""
         if not self.pools:
             return
