@@ -31,18 +31,19 @@ class TokenLineage(TokenPlaces):
     # -- attention calls ------------------------------------------------------------------------
 
     def read(self, ids: Tensor) -> None:
-        """Note that an attention call reads these tokens: later births are other tokens."""
+        """Note that an attention call reads these tokens: those made later are other tokens."""
         self._read.update(self.indices(ids))
 
     def ask(self, queries: Tensor) -> None:
-        """Note that an attention call adds to these tokens: they have a history of their own."""
+        """Note that these tokens are queries of an attention call: its result is added to them."""
         self._asked.update(self.indices(queries))
 
     def is_subsumed(self, absorbed: Tensor, kept: Tensor) -> bool:
-        """Whether tokens may live on as others, place by place: these know all that they know.
+        """Whether tokens may be identified with others, place by place.
 
-        Attention added nothing to tokens that may, and either to none of those that they were
-        merged from, or these are among those that the others were merged from.
+        All that attention added to `absorbed` must be in `kept` as well: nothing was added to
+        `absorbed` itself, and either nothing to the tokens that it was merged from, or `kept` was
+        merged from these too.
         """
         of = self.indices(absorbed)
         if self._asked & set(of):
@@ -50,7 +51,7 @@ class TokenLineage(TokenPlaces):
         return not self._histories(of) or self.contains(kept, absorbed)
 
     def _histories(self, indices: Iterable[int]) -> set[int]:
-        """The spaces that an attention call added to, among some and what they were merged from."""
+        """The spaces with queries of a call, among some and those that they were merged from."""
         found, frontier = set(indices), list(indices)
         while frontier:
             new = [i for i in self.made_of(frontier.pop()) if i not in found]
@@ -61,7 +62,7 @@ class TokenLineage(TokenPlaces):
     # -- what tokens were merged from -----------------------------------------------------------
 
     def made_of(self, index: int) -> list[int]:
-        """The spaces that the tokens of a space were merged from, themselves excluded."""
+        """The spaces that the tokens of a space were merged from, without itself."""
         if index not in self._made_of:
             parents = self[index].parents
             self._made_of[index] = [] if parents is None else self.indices(parents)
@@ -73,7 +74,7 @@ class TokenLineage(TokenPlaces):
         Args:
             whole: `[n]` ids of tokens.
             part: `[n]` ids of tokens at the same places, negative for none.
-            at_home: whether tokens that live on as others, or were born twice, count as those.
+            at_home: whether tokens count as those that they live on as, or were first made as.
         """
         pairs = torch.unique(torch.stack([whole.reshape(-1), part.reshape(-1)]), dim=1)
         known, own, needed = self._made_from(*pairs.unbind())
@@ -106,8 +107,8 @@ class TokenLineage(TokenPlaces):
     def belong(self, keys: Tensor, values: Tensor) -> bool:
         """Whether, place by place, a value was made of nothing but what its key was made of.
 
-        Values that are no tokens of an input (padding, constants, parameters) belong to any key,
-        and where there is no key, any value may stand.
+        Values that are no tokens of an input (padding, constants, parameters) belong to any key.
+        Where there is no key, any value belongs.
         """
         index = self.locate(values)[0]
         learned = [s.index for s in self._spaces if s.kind == "parameter"]
@@ -118,12 +119,12 @@ class TokenLineage(TokenPlaces):
     # -- tokens that live on as others ----------------------------------------------------------
 
     def identify(self, kept: Tensor, absorbed: Tensor) -> bool:
-        """Note that two planes of one shape were summed: `absorbed` lives on as `kept`.
+        """Note that tokens were summed, ids of one shape: `absorbed` live on as `kept`.
 
         Returns:
-            `False`, with nothing noted, if that cannot be: a token would live on as several,
-            tokens of one space or of different examples were added to each other, or it is the
-            other that lives on as this one.
+            `False`, with nothing noted, if that cannot be: a token would live on as several, tokens
+            of one space or of different examples were added to each other, or `kept` live on as
+            `absorbed` already.
         """
         kept, absorbed = compact_together(kept, absorbed)
         to, owner, to_local = self.locate(kept.reshape(-1))
@@ -159,7 +160,9 @@ class TokenLineage(TokenPlaces):
         return True
 
     def absorbed_into(self, space: Space) -> list[tuple[Space, Tensor]]:
-        """Spaces summed into this one, with `[examples, size]` local numbers in it, or -1."""
+        """Spaces whose tokens live on in this one, with their `[examples, size]` numbers there, or
+        -1.
+        """  # fmt: skip
         examples = max(space.examples, 1)
         found = {space.index: torch.arange(space.size).expand(examples, -1)}
         frontier = [space.index]
@@ -174,10 +177,10 @@ class TokenLineage(TokenPlaces):
         return [(self[i], table) for i, table in found.items() if i != space.index]
 
     def _home_of(self, ids: Tensor) -> Tensor:
-        """The tokens that these live on as: those that they were added to, or were born as before.
+        """The tokens that these live on as.
 
-        Tokens that were born twice from the same places of an input (a projection for keys, one for
-        values) are one.
+        Tokens that were made twice of the same places of an input (by a projection for keys and
+        one for values) live on as the first.
         """
         while True:
             index, example, local = self.locate(ids)
@@ -216,7 +219,7 @@ class TokenLineage(TokenPlaces):
     # -- inputs that are summed -----------------------------------------------------------------
 
     def same_input(self, kept: Tensor, absorbed: Tensor) -> bool:
-        """Note that two inputs were summed, element by element, before any token was born.
+        """Note that two inputs were summed, element by element, before the model made tokens.
 
         Returns:
             `False`, with nothing noted, if elements of different places or examples met.

@@ -31,9 +31,9 @@ class TokenPlaces(SpaceRegister):
         return self[first].at(local)
 
     def extent(self, rows: Tensor) -> Extent | None:
-        """The elements of one input that tokens were made of whose parents `[n, m]` are given.
+        """The elements of one input that tokens with parents `[n, m]` were made of.
 
-        `None` if they come from several inputs, or it cannot be told. Parameters say nothing.
+        `None` if they come from several inputs, or are unknown. Parameters do not count.
         """
         index, _, local = self.locate(rows)
         sources = [space for i in distinct(index) if (space := self[i]).kind != "parameter"]
@@ -115,7 +115,7 @@ class TokenPlaces(SpaceRegister):
         return centres[member], extent.of(member)
 
     def _places_of_lines(self, rows: Tensor) -> tuple[Tensor, Extent] | None:
-        """As `_places_of_rows`, of rows that are each a straight line of evenly spaced elements."""
+        """As `_places_of_rows`, for rows that are straight lines of evenly spaced elements."""
         if rows.shape[1] < 2:
             return None
         first, step = rows[:, :1], rows[0, 1] - rows[0, 0]
@@ -139,10 +139,10 @@ class TokenPlaces(SpaceRegister):
     def of_picture(
         self, plane: Tensor, centres: Tensor, extent: Extent, shape: torch.Size
     ) -> Tensor:
-        """Number the elements of a resized picture `plane` `[B, C, *spatial]`.
+        """Number the elements of a picture after it was resized; ids of `shape`.
 
-        `centres` `[B, *spatial, d]` and `extent` are those of its first channel. Several rows of
-        the batch may be frames of one example.
+        `plane` `[B, C, *spatial]` are the ids before, of which rows of the batch may be frames of
+        one example. `centres` `[B, *spatial, d]` and `extent` are those of the new first channel.
         """
         source = self[self.indices(plane)[0]]
         channels = self.coordinates(plane[0].flatten(1)[:, 0])
@@ -163,7 +163,7 @@ class TokenPlaces(SpaceRegister):
         return ids.to(torch.int32).view(shape)
 
     def same_rows(self, one: Tensor, other: Tensor) -> bool:
-        """Whether two planes hold elements of the same rows of one input, the last axis apart."""
+        """Whether ids are of elements of the same rows of one input, the last axis apart."""
         centres = [self.coordinates(plane) for plane in (one, other)]
         if centres[0] is None or centres[1] is None or centres[0].shape[-1] < 2:
             return False
@@ -172,5 +172,5 @@ class TokenPlaces(SpaceRegister):
         return rows and torch.equal(*examples)
 
     def same_places(self, one: Tensor, other: Tensor) -> bool:
-        """Whether two planes hold elements of the same places, be it of different inputs."""
+        """Whether ids are of elements of the same places, also of different inputs."""
         return all(map(torch.equal, self.locate(one)[1:], self.locate(other)[1:]))
