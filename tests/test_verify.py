@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from captum_generic_attn import GenericAttention, Lrp, RawAttention, Verification
 from captum_generic_attn.capture import blocks
-from captum_generic_attn.capture.tracking import head_calls, mixture, opaque
+from captum_generic_attn.capture.tracking import head_calls, join, opaque
 from captum_generic_attn.capture.tracking.shadow import Shadow
 from captum_generic_attn.relevance.output_rows import OutputStream, output_streams
 from captum_generic_attn.verify import Check, verify
@@ -128,10 +128,10 @@ def test_attention_that_is_not_the_models() -> None:
 
 
 def test_a_join_that_forgets_what_was_lost() -> None:
-    def forgetful(transfer, name, main, planes, other, shape):
-        return planes
+    def forgetful(state, name, main, other, shape):
+        return main.shadow
 
-    with mock.patch.object(mixture, "_join", forgetful):
+    with mock.patch.object(join, "join", forgetful):
         found = report(Between(lambda x: x + FLIP @ x), inputs(2))
     assert "tokens" in failed(found)
     assert "positions change with tokens that they do not list" in found["tokens"].found

@@ -19,13 +19,14 @@ from captum_generic_attn.capture.constants import Constants, require_gradient
 from captum_generic_attn.capture.explicit_calls import ExplicitCalls
 from captum_generic_attn.capture.recorder import Recorder
 from captum_generic_attn.capture.scope import Scope
-from captum_generic_attn.capture.tracking.contraction import Contraction, elementwise
+from captum_generic_attn.capture.tracking.contraction import Contraction, elementwise, relabel
 from captum_generic_attn.capture.tracking.operations import argument
-from captum_generic_attn.capture.tracking.planes import relabel, varies
 from captum_generic_attn.capture.tracking.shadow import Role, Shadow, Softmax
-from captum_generic_attn.capture.tracking.transfer import WITHOUT_SOFTMAX, Transfer
+from captum_generic_attn.capture.tracking.state import WITHOUT_SOFTMAX
+from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.capture.unsupported import NO_SOFTMAX
 from captum_generic_attn.capture.weighing import Factor, Product
+from captum_generic_attn.tokens.ids import varies
 
 _ROW_SUM_TOLERANCE = 1e-3
 
@@ -100,7 +101,7 @@ class Attention:
         of_one = left.shadow.data != right.shadow.data
         if of_one and not result.requires_grad and torch.is_grad_enabled():
             result = result.requires_grad_().clone()  # one-hot rows times a table: no leaf
-        if all(shadow.data or shadow.role >= Role.TOKENS for shadow in shadows):
+        if all(shadow.data or shadow.role.of_tokens for shadow in shadows):
             by_hand = self._side_of_weights(terms)
             if by_hand is not None:
                 return self._calls.multiply(product, by_hand)
@@ -192,7 +193,7 @@ class Attention:
             return other.shadow.data
         if len(factor.summed) != 1 or len(factor.shadow.planes) != 2:
             return False
-        return other.shadow.role >= Role.TOKENS and _normalised(factor.tensor, factor.summed[0])
+        return other.shadow.role.of_tokens and _normalised(factor.tensor, factor.summed[0])
 
     def _side_of_weights(self, terms: Contraction) -> int | None:
         """Which factor holds weights over tokens that were normalised by hand; notes it."""

@@ -15,10 +15,10 @@ from captum_generic_attn.capture.constants import require_gradient
 from captum_generic_attn.capture.record import Explicit
 from captum_generic_attn.capture.recorder import CallTokens, Recorder
 from captum_generic_attn.capture.scope import Scope
-from captum_generic_attn.capture.tracking.contraction import Contraction
-from captum_generic_attn.capture.tracking.planes import relabel, varies
+from captum_generic_attn.capture.tracking.contraction import Contraction, relabel
 from captum_generic_attn.capture.tracking.shadow import Role, Shadow
-from captum_generic_attn.capture.tracking.transfer import Pool, Transfer
+from captum_generic_attn.capture.tracking.state import Pool
+from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.capture.unsupported import (
     BROADCAST_QUERY,
     CHANNELS,
@@ -33,7 +33,7 @@ from captum_generic_attn.capture.unsupported import (
     weights_lost,
 )
 from captum_generic_attn.capture.weighing import Case, Product, Weighing
-from captum_generic_attn.tokens.ids import compact
+from captum_generic_attn.tokens.ids import compact, varies
 
 
 class _Planes(NamedTuple):

@@ -11,10 +11,10 @@ from torch import Tensor
 from captum_generic_attn.capture.constants import Constants, require_gradient
 from captum_generic_attn.capture.kernels import FusedCall, Kernel
 from captum_generic_attn.capture.recorder import CallTokens, Recorder
-from captum_generic_attn.capture.tracking.planes import varies
 from captum_generic_attn.capture.tracking.shadow import Role, Shadow
 from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.capture.unsupported import CHANNELS, OTHER_VALUES, Reason, values_lost
+from captum_generic_attn.tokens.ids import varies
 
 
 class FusedCalls:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from captum_generic_attn.capture.unsupported import UnsupportedCallError
 from captum_generic_attn.tokens.ids import compact
-from captum_generic_attn.tokens.spaces import FOREIGN, STALE, TokenSpaces
+from captum_generic_attn.tokens.space import FOREIGN, STALE
+from captum_generic_attn.tokens.spaces import TokenSpaces
 
 
 class Groups(NamedTuple):

@@ -33,7 +33,7 @@ from captum_generic_attn.capture.unsupported import (
 from captum_generic_attn.capture.witness import Witness
 from captum_generic_attn.tokens import Meeting
 from captum_generic_attn.tokens.ids import compact
-from captum_generic_attn.tokens.spaces import PADDING, STALE
+from captum_generic_attn.tokens.space import PADDING, STALE
 from captum_generic_attn.tokens.streams import TokenStreams
 
 

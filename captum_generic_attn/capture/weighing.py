@@ -10,9 +10,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from captum_generic_attn.capture.tracking.contraction import Contraction
-from captum_generic_attn.capture.tracking.planes import varies
 from captum_generic_attn.capture.tracking.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.tracking.transfer import Transfer
+from captum_generic_attn.tokens.ids import varies
 
 
 class Product(NamedTuple):
@@ -100,7 +100,7 @@ class Weighing:
         by_keys = self.by_queries and self.over_keys
         if self._over_tokens and not values.data and not by_keys:
             return True
-        return not weights.planes and values.role <= Role.PARAMETER
+        return not weights.planes and values.role.is_weight
 
     @property
     def _lost(self) -> bool:

@@ -38,7 +38,7 @@ class _Tokens:
         return self._shadows[tensor].role is Role.RAW
 
     def is_computed(self, tensor: Tensor) -> bool:
-        return self._shadows[tensor].role >= Role.TOKENS
+        return self._shadows[tensor].role.of_tokens
 
     def examples_of(self, tensor: Tensor) -> Examples:
         if self._batch == 1:

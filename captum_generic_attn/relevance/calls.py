@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_generic_attn.capture import AttentionRecord, Capture
 from captum_generic_attn.tokens import Meeting, TokenStream
-from captum_generic_attn.tokens.ids import Memory
+from captum_generic_attn.tokens.memory import Memory
 
 
 @dataclass(frozen=True, eq=False)

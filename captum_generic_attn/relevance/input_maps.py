@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_generic_attn.capture import Capture, name_of_input
 from captum_generic_attn.tokens import Extent, Grid, TokenStream, elements_of, fit_grid
-from captum_generic_attn.tokens.spaces import along_of_all
+from captum_generic_attn.tokens.extent import along_of_all
 
 
 class _Fed(NamedTuple):

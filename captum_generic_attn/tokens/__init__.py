@@ -4,8 +4,10 @@
 other, `grid` maps a value per token back to the shape of the input that it came from.
 """
 
+from captum_generic_attn.tokens.extent import Extent
 from captum_generic_attn.tokens.grid import Grid, elements_of, fit_grid
-from captum_generic_attn.tokens.spaces import FOREIGN, PADDING, STALE, Extent, Space, TokenSpaces
+from captum_generic_attn.tokens.space import FOREIGN, PADDING, STALE, Space
+from captum_generic_attn.tokens.spaces import TokenSpaces
 from captum_generic_attn.tokens.streams import NOBODY, Meeting, TokenStream, TokenStreams
 
 __all__ = [

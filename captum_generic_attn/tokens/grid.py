@@ -16,7 +16,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from captum_generic_attn.tokens.spaces import Extent
+from captum_generic_attn.tokens.extent import Extent
 
 
 @dataclass(frozen=True, eq=False)

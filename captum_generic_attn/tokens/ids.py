@@ -1,93 +1,86 @@
-"""Plain functions of token ids, for `spaces` and for the planes of the capture.
+"""Token ids: an integer tensor of an activation's shape that says which token each element is of.
 
-Planes are mostly expanded views (stride 0 along heads and features), which keeps them small.
+Ids mostly repeat along heads and features. There they are stored once: along such an axis the
+tensor is an expanded view. That keeps ids small, and makes "do tokens differ along this axis" cheap
+to answer. Only this module knows how repetition is stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
 
-P = ParamSpec("P")
-T = TypeVar("T")
 
+def repeats(ids: Tensor, axis: int) -> bool:
+    """Whether ids are stored once along an axis. If not, they may still be equal there.
 
-class Memory:
-    """What was answered of the very same tensors before, within one forward pass.
-
-    The layers of a model do the same to the same tokens. Planes and ids are never written to, and
-    are kept here together with the answer, so that an id of a tensor stays its own: nothing can go
-    stale.
+    Example:
+        >>> ids = torch.tensor([[3], [4]]).expand(2, 5)
+        >>> repeats(ids, 0), repeats(ids, 1), repeats(ids.clone(), 1)
+        (False, True, False)
     """
-
-    def __init__(self) -> None:
-        self._known: dict[Hashable, tuple[object, Any]] = {}
-        self._planes: dict[Hashable, Tensor] = {}
-
-    def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`function(*args, **kwargs)`, a pure function; arguments are tensors or can be hashed."""
-        named = [id(value) if isinstance(value, Tensor) else value for value in args]
-        key = function, *named, *kwargs.items()
-        known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = args, function(*args, **kwargs)
-        found: T = known[1]
-        return found
-
-    def of(self, planes: tuple[Tensor, ...], question: Hashable, answer: Callable[[], T]) -> T:
-        """The answer to a question about planes; who gives it is not kept."""
-        key = question, *map(id, planes)
-        known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = planes, answer()
-        found: T = known[1]
-        return found
-
-    def one(self, plane: Tensor) -> Tensor:
-        """The first plane with these tokens in these places, which was asked questions before."""
-        key = plane.shape, plane.stride(), plane.dtype, compact(plane).numpy().tobytes()
-        return self._planes.setdefault(key, plane)
+    return ids.shape[axis] <= 1 or ids.stride(axis) == 0
 
 
-def hashable(value: object) -> Hashable:
-    """Arguments of an operation as a question for `Memory`.
-
-    Raises:
-        TypeError: if a tensor is among them, which may hold something else the next time.
-    """
-    if isinstance(value, (tuple, list)):
-        return type(value).__name__, *map(hashable, value)
-    if isinstance(value, Mapping):
-        return tuple((key, hashable(item)) for key, item in value.items())
-    if isinstance(value, slice):
-        return "slice", value.start, value.stop, value.step
-    if isinstance(value, Tensor):
-        raise TypeError("a tensor is no question")
-    hash(value)
-    return value
-
-
-def compact(plane: Tensor) -> Tensor:
-    """The plane with every repeated (stride 0) axis narrowed to one element."""
-    for axis in range(plane.ndim):
-        if plane.stride(axis) == 0 and plane.shape[axis] > 1:
-            plane = plane.narrow(axis, 0, 1)
-    return plane
+def compact(ids: Tensor) -> Tensor:
+    """The ids with each axis along which they are stored once narrowed to one element."""
+    for axis in range(ids.ndim):
+        if ids.stride(axis) == 0 and ids.shape[axis] > 1:
+            ids = ids.narrow(axis, 0, 1)
+    return ids
 
 
 def compact_together(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two planes of one shape with every axis narrowed along which both are repeated."""
+    """Ids of one shape with each axis narrowed along which both are stored once."""
     for axis in range(a.ndim):
         if a.stride(axis) == b.stride(axis) == 0 and a.shape[axis] > 1:
             a, b = a.narrow(axis, 0, 1), b.narrow(axis, 0, 1)
     return a, b
 
 
+def varies(ids: Tensor, axis: int) -> bool:
+    """Whether tokens differ along an axis. Padding counts as any token."""
+    if repeats(ids, axis):
+        return False
+    ids = compact(ids)
+    most = ids.amax(axis, keepdim=True)
+    return bool(((ids != most) & (ids >= 0)).any())
+
+
+def first_along(ids: Tensor, axis: int) -> Tensor:
+    """The ids with one element along an axis: the token there, also if some are padding."""
+    if repeats(ids, axis):
+        return ids.narrow(axis, 0, min(1, ids.shape[axis]))
+    return ids.amax(axis, keepdim=True)
+
+
+def distinct_along(ids: Tensor, axis: int) -> Tensor:
+    """The ids without those entries along an axis that repeat the entry before."""
+    if repeats(ids, axis):
+        return ids.narrow(axis, 0, min(1, ids.shape[axis]))
+    lines = ids.movedim(axis, 0)
+    small = compact(lines)
+    changes = (small[1:] != small[:-1]).reshape(len(small) - 1, -1).any(-1)
+    kept = torch.cat([torch.ones(1, dtype=torch.bool), changes])
+    return lines[kept].movedim(0, axis)
+
+
+def same_ids(a: Tensor, b: Tensor) -> bool:
+    """Whether ids of one shape are equal."""
+    if a is b or (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()):
+        return True
+    return torch.equal(*compact_together(a, b))
+
+
+def fingerprint(ids: Tensor) -> Hashable:
+    """A key that is equal for ids that are equal and stored alike, and for no others."""
+    return ids.shape, ids.stride(), ids.dtype, compact(ids).numpy().tobytes()
+
+
 def distinct_ids(rows: Tensor) -> Tensor:
-    """`[n, m]` ids with every id once in its row, sorted, the rest -1; as narrow as may be."""
+    """`[n, m]` ids with each id once in its row, sorted, the rest -1; as narrow as may be."""
     ranked = rows.sort(-1, descending=True).values
     repeated = torch.zeros_like(ranked, dtype=torch.bool)
     repeated[:, 1:] = ranked[:, 1:] == ranked[:, :-1]

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from captum_generic_attn.capture.heads import Groups, group_heads
 from captum_generic_attn.capture.unsupported import UnsupportedCallError
-from captum_generic_attn.tokens.spaces import FOREIGN, PADDING, TokenSpaces
+from captum_generic_attn.tokens.space import FOREIGN, PADDING
+from captum_generic_attn.tokens.spaces import TokenSpaces
 
 B, H, N = 3, 2, 4
 

@@ -111,7 +111,7 @@ class Noted(TokenSpaces):
             parents = self[index].parents
             if parents is not None:
                 waiting += parents[min(max(example, 0), len(parents) - 1), local].tolist()
-            for (absorbed, kept), table in self._same.items():
+            for (absorbed, kept), table in self._identified.items():
                 if kept != index:
                     continue
                 home = self[absorbed]

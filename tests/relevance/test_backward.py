@@ -22,7 +22,8 @@ from captum_generic_attn.relevance.explained_rows import explained_rows
 from captum_generic_attn.relevance.output_rows import output_streams
 from captum_generic_attn.relevance.selection import selected
 from captum_generic_attn.relevance.states import RelevanceStates
-from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
+from captum_generic_attn.tokens.space import PADDING
+from captum_generic_attn.tokens.spaces import TokenSpaces
 from captum_generic_attn.tokens.streams import TokenStreams
 
 

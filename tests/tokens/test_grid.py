@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from captum_generic_attn.tokens.extent import NOWHERE, Extent
 from captum_generic_attn.tokens.grid import Grid, elements_of, fit_grid
-from captum_generic_attn.tokens.spaces import NOWHERE, Extent
 
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 

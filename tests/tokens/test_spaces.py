@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_generic_attn.tokens.spaces import FOREIGN, PADDING, Space, TokenSpaces
+from captum_generic_attn.tokens.space import FOREIGN, PADDING, Space
+from captum_generic_attn.tokens.spaces import TokenSpaces
 
 
 def centres_of(spaces: TokenSpaces, ids: Tensor) -> list[list[float]]:
@@ -239,11 +240,11 @@ def test_tokens_that_attention_never_added_to_may_live_on_as_others() -> None:
     spaces = TokenSpaces()
     words = born(spaces, spaces.of_input("ids", torch.Size([1, 4])))
     others = born(spaces, spaces.of_input("types", torch.Size([1, 4])))
-    assert spaces.nothing_new(others, words)
-    assert spaces.nothing_new(words, others)
+    assert spaces.is_subsumed(others, words)
+    assert spaces.is_subsumed(words, others)
     attended(spaces, words)
-    assert spaces.nothing_new(others, words)
-    assert not spaces.nothing_new(words, others), "what attention taught words would be lost"
+    assert spaces.is_subsumed(others, words)
+    assert not spaces.is_subsumed(words, others), "what attention taught words would be lost"
 
 
 def test_what_was_pooled_before_is_known_to_what_was_pooled_and_attended() -> None:
@@ -256,9 +257,9 @@ def test_what_was_pooled_before_is_known_to_what_was_pooled_and_attended() -> No
     assert queries is not None
     assert skip is not None
     attended(spaces, queries)
-    assert spaces.nothing_new(skip, queries)
-    assert not spaces.nothing_new(queries, skip)
-    assert not spaces.nothing_new(words, queries), "words have a history of their own"
+    assert spaces.is_subsumed(skip, queries)
+    assert not spaces.is_subsumed(queries, skip)
+    assert not spaces.is_subsumed(words, queries), "words have a history of their own"
 
 
 def test_several_tokens_of_one_example() -> None:
@@ -305,7 +306,7 @@ def test_patches_read_twice_are_other_patches() -> None:
     spaces.of_input("x", torch.Size([2, 1, 4, 4]))
     first, second = patches(spaces), patches(spaces)
     assert spaces.indices(first) != spaces.indices(second)
-    spaces.same(first, second)
+    spaces.identify(first, second)
     ((absorbed, _),) = spaces.absorbed_into(spaces[spaces.indices(first)[0]])
     assert absorbed.index == spaces.indices(second)[0]
 
@@ -402,23 +403,23 @@ def absorbed(spaces: TokenSpaces, index: int) -> dict[str, list[int]]:
 
 def test_what_is_summed_lives_on_in_what_it_was_summed_into() -> None:
     spaces, (a, b, _) = three_inputs()
-    spaces.same(a, b.flip(1))
+    spaces.identify(a, b.flip(1))
     assert absorbed(spaces, 0) == {"b": [2, 1, 0]}
     assert absorbed(spaces, 1) == {}
 
 
 def test_examples_may_sum_in_orders_of_their_own() -> None:
     spaces, (a, b, c) = three_inputs()
-    spaces.same(a, b.gather(1, torch.tensor([[2, 0, 1], [0, 1, 2]])))
-    spaces.same(b, c.flip(1))
+    spaces.identify(a, b.gather(1, torch.tensor([[2, 0, 1], [0, 1, 2]])))
+    spaces.identify(b, c.flip(1))
     found = {s.name: table.tolist() for s, table in spaces.absorbed_into(spaces[0])}
     assert found == {"b": [[1, 2, 0], [0, 1, 2]], "c": [[0, 2, 1], [2, 1, 0]]}
 
 
 def test_absorption_is_followed_through() -> None:
     spaces, (a, b, c) = three_inputs()
-    spaces.same(b, c.roll(1, 1))
-    spaces.same(a, b.roll(1, 1))
+    spaces.identify(b, c.roll(1, 1))
+    spaces.identify(a, b.roll(1, 1))
     # c[i] was added to b[i + 1], b[i] to a[i + 1]
     assert absorbed(spaces, 0) == {"b": [1, 2, 0], "c": [2, 0, 1]}
 
@@ -427,16 +428,16 @@ def test_tokens_added_to_no_token_go_nowhere() -> None:
     spaces, (a, b, _) = three_inputs()
     kept = a.clone()
     kept[:, 1] = PADDING
-    spaces.same(kept, b)
+    spaces.identify(kept, b)
     assert absorbed(spaces, 0) == {"b": [0, -1, 2]}
 
 
 def test_the_first_sum_counts_and_none_goes_in_circles() -> None:
     spaces, (a, b, _) = three_inputs()
-    spaces.same(a, b)
-    spaces.same(a, b.flip(1))
-    spaces.same(b, a.flip(1))
-    spaces.same(a, a)
+    spaces.identify(a, b)
+    spaces.identify(a, b.flip(1))
+    spaces.identify(b, a.flip(1))
+    spaces.identify(a, a)
     assert absorbed(spaces, 0) == {"b": [0, 1, 2]}
     assert absorbed(spaces, 1) == {}
 
@@ -484,7 +485,7 @@ def test_axes_of_tokens_and_of_examples() -> None:
 
 def test_expanded_planes_are_the_same_as_plain_ones() -> None:
     spaces, (a, b, _) = three_inputs()
-    spaces.same(a[..., None].expand(-1, -1, 5), b.flip(1)[..., None].expand(-1, -1, 5))
+    spaces.identify(a[..., None].expand(-1, -1, 5), b.flip(1)[..., None].expand(-1, -1, 5))
     assert absorbed(spaces, 0) == {"b": [2, 1, 0]}
 
 
@@ -492,22 +493,22 @@ def test_parameters_are_absorbed_too() -> None:
     spaces = TokenSpaces()
     x = spaces.of_input("x", torch.Size([2, 3]))
     extra = spaces.of_parameter("extra", torch.Size([3, 2]))[:, 0]
-    spaces.same(x, extra.expand(2, -1))
+    spaces.identify(x, extra.expand(2, -1))
     assert absorbed(spaces, 0) == {"extra": [0, 1, 2]}
 
 
 def test_tokens_that_are_added_to_each_other_do_not_live_on_as_each_other() -> None:
     spaces, (a, _, _) = three_inputs()
-    assert not spaces.same(a, a.flip(1))
-    assert not spaces._same
+    assert not spaces.identify(a, a.flip(1))
+    assert not spaces._identified
 
 
 def test_a_token_does_not_live_on_as_two_others() -> None:
     spaces, (a, b, _) = three_inputs()
-    assert not spaces.same(a, b[:, :1].expand(a.shape))
-    assert not spaces._same
-    assert spaces.same(a, b)
-    assert not spaces.same(a, b.flip(1))
+    assert not spaces.identify(a, b[:, :1].expand(a.shape))
+    assert not spaces._identified
+    assert spaces.identify(a, b)
+    assert not spaces.identify(a, b.flip(1))
 
 
 def origins(spaces: TokenSpaces) -> dict[str, str]:

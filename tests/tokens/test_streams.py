@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
+from captum_generic_attn.tokens.space import PADDING
+from captum_generic_attn.tokens.spaces import TokenSpaces
 from captum_generic_attn.tokens.streams import TokenStream, TokenStreams
 
 

@@ -1,7 +1,7 @@
-"""Products as einsum sees them: which axes of the two factors are summed, kept, new.
+"""Products as einsum writes them: which axes of the two factors are summed, kept or new.
 
-`transfer` reads a `Contraction` to carry token ids through matmul, bmm, einsum and the like, and
-`mode` to tell attention (probabilities summed over keys) from the mixing of heads.
+A `Contraction` carries token ids through matmul, bmm, einsum and the like, and tells attention
+(probabilities summed over keys) from the mixing of heads.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
+
+from captum_generic_attn.tokens.ids import first_along, varies
 
 Label = str
 
@@ -162,3 +165,26 @@ def _einsum(args: Sequence[object], kwargs: Mapping[str, object]) -> Contraction
         labels(second, right.ndim - len(second.replace("...", ""))),
         labels(result, hidden),
     )
+
+
+def relabel(
+    plane: Tensor, labels: Sequence[str], out_labels: Sequence[str], shape: torch.Size
+) -> Tensor | None:
+    """Carry the token ids of a factor to the product; `None` if a summed axis mixes tokens."""
+    kept = []
+    for axis, label in enumerate(labels):
+        if label in out_labels:
+            kept.append(label)
+            continue
+        if varies(plane, axis):
+            return None
+        plane = first_along(plane, axis)
+    plane = plane.reshape(
+        [n for n, label in zip(plane.shape, labels, strict=True) if label in kept]
+    )
+    ranked = sorted(range(len(kept)), key=lambda i: out_labels.index(kept[i]))
+    plane = plane.permute(ranked)
+    for position, label in enumerate(out_labels):
+        if label not in kept:
+            plane = plane.unsqueeze(position)
+    return plane.expand(shape)

@@ -14,9 +14,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from captum_generic_attn.capture.tracking.planes import varies
 from captum_generic_attn.capture.tracking.shadow import Shadow
-from captum_generic_attn.tokens.ids import compact, compact_together
+from captum_generic_attn.tokens.ids import compact, compact_together, varies
 
 NO_CALL = -1
 """Elements that came from no call: constants, padding, the residual stream."""

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,13 +15,12 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from captum_generic_attn.capture.tracking import probe
 from captum_generic_attn.capture.tracking.head_calls import through_weight
-from captum_generic_attn.capture.tracking.mixture import Operand, is_value, mixture
+from captum_generic_attn.capture.tracking.join import mixture
+from captum_generic_attn.capture.tracking.operand import Operand, is_value
 from captum_generic_attn.capture.tracking.operations import tensors_in
-from captum_generic_attn.capture.tracking.planes import first_along, varies
-from captum_generic_attn.capture.tracking.shadow import Origin, Role, Shadow
-
-if TYPE_CHECKING:
-    from captum_generic_attn.capture.tracking.transfer import Transfer
+from captum_generic_attn.capture.tracking.shadow import Origin, Role, Shadow, ancestors_of
+from captum_generic_attn.capture.tracking.state import TrackingState
+from captum_generic_attn.tokens.ids import first_along, varies
 
 
 class Given(NamedTuple):
@@ -39,20 +38,20 @@ class _Aligned(NamedTuple):
     features: int | None
 
 
-def given_to(transfer: Transfer, args: object, kwargs: object) -> list[Given]:
+def given_to(state: TrackingState, args: object, kwargs: object) -> list[Given]:
     """The operands of an operation that is about to run."""
     return [
         Given(
-            Operand(t, t.shape, transfer.of(t)),
+            Operand(t, t.shape, state.of(t)),
             get_gradient_edge(t) if t.requires_grad and is_value(t) else None,
         )
         for t in tensors_in((args, kwargs))
-        if transfer.knows(t)
+        if state.knows(t)
     ]
 
 
 def results_of(
-    transfer: Transfer, name: str, given: Sequence[Given], out: object, *, in_place: bool
+    state: TrackingState, name: str, given: Sequence[Given], out: object, *, in_place: bool
 ) -> list[Tensor]:
     """Give the results of an operation in no list their shadows, and return them.
 
@@ -64,22 +63,22 @@ def results_of(
     for result in results:
         if not feeding:
             operands = [g.operand for g in given]
-            transfer.shadows[result] = mixture(transfer, name, operands, result.shape)
+            state.shadows[result] = mixture(state, name, operands, result.shape)
         elif is_value(result):
             found = [g for g in feeding if g.operand.differentiable]
-            transfer.shadows[result] = _probed(transfer, name, found, result)
+            state.shadows[result] = _probed(state, name, found, result)
         elif not any(g.operand.differentiable for g in feeding):
-            transfer.shadows[result] = feeding[0].operand.shadow.without_tokens(name)
+            state.shadows[result] = feeding[0].operand.shadow.without_tokens(name)
     return results
 
 
 def found_behind(
-    transfer: Transfer, tensor: Tensor, origins: Sequence[Origin], inside: Shadow
+    state: TrackingState, tensor: Tensor, origins: Sequence[Origin], inside: Shadow
 ) -> Shadow:
     """The shadow of what a function made that no mode sees, such as an `autograd.Function`.
 
     Args:
-        transfer: what is known of the forward pass.
+        state: what is known of the forward pass.
         tensor: what came out.
         origins: the nearest tensors of its graph that are known.
         inside: what the operations inside the function said; where they made weights of queries
@@ -96,15 +95,15 @@ def found_behind(
         ]  # fmt: skip
         sources = [probe.Source(o.edge, o.shape) for o in origins if o.shape == tensor.shape]
         whole = len(sources) == len(origins)
-        if whole and probe.keeps_places(tensor, sources, places, transfer.hooks):
+        if whole and probe.keeps_places(tensor, sources, places, state.hooks):
             return inside
-    return _probed(transfer, name, given, tensor)
+    return _probed(state, name, given, tensor)
 
 
-def _probed(transfer: Transfer, name: str, given: Sequence[Given], result: Tensor) -> Shadow:
+def _probed(state: TrackingState, name: str, given: Sequence[Given], result: Tensor) -> Shadow:
     """The shadow of a result whose operation is known by its gradient alone."""
     shadows = [g.operand.shadow for g in given]
-    ancestors = frozenset[int]().union(*(shadow.ancestors for shadow in shadows))
+    ancestors = ancestors_of(shadows)
     data = any(shadow.data for shadow in shadows)
     lost = Shadow(Role.TOKENS, ancestors=ancestors, data=data).without_tokens(name)
     for shadow in shadows:
@@ -113,7 +112,7 @@ def _probed(transfer: Transfer, name: str, given: Sequence[Given], result: Tenso
     aligned: list[_Aligned] = []
     sources: list[probe.Source] = []
     for operand, edge in given:
-        found = _aligned(transfer, name, operand, result.shape)
+        found = _aligned(state, name, operand, result.shape)
         if found is None or edge is None:
             return lost
         aligned.append(found)
@@ -122,7 +121,7 @@ def _probed(transfer: Transfer, name: str, given: Sequence[Given], result: Tenso
         axis for axis in range(result.ndim)
         if any(varies(plane, axis) for found in aligned for plane in found.planes)
     ]  # fmt: skip
-    if not probe.keeps_places(result, sources, places, transfer.hooks):
+    if not probe.keeps_places(result, sources, places, state.hooks):
         return lost
     laid_out = []
     for found in aligned:
@@ -130,10 +129,12 @@ def _probed(transfer: Transfer, name: str, given: Sequence[Given], result: Tenso
         calls = through_weight(shadow.calls, result.shape)
         shadow = shadow._replace(planes=found.planes, softmax=None, calls=calls)
         laid_out.append(Operand(None, result.shape, shadow))
-    return mixture(transfer, name, laid_out, result.shape)
+    return mixture(state, name, laid_out, result.shape)
 
 
-def _aligned(transfer: Transfer, name: str, operand: Operand, shape: torch.Size) -> _Aligned | None:
+def _aligned(
+    state: TrackingState, name: str, operand: Operand, shape: torch.Size
+) -> _Aligned | None:
     """How an operand fits a result; `None` if the result has another layout."""
     planes = operand.shadow.planes
     if len(operand.shape) > len(shape):
@@ -149,7 +150,7 @@ def _aligned(transfer: Transfer, name: str, operand: Operand, shape: torch.Size)
         rows = operand.shadow.role is Role.RAW and axis == len(shape) - 1
         if not rows or operand.tensor is None:
             return None
-        operand = operand._replace(shadow=transfer.tokens_of(operand.tensor, name))
+        operand = operand._replace(shadow=state.tokens_of(operand.tensor, name))
         planes = operand.shadow.planes
         if not planes:
             return None

@@ -1,16 +1,15 @@
-"""Shadows: what the capture knows of a tensor of the forward pass.
+"""The abstract value of a tensor: which token each element is of, its role, its attention calls.
 
-The capture is an abstract interpretation: beside every tensor runs its shadow, and every operation
-has a transfer that says what becomes of shadows (`transfer`). Shadows live in a dictionary keyed
-by the tensor object, never on the tensor.
+The capture is an abstract interpretation. Each tensor of the forward pass has an abstract value
+(`Shadow`), and each operation has a transfer function that says what becomes of abstract values.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum
 from typing import NamedTuple
 from weakref import ReferenceType, ref
 
@@ -21,16 +20,37 @@ from torch.autograd.graph import GradientEdge
 from captum_generic_attn.capture.tracking.contraction import Contraction
 
 
-class Role(IntEnum):
-    """What a tensor is; when an element-wise operation meets several, the highest one stays."""
+class Role(Enum):
+    """What the elements of a tensor are. A mixture of several has the role of the highest rank."""
 
-    NOTHING = 0
+    NOTHING = 0  # constants, and what is not followed
     PARAMETER = 1  # a parameter or buffer, perhaps reshaped
     STATISTIC = 2  # a number for each line of elements of an input, such as their mean
     RAW = 3  # elements of an input, before the model made tokens of them
-    TOKENS = 4
-    LOGITS = 5  # what is made of pairs of tokens, such as products of queries and keys
-    PROBABILITIES = 6  # what a softmax made of them
+    TOKENS = 4  # features of tokens
+    LOGITS = 5  # a number for each pair of tokens, such as products of queries and keys
+    PROBABILITIES = 6  # what a softmax made of logits
+
+    @property
+    def rank(self) -> int:
+        """The place in the order in which roles win in a mixture."""
+        found: int = self.value
+        return found
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether nothing was computed from tokens or inputs: a parameter, or a constant."""
+        return self is Role.NOTHING or self is Role.PARAMETER
+
+    @property
+    def is_pairs(self) -> bool:
+        """Whether each element is of two tokens."""
+        return self is Role.LOGITS or self is Role.PROBABILITIES
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether each element is of one token or of two."""
+        return self is Role.TOKENS or self.is_pairs
 
 
 @dataclass(eq=False)
@@ -56,59 +76,71 @@ class Softmax:
 
 
 class Shadow(NamedTuple):
-    """Ancestors, tokens and role of one tensor.
+    """Role, token ids and ancestors of one tensor.
 
-    `ancestors` are the attention calls that the tensor depends on without another attention call
-    in between. `planes` are integer tensors of the tensor's own shape: one plane of token ids, or,
-    for logits and probabilities, the ids of the first and of the second factor. Empty planes mean
-    that tokens were lost, at the operation `lost`; `moved_by` is the last operation that laid them
-    out anew, which is named where tokens are lost for the layout that it left.
+    `planes` are token ids, integer tensors of the tensor's own shape: one of them, or two for
+    logits and probabilities, the ids of the first and of the second factor. None means that the
+    tokens were lost, at the operation `lost`. `ancestors` are the attention calls that the tensor
+    depends on with no other attention call between.
 
-    `calls` says of each element which attention call it came from, until a weight mixes features.
+    `moved_by` is the last operation that gave tokens another layout. A message names it where
+    tokens are lost because of that layout. `calls` says of each element which attention call it
+    came from, until a weight mixes features.
     """
 
     role: Role = Role.NOTHING
     planes: tuple[Tensor, ...] = ()
     ancestors: frozenset[int] = frozenset()
-    factors: tuple[frozenset[int], ...] = ()  # of logits: the ancestors of either factor
-    data: bool = False  # whether any of it comes from an input
+    factors: tuple[frozenset[int], ...] = ()  # of logits: the ancestors of each factor
+    data: bool = False  # whether it depends on an input
     softmax: Softmax | None = None
     mixed: bool = False  # logits whose product summed over tokens (channel attention)
     lost: str = ""
     moved_by: str = ""
     calls: Tensor | None = None
-    guided: bool = False  # whether a token of its own joined all of these, as a query would
-    weighing: Contraction | None = None  # weights times tokens, of which a sum would be attention
+    guided: bool = False  # whether one other token was added to all of these, as a query is
+    weighing: Contraction | None = None  # weights times tokens, whose sum would be attention
 
     @property
     def pairs(self) -> bool:
         """Whether each element is of two tokens."""
-        return self.role >= Role.LOGITS
+        return self.role.is_pairs
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Shadow:
-        """The same shadow with every plane changed."""
+        """The same value with all token ids changed."""
         return self._replace(planes=tuple(map(change, self.planes)))
 
     def without_tokens(self, operation: str) -> Shadow:
-        """What is left when an operation mixes tokens or is not known: the ancestors."""
+        """What is left when an operation mixes tokens or is not known: tokens are lost there."""
         return Shadow(
-            Role.NOTHING if self.role < Role.TOKENS else Role.TOKENS,
+            Role.TOKENS if self.role.of_tokens else Role.NOTHING,
             ancestors=self.ancestors,
             data=self.data,
             lost=self.lost or operation,
         )
 
     def irregular(self, operation: str) -> Shadow:
-        """What is left when `operation` cannot make tokens of the layout that it finds."""
+        """What is left when `operation` cannot make tokens of the layout that it gets."""
         at = f"{self.moved_by} before {operation}" if self.moved_by else operation
         return self.without_tokens(at)
 
 
 NO_SHADOW = Shadow()
+"""The value of a constant."""
+
+
+def ancestors_of(shadows: Iterable[Shadow]) -> frozenset[int]:
+    """The attention calls that some of these depend on."""
+    return frozenset[int]().union(*(shadow.ancestors for shadow in shadows))
+
+
+def leading(shadows: Iterable[Shadow]) -> Shadow:
+    """Whose tokens a result has that holds elements of several: of data, then of highest rank."""
+    return max(shadows, key=lambda shadow: (shadow.data, shadow.role.rank))
 
 
 class Origin(NamedTuple):
-    """Where the graph holds a tensor of the forward pass, and what was known of it there."""
+    """The place of a tensor in autograd's graph, and its abstract value there."""
 
     edge: GradientEdge
     shape: torch.Size
@@ -116,11 +148,11 @@ class Origin(NamedTuple):
 
 
 class Shadows:
-    """The shadows of the living tensors of one forward pass.
+    """The abstract values of the tensors of one forward pass.
 
-    Keyed by the tensor object, never on the tensor; an entry counts as long as its tensor lives.
-    What autograd recorded is known by its place in the graph too, also when its tensor is gone:
-    by the number that autograd gave the node, which holds nothing alive.
+    They are kept in a dictionary by tensor object, never on the tensor. An entry counts as long as
+    its tensor lives. Values that autograd recorded are also kept by their place in the graph, the
+    sequence number of the node, so that they are found when the tensor is gone.
     """
 
     def __init__(self) -> None:
@@ -129,7 +161,7 @@ class Shadows:
         self._unrecorded: set[int] = set()
 
     def get(self, tensor: Tensor) -> Shadow | None:
-        """The shadow of a tensor, if it has one."""
+        """The value of a tensor, if it has one."""
         known = self._shadows.get(id(tensor))
         if known is None or known[0]() is not tensor:
             return None
@@ -138,7 +170,7 @@ class Shadows:
         return known[1]
 
     def inside(self, tensor: Tensor) -> Shadow:
-        """What was known of a tensor before it left an `autograd.Function`."""
+        """The value that a tensor had inside the `autograd.Function` that returned it."""
         known = self._shadows.get(id(tensor))
         return NO_SHADOW if known is None or known[0]() is not tensor else known[1]
 
@@ -160,7 +192,7 @@ class Shadows:
     def origins(
         self, tensor: Tensor, fits: Callable[[Shadow], bool] = lambda _: True
     ) -> list[Origin]:
-        """The nearest tensors with shadows that fit which the graph of a tensor leads to."""
+        """The nearest tensors above in the graph whose values fit."""
         found: list[Origin] = []
         seen: set[object] = {tensor.grad_fn}
         waiting = [tensor.grad_fn]

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from captum_generic_attn.capture.tracking import contraction
-from captum_generic_attn.capture.tracking.contraction import Contraction
+from captum_generic_attn.capture.tracking.contraction import Contraction, relabel
 from captum_generic_attn.capture.tracking.operations import canonical
-from captum_generic_attn.capture.tracking.planes import relabel
 
 
 def draw(*shape: int) -> Tensor:
@@ -187,3 +186,26 @@ def test_ids_agree_with_a_one_hot_product(name: str) -> None:
         probe = (plane == token).double()
         reacts = by_labels(terms, probe, terms.right.abs()) > 0
         assert torch.equal(ours == token, reacts)
+
+
+def test_relabel_moves_and_repeats_axes() -> None:
+    ids = torch.arange(6).view(2, 3)
+    ours = relabel(ids, ("i", "h"), ("h", "j", "i"), torch.Size([3, 4, 2]))
+    assert ours is not None
+    assert torch.equal(ours, ids.T[:, None, :].expand(3, 4, 2))
+
+
+def test_relabel_of_what_is_summed() -> None:
+    ids = torch.arange(6).view(2, 3)
+    features = ids[..., None].expand(2, 3, 4)
+    ours = relabel(features, ("b", "i", "d"), ("b", "i"), torch.Size([2, 3]))
+    assert ours is not None
+    assert torch.equal(ours, ids)
+    assert relabel(features, ("b", "i", "d"), ("b", "d"), torch.Size([2, 4])) is None
+
+
+def test_relabel_sums_over_padding() -> None:
+    plane = torch.tensor([[5, -1], [-1, 6]])
+    ours = relabel(plane, ("i", "k"), ("i",), torch.Size([2]))
+    assert ours is not None
+    assert ours.tolist() == [5, 6]

@@ -363,8 +363,8 @@ def test_memory_errors_in_shape_operations_are_not_swallowed(
     operation: str, error: Exception
 ) -> None:
     """Only the operation on token ids fails: the one that the model asked for ran before."""
-    moved = "captum_generic_attn.capture.tracking.transfer.moved"
-    from captum_generic_attn.capture.tracking.transfer import moved as really
+    moved = "captum_generic_attn.capture.tracking.families.layout.moved"
+    from captum_generic_attn.capture.tracking.families.layout import moved as really
 
     def failing(plane: Tensor, op: Any) -> list[Tensor]:
         if op.name == operation:

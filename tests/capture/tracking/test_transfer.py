@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 from captum_generic_attn.capture.tracking.operations import Family, canonical, family_of
 from captum_generic_attn.capture.tracking.shadow import Role, Shadow
 from captum_generic_attn.capture.tracking.transfer import Transfer
-from captum_generic_attn.tokens.spaces import PADDING, TokenSpaces
+from captum_generic_attn.tokens.space import PADDING
+from captum_generic_attn.tokens.spaces import TokenSpaces
 
 B, N, D = 2, 4, 6
 

@@ -1,37 +1,41 @@
 """Additions into places that an index names: experts that hand tokens back, sums over segments.
 
-`index_add`, `scatter_add` and their kin add rows of a source to rows of a target. Where rows of one
-token meet, they stay that token; where different tokens meet, they are merged.
+`index_add`, `scatter_add` and their kin add rows of a source to rows of a target. Rows of the same
+token stay that token, rows of different tokens are merged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from captum_generic_attn.capture.tracking.families import Values
 from captum_generic_attn.capture.tracking.head_calls import no_call
-from captum_generic_attn.capture.tracking.mixture import added
+from captum_generic_attn.capture.tracking.join import merged
+from captum_generic_attn.capture.tracking.operand import is_value
 from captum_generic_attn.capture.tracking.operations import Operation, on_cpu
-from captum_generic_attn.capture.tracking.planes import first_along, varies
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow
-from captum_generic_attn.tokens.spaces import PADDING
-
-if TYPE_CHECKING:
-    from captum_generic_attn.capture.tracking.transfer import Transfer
+from captum_generic_attn.capture.tracking.shadow import Role, Shadow, ancestors_of, leading
+from captum_generic_attn.capture.tracking.state import TrackingState
+from captum_generic_attn.tokens.ids import first_along, varies
+from captum_generic_attn.tokens.space import PADDING
 
 
-def added_to(transfer: Transfer, op: Operation) -> Shadow:
-    """The shadow of a target to which a source was added at the places of an index."""
+def scatter(state: TrackingState, op: Operation) -> Values:
+    """The value of the target after the source was added to it."""
+    return [added_to(state, op) if is_value(result) else None for result in op.results]
+
+
+def added_to(state: TrackingState, op: Operation) -> Shadow:
+    """The value of a target to which a source was added at the places of an index."""
     target, source = op.args[0], _source(op)
-    shadows = [transfer.of(target), transfer.of(source)]
-    main = max(shadows, key=lambda shadow: (shadow.data, shadow.role))
+    shadows = [state.of(target), state.of(source)]
+    main = leading(shadows)
     together = main._replace(
-        role=max(main.role, Role.TOKENS),
-        ancestors=shadows[0].ancestors | shadows[1].ancestors,
+        role=main.role if main.role.of_tokens else Role.TOKENS,
+        ancestors=ancestors_of(shadows),
         data=shadows[0].data or shadows[1].data,
         calls=None,
         weighing=None,
@@ -48,19 +52,19 @@ def added_to(transfer: Transfer, op: Operation) -> Shadow:
         return together.without_tokens(op.name)
     from_ = from_.expand(places.shape)  # values that are put may broadcast
     shape = op.results[0].shape
-    tokens = partial(added, transfer.spaces)
-    rows = _merged(tokens, onto.reshape(-1), from_.reshape(-1), places.reshape(-1))
+    tokens = partial(merged, state.spaces)
+    rows = _row_by_row(tokens, onto.reshape(-1), from_.reshape(-1), places.reshape(-1))
     if rows is None:
         return together.irregular(op.name)
     plane = rows.view(target.shape[:-1]).unsqueeze(-1).expand(shape)
-    calls = _merged_calls(transfer, shadows, (target, source), places)
+    calls = _merged_calls(state, shadows, (target, source), places)
     if calls is not None:
         calls = calls.view(target.shape[:-1]).unsqueeze(-1).expand(shape)
-    return transfer.heads.noted(together._replace(planes=(plane,), calls=calls))
+    return state.heads.noted(together._replace(planes=(plane,), calls=calls))
 
 
 def _merged_calls(
-    transfer: Transfer, shadows: Sequence[Shadow], tensors: Sequence[Tensor], places: Tensor
+    state: TrackingState, shadows: Sequence[Shadow], tensors: Sequence[Tensor], places: Tensor
 ) -> Tensor | None:
     """The call of each row of the target `[n]`; `None` if no call or several made a row."""
     if all(shadow.calls is None for shadow in shadows):
@@ -73,10 +77,10 @@ def _merged_calls(
         rows.append(calls[..., 0])
 
     def met(one: Tensor, other: Tensor) -> Tensor | None:
-        return transfer.heads.meet(one, other, one.shape)
+        return state.heads.meet(one, other, one.shape)
 
     onto, from_ = rows[0].reshape(-1), rows[1].expand(places.shape).reshape(-1)
-    return _merged(met, onto, from_, places.reshape(-1))
+    return _row_by_row(met, onto, from_, places.reshape(-1))
 
 
 def _source(op: Operation) -> Tensor:
@@ -118,7 +122,7 @@ def _places(op: Operation, target: torch.Size) -> Tensor | None:
     return rows[others].gather(axis, small.squeeze(-1))
 
 
-def _merged(
+def _row_by_row(
     join: Callable[[Tensor, Tensor], Tensor | None], onto: Tensor, from_: Tensor, places: Tensor
 ) -> Tensor | None:
     """What is known of the target's rows `[n]` after the source's `[m]` joined them."""

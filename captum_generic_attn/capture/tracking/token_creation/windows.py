@@ -1,82 +1,21 @@
-"""Arithmetic on planes of token ids, and the births of tokens.
-
-Pure functions of integer tensors, called by `transfer` and `attention`. Planes are mostly expanded
-views (stride 0 along heads and features), which keeps them small and makes "does it vary along
-this axis" cheap to answer.
-"""
+"""The windows that convolutions, poolings and resizings read: which elements, and their centres."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_generic_attn.tokens.ids import compact, compact_together
-
-
-def varies(plane: Tensor, axis: int) -> bool:
-    """Whether tokens differ along an axis; padding counts as any token."""
-    if plane.stride(axis) == 0 or plane.shape[axis] <= 1:
-        return False
-    plane = compact(plane)
-    most = plane.amax(axis, keepdim=True)
-    return bool(((plane != most) & (plane >= 0)).any())
-
-
-def first_along(plane: Tensor, axis: int) -> Tensor:
-    """The plane with one element along an axis: the token there, were some of them padding."""
-    if plane.shape[axis] <= 1 or plane.stride(axis) == 0:
-        return plane.narrow(axis, 0, min(1, plane.shape[axis]))
-    return plane.amax(axis, keepdim=True)
-
-
-def same_plane(a: Tensor, b: Tensor) -> bool:
-    """Whether two planes of one shape hold the same tokens."""
-    if a is b or (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()):
-        return True
-    return torch.equal(*compact_together(a, b))
-
-
-def relabel(
-    plane: Tensor, labels: Sequence[str], out_labels: Sequence[str], shape: torch.Size
-) -> Tensor | None:
-    """Carry a factor's plane to a product's result; `None` if an axis summed away mixes tokens."""
-    kept = []
-    for axis, label in enumerate(labels):
-        if label in out_labels:
-            kept.append(label)
-            continue
-        if varies(plane, axis):
-            return None
-        plane = first_along(plane, axis)
-    plane = plane.reshape(
-        [n for n, label in zip(plane.shape, labels, strict=True) if label in kept]
-    )
-    ranked = sorted(range(len(kept)), key=lambda i: out_labels.index(kept[i]))
-    plane = plane.permute(ranked)
-    for position, label in enumerate(out_labels):
-        if label not in kept:
-            plane = plane.unsqueeze(position)
-    return plane.expand(shape)
-
-
-def distinct_along(plane: Tensor, axis: int) -> Tensor:
-    """The plane without those entries along an axis that repeat the one before."""
-    if plane.shape[axis] <= 1 or plane.stride(axis) == 0:
-        return plane.narrow(axis, 0, min(1, plane.shape[axis]))
-    lines = plane.movedim(axis, 0)
-    small = lines[(slice(None), *(slice(1 if s == 0 else None) for s in lines.stride()[1:]))]
-    changes = (small[1:] != small[:-1]).reshape(len(small) - 1, -1).any(-1)
-    kept = torch.cat([torch.ones(1, dtype=torch.bool), changes])
-    return lines[kept].movedim(0, axis)
+from captum_generic_attn.capture.tracking.operations import Operation
 
 
 @dataclass(frozen=True)
 class Windows:
-    """What each place of a result reads of the operand: `along[axis][place]` is a range."""
+    """What each place of a result reads: `along[axis][place]` is a range of the operand."""
 
     along: Sequence[Sequence[range]]
 
@@ -98,8 +37,42 @@ class Windows:
         return [line[1].start - line[0].start if len(line) > 1 else 0 for line in self.along]
 
 
-def windows_of(lines: Tensor, windows: Windows, out: torch.Size) -> Tensor:
-    """What each window holds: `[B, c, *spatial]` ids to `[B, *out, m]`, -1 beyond the edges."""
+def windows_read_by(op: Operation) -> Windows:
+    """The windows that a convolution or pooling reads, along each spatial axis."""
+    spatial, out = op.inputs[0].shape[2:], op.results[0].shape[2:]
+
+    if op.name.startswith("adaptive"):
+        first = [[i * n // m for i in range(m)] for n, m in zip(spatial, out, strict=True)]
+        last = [[-(-(i + 1) * n // m) for i in range(m)] for n, m in zip(spatial, out, strict=True)]
+        return Windows(
+            [[range(*ends) for ends in zip(*pair, strict=True)]
+             for pair in zip(first, last, strict=True)]
+        )  # fmt: skip
+    if op.name.startswith("conv"):
+        kernel = list(op.inputs[1].shape[2:])
+        stride = each_axis(op.argument(3, "stride", 1), len(out))
+        padding = op.argument(4, "padding", 0)
+        dilation = each_axis(op.argument(5, "dilation", 1), len(out))
+    else:
+        kernel = each_axis(op.argument(1, "kernel_size"), len(out))
+        stride = each_axis(op.argument(2, "stride") or kernel, len(out))
+        padding = op.argument(3, "padding", 0)
+        dilation = each_axis(op.argument(4, "dilation", 1) if "max" in op.name else 1, len(out))
+    spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    if isinstance(padding, str):
+        margins = [span // 2 if padding == "same" else 0 for span in spans]
+    else:
+        margins = each_axis(padding, len(out))
+    return Windows(
+        [
+            [range(i * s - m, i * s - m + span + 1, d) for i in range(n)]
+            for n, s, m, span, d in zip(out, stride, margins, spans, dilation, strict=True)
+        ]
+    )
+
+
+def elements_in(lines: Tensor, windows: Windows, out: torch.Size) -> Tensor:
+    """The ids in each window: `[B, c, *spatial]` to `[B, *out, m]`, -1 beyond the edges."""
     spatial = lines.shape[2:]
     index = torch.zeros([1] * (2 * len(spatial)), dtype=torch.long)
     valid = torch.ones_like(index, dtype=torch.bool)
@@ -149,3 +122,9 @@ def window_centres(
         shape = [-1 if a == axis else 1 for a in range(known.ndim)]
         moved += ((places - int(reference[axis])).view(shape)).unsqueeze(-1) * slope
     return moved if torch.allclose(expected[known], centres[known]) else None
+
+
+def each_axis(value: Any, axes: int) -> list[int]:
+    """One number for each of the axes, of one for all or of one for each."""
+    numbers = list(value) if isinstance(value, (list, tuple)) else [value]
+    return [int(v) for v in numbers * (axes if len(numbers) == 1 else 1)]

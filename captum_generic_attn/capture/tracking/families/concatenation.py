@@ -1,0 +1,156 @@
+"""Concatenation and stacking: along the batch, along tokens, or along features.
+
+Along the batch and along tokens, ids stand side by side as the elements do. Along features, tokens
+at one position are merged. What brings no tokens of its own to a sequence is told apart: padding,
+values from outside the forward pass, tokens that were lost before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_generic_attn.capture.tracking.families import Values
+from captum_generic_attn.capture.tracking.head_calls import no_call
+from captum_generic_attn.capture.tracking.join import merged
+from captum_generic_attn.capture.tracking.operations import Operation, tensors_in
+from captum_generic_attn.capture.tracking.shadow import Role, Shadow, ancestors_of, leading
+from captum_generic_attn.capture.tracking.state import TrackingState
+from captum_generic_attn.tokens.ids import first_along, same_ids, varies
+from captum_generic_attn.tokens.space import FOREIGN, PADDING
+
+
+class _Part(NamedTuple):
+    """A tensor that is joined with others, and its value."""
+
+    tensor: Tensor
+    shadow: Shadow
+
+
+def joined(state: TrackingState, op: Operation) -> Values:
+    """The value of tensors that are joined."""
+    parts = _parts(state, op)
+    main = leading(part.shadow for part in parts)
+    if main.role is Role.RAW:  # its statistics are no elements
+        lost = f"{op.name} with a statistic"
+        parts = [
+            p._replace(shadow=p.shadow.without_tokens(lost)) if p.shadow.role is Role.STATISTIC
+            else p for p in parts
+        ]  # fmt: skip
+    whole = main._replace(
+        ancestors=ancestors_of(part.shadow for part in parts),
+        data=any(part.shadow.data for part in parts),
+        calls=_calls(op, parts),
+        weighing=None,
+    )
+    ids = _merged_features(state, parts, main, op) if _along_features(parts, main, op) else None
+    if ids is not None:
+        return [state.heads.noted(whole._replace(planes=(ids,)))]
+    return [_side_by_side(state, op, parts, main, whole)]
+
+
+def _parts(state: TrackingState, op: Operation) -> list[_Part]:
+    """What is joined; elements of inputs that are joined with tokens are tokens."""
+    parts = [_Part(t, state.of(t)) for t in tensors_in(op.argument(0, "tensors")) if t.numel()]
+    if not any(part.shadow.role is Role.TOKENS for part in parts):
+        return parts
+    return [
+        _Part(t, state.tokens_of(t, op.name) if t.is_floating_point() else state.of(t))
+        for t, _ in parts
+    ]
+
+
+def _axis(op: Operation) -> int:
+    """The axis along which tensors are joined."""
+    axis: int = op.argument(1, "dim", op.kwargs.get("axis", 0))
+    return axis % op.results[0].ndim
+
+
+def _run(op: Operation, tensors: Sequence[Tensor]) -> Tensor:
+    """The operation on other tensors."""
+    rest = {key: value for key, value in op.kwargs.items() if key not in ("tensors", "out")}
+    found: Tensor = op.func(tensors, *op.args[1:], **rest)
+    return found
+
+
+def _calls(op: Operation, parts: Sequence[_Part]) -> Tensor | None:
+    """The attention call of each element of the result."""
+    if all(part.shadow.calls is None for part in parts):
+        return None
+    return _run(op, [no_call(t.shape) if s.calls is None else s.calls for t, s in parts])
+
+
+def _along_features(parts: Sequence[_Part], main: Shadow, op: Operation) -> bool:
+    """Whether features of tokens are joined, of which no part has tokens along the axis."""
+    axis = _axis(op)
+    if main.role is not Role.TOKENS or not main.data or not main.planes or "cat" not in op.name:
+        return False
+    if axis == 0 or any(s.data and not s.planes for _, s in parts):
+        return False
+    last = axis == op.results[0].ndim - 1
+    return all(
+        (last or tensor.shape[axis] > 1) and not any(varies(ids, axis) for ids in shadow.planes)
+        for tensor, shadow in parts
+    )
+
+
+def _merged_features(
+    state: TrackingState, parts: Sequence[_Part], main: Shadow, op: Operation
+) -> Tensor | None:
+    """The ids of tokens whose features are joined: content and position, a skip connection.
+
+    Different tokens of one space that are joined (patch merging) are told apart until a weight
+    mixes them: `None` for those.
+    """
+    axis = _axis(op)
+    kept = first_along(main.planes[0], axis)
+    for shadow in (part.shadow for part in parts if part.shadow.data):
+        line = first_along(shadow.planes[0], axis)
+        one, other = (set(state.spaces.indices(ids)) for ids in (kept, line))
+        if one & other and not same_ids(kept, line):
+            return None
+        together = merged(state.spaces, kept, line)
+        if together is None:
+            return None
+        kept = together
+    return kept.expand(op.results[0].shape)
+
+
+def _side_by_side(
+    state: TrackingState, op: Operation, parts: Sequence[_Part], main: Shadow, whole: Shadow
+) -> Shadow:
+    """The value of tensors that are joined along the batch or along tokens."""
+    planes = []
+    for number in range(max((len(part.shadow.planes) for part in parts), default=0)):
+        layers = [
+            part.shadow.planes[number] if part.shadow.planes and part.shadow.pairs == main.pairs
+            else _without_tokens(state, part, main, op.name)
+            for part in parts
+        ]  # fmt: skip
+        ids = _run(op, layers)
+        if ids.ndim == layers[0].ndim and not varies(ids, -1):
+            ids = ids[..., :1].expand(ids.shape)  # halves of a feature axis
+        planes.append(ids)
+    role = Role.TOKENS if main.role is Role.PARAMETER and len(parts) > 1 else main.role
+    found = whole._replace(role=role, planes=tuple(planes))
+    along_tokens = state.replaced([part.shadow for part in parts]) and (
+        _axis(op) in state.spaces.token_axes(planes[0])
+    )
+    if along_tokens:
+        return found.without_tokens(f"{op.name} of tokens that attention replaced and others")
+    return state.heads.noted(found)
+
+
+def _without_tokens(state: TrackingState, part: _Part, main: Shadow, name: str) -> Tensor:
+    """The ids of a tensor that brings no tokens of its own to those that it is joined with."""
+    tensor, shadow = part
+    if main.pairs or not tensor.is_floating_point():
+        return torch.full(tensor.shape, PADDING, dtype=torch.int32)
+    if shadow.data:
+        rows = state.spaces.unknown(tensor.shape[:-1], shadow.lost or name)
+        return rows.unsqueeze(-1).expand(tensor.shape)
+    constant = bool((tensor == 0).all())
+    return torch.full(tensor.shape, PADDING if constant else FOREIGN, dtype=torch.int32)

@@ -1,0 +1,103 @@
+"""Operations that sum axes away, and those that mix tokens for good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from captum_generic_attn.capture.tracking.families import Values
+from captum_generic_attn.capture.tracking.families.elementwise import tokenwise
+from captum_generic_attn.capture.tracking.operand import is_value
+from captum_generic_attn.capture.tracking.operations import Operation
+from captum_generic_attn.capture.tracking.shadow import Role, Shadow, ancestors_of
+from captum_generic_attn.capture.tracking.state import TrackingState
+from captum_generic_attn.capture.tracking.token_creation import rows
+from captum_generic_attn.tokens.ids import first_along, varies
+
+_REDUCED_BY_ORDER = {"norm", "vector_norm", "linalg_norm", "linalg_vector_norm"}
+"""Reductions whose second argument is the order of the norm, and the third the axes."""
+
+
+def mix(state: TrackingState, op: Operation) -> Values:
+    """Scans, Fourier transforms and the like: tokens are lost."""
+    shadows = [state.of(t) for t in op.inputs]
+    main = max(shadows, key=lambda shadow: shadow.data)
+    lost = main._replace(ancestors=ancestors_of(shadows)).without_tokens(op.name)
+    # Sums of masks are positions, and say nothing of their tokens.
+    return [lost if is_value(result) else None for result in op.results]
+
+
+def reduce(state: TrackingState, op: Operation) -> Values:
+    """Sums, means, maxima along axes.
+
+    Tokens that are reduced together become one token, elements of an example a statistic.
+    """
+    operand = op.inputs[0]
+    if len(op.inputs) > 1 and isinstance(op.args[-1], Tensor):  # max(a, b): element by element
+        return tokenwise(state, op)
+    shadow = state.of(operand)
+    given = _reduced_axes(op)
+    axes = range(operand.ndim) if given is None else given
+    calls = None if shadow.calls is None else state.heads.add_up(shadow.calls, axes)
+    shadow = shadow._replace(calls=None, weighing=None)
+    kept = not any(varies(ids, axis) for ids in shadow.planes for axis in axes)
+    merges = given is not None and shadow.data and len(shadow.planes) == 1
+    found: list[Shadow | None] = []
+    for result in op.results:
+        if not result.is_floating_point():
+            found.append(None)
+            continue
+        if kept:
+            value = _reduced(shadow, axes, result, op.name)
+        elif merges and shadow.role is Role.TOKENS:
+            value = rows.of_groups(state.spaces, shadow, op, axes)
+        elif merges and _within_examples(state, shadow, operand, axes):
+            value = _reduced(shadow._replace(role=Role.STATISTIC), axes, result, op.name)
+        else:
+            value = shadow.without_tokens(op.name)
+        found.append(_with_calls(state, value, calls, axes, result))
+    return found
+
+
+def _within_examples(
+    state: TrackingState, shadow: Shadow, operand: Tensor, axes: Sequence[int]
+) -> bool:
+    """Whether a reduction of elements makes a statistic: each number of one example alone."""
+    if shadow.role not in (Role.RAW, Role.STATISTIC):
+        return False
+    examples = state.spaces.example_axes(shadow.planes[0])
+    return examples.isdisjoint(axis % operand.ndim for axis in axes)
+
+
+def _reduced(shadow: Shadow, axes: Sequence[int], result: Tensor, name: str) -> Shadow:
+    """The value of a reduction whose lines each keep the first of their ids."""
+    planes = []
+    for ids in shadow.planes:
+        for axis in axes:
+            ids = first_along(ids, axis)
+        planes.append(ids)
+    if not planes or any(ids.numel() != result.numel() for ids in planes):
+        return shadow.without_tokens(name)
+    return shadow._replace(planes=tuple(ids.reshape(result.shape) for ids in planes))
+
+
+def _with_calls(
+    state: TrackingState, value: Shadow, calls: Tensor | None, axes: Sequence[int], result: Tensor
+) -> Shadow:
+    """The value with the attention calls of its elements, if tokens are known."""
+    if calls is None or not value.planes:
+        return value
+    small = calls if calls.ndim == result.ndim else calls.squeeze(tuple(axes))
+    return state.heads.noted(value._replace(calls=small))
+
+
+def _reduced_axes(op: Operation) -> Sequence[int] | None:
+    """The axes that a reduction sums away; `None` for all."""
+    place = 2 if op.name in _REDUCED_BY_ORDER else 1
+    axes = op.argument(place, "dim", op.kwargs.get("axis"))
+    if isinstance(axes, bool) or axes is None:
+        return None
+    if isinstance(axes, int):
+        return [axes]
+    return list(axes) if isinstance(axes, (tuple, list)) and axes else None

@@ -1,0 +1,100 @@
+"""Writes into a tensor: values that are set, copied or scattered into places of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_generic_attn.capture.tracking.families import Values
+from captum_generic_attn.capture.tracking.families.look_ups import index_among
+from captum_generic_attn.capture.tracking.families.scatters import added_to
+from captum_generic_attn.capture.tracking.head_calls import no_call
+from captum_generic_attn.capture.tracking.operand import is_value
+from captum_generic_attn.capture.tracking.operations import Operation, on_cpu
+from captum_generic_attn.capture.tracking.shadow import Role, Shadow
+from captum_generic_attn.capture.tracking.state import TrackingState
+from captum_generic_attn.capture.tracking.views import higher_role, unlike
+from captum_generic_attn.tokens.space import PADDING
+
+
+def write(state: TrackingState, op: Operation) -> Values:
+    """Elements of the first argument are replaced."""
+    if op.name == "index_put" and op.argument(3, "accumulate", default=False):
+        return [added_to(state, op) if is_value(result) else None for result in op.results]
+    if op.name == "scatter" and (marked := _marked(state, op)) is not None:
+        return [marked]
+    return [_written(state, op)]
+
+
+def _marked(state: TrackingState, op: Operation) -> Shadow | None:
+    """The value of rows of zeros and a one, which integers of an input place; `None` if not so."""
+    index = index_among(state, op.args[2:3], op.kwargs)
+    result = op.results[0]
+    if index is None or len(op.inputs) != 2 or state.of(op.args[0]).data:
+        return None
+    last = op.argument(1, "dim") in (-1, result.ndim - 1)
+    if index.ndim != result.ndim or index.shape[-1] != 1 or not last:
+        return None
+    return state.of(index).map(lambda ids: ids.expand(result.shape))
+
+
+def _written(state: TrackingState, op: Operation) -> Shadow:
+    """The value of a tensor after values were written into places of it."""
+    target = op.inputs[0]
+    shadow = state.of(target)
+    sources = [t for t in op.inputs[1:] if state.knows(t)]
+    sources = [t for t in sources if state.of(t).planes or state.of(t).data]
+    ancestors = shadow.ancestors.union(*(state.of(t).ancestors for t in op.inputs[1:]))
+    if not sources:
+        return shadow._replace(ancestors=ancestors, weighing=None)
+    new = sources[-1]
+    source = state.of(new)
+    if source.role is Role.RAW and shadow.role is Role.TOKENS and is_value(new):
+        source = state.tokens_of(new, op.name)
+    data = source.data or shadow.data
+    for lost in (source, shadow):
+        if lost.data and not lost.planes:
+            return lost._replace(ancestors=ancestors, data=data).without_tokens(op.name)
+    if source.data and shadow.data and unlike(source, shadow):
+        return source._replace(role=Role.TOKENS, ancestors=ancestors).without_tokens(op.name)
+    whole = len(shadow.planes) == len(source.planes)
+    blank = torch.full(target.shape, PADDING, dtype=torch.int32)
+    planes = [
+        _run(op, shadow.planes[number].clone() if whole else blank.clone(), new, ids)
+        for number, ids in enumerate(source.planes)
+    ]
+    role = higher_role(source.role, shadow.role if shadow.data else Role.NOTHING)
+    return state.heads.noted(
+        source._replace(
+            role=role,
+            planes=tuple(planes),
+            ancestors=ancestors,
+            data=data,
+            calls=_calls(op, target, shadow, new, source),
+            weighing=None,
+        )
+    )
+
+
+def _calls(
+    op: Operation, target: Tensor, shadow: Shadow, new: Tensor, source: Shadow
+) -> Tensor | None:
+    """The attention call of each element, after elements of `new` were written to the target."""
+    if source.calls is None and shadow.calls is None:
+        return None
+    before = no_call(target.shape) if shadow.calls is None else shadow.calls
+    calls = no_call(new.shape) if source.calls is None else source.calls
+    return _run(op, before.clone(), new, calls)
+
+
+def _run(op: Operation, before: Tensor, new: Tensor, ids: Tensor) -> Tensor:
+    """The operation on ids: those `before` of the target, and `ids` in place of `new`."""
+    given = [ids if a is new else on_cpu(a) for a in op.args[1:]]
+    if op.name == "setitem":
+        before[given[0]] = given[1]
+        return before
+    if op.name == "copy":
+        return given[0].expand(before.shape)
+    keywords = {key: ids if value is new else on_cpu(value) for key, value in op.kwargs.items()}
+    found: Tensor = getattr(torch.Tensor, op.name)(before, *given, **keywords)
+    return found

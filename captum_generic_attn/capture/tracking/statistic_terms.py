@@ -1,0 +1,107 @@
+"""Statistics and gates: terms of a mixture that are constant along the tokens of the other operand.
+
+They leave each position its token. That is an approximation, and the docs list it: the mean and
+deviation of a norm, squeeze-and-excitation, a scaling by the mean of a series.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from captum_generic_attn.capture.tracking import probe
+from captum_generic_attn.capture.tracking.operand import Operand
+from captum_generic_attn.capture.tracking.shadow import Role
+from captum_generic_attn.capture.tracking.state import TrackingState
+from captum_generic_attn.tokens.ids import compact_together
+
+
+def is_statistic(state: TrackingState, term: Operand, main: Operand, shape: torch.Size) -> bool:
+    """Whether a term is constant along the tokens of the main operand, which stay what they are.
+
+    It must be of each example by itself: a statistic of a batch would join its examples.
+    """
+    spaces = state.spaces
+    if term is main or not main.shadow.planes or main.shadow.pairs:
+        return False
+    if term.shadow.role is Role.STATISTIC or len(term.shape) > len(shape):
+        return False
+    axes = main.token_axes(spaces, shape)
+    if not axes:  # one token to an example: no axis is theirs
+        return False
+    known = bool(term.shadow.planes) and not term.shadow.pairs
+    if known and term.token_axes(spaces, shape):
+        return False
+    sizes = term.sizes(shape)
+    if any(sizes[axis] > 1 and not _constant(term, axis - len(shape), seen=known) for axis in axes):
+        return False
+    if known:
+        return _of_the_same_examples(state, term, main, shape)
+    theirs = main.sizes(shape)
+    if any(n > 1 and theirs[axis] == 1 for axis, n in enumerate(sizes)):
+        return False  # perhaps tokens along an axis that the main operand does not have
+    return _of_each_example(state, term, main, shape)
+
+
+def is_guide(state: TrackingState, term: Operand, main: Operand) -> bool:
+    """Whether a statistic was not made of the main operand's tokens, but is a token of its own.
+
+    Such as the only query, where logits are added or multiplied up by broadcasting.
+    """
+    if main.shadow.role is not Role.TOKENS:
+        return False
+    if term.shadow.guided:
+        return True
+    if term.shadow.role is not Role.TOKENS or not term.shadow.planes:
+        return term.shadow.role is Role.TOKENS
+    spaces = state.spaces
+    merged_from = {i for k in spaces.indices(term.plane) for i in spaces.made_of(k)}
+    return merged_from.isdisjoint(spaces.indices(main.plane))
+
+
+def _constant(operand: Operand, axis: int, *, seen: bool) -> bool:
+    """Whether the numbers of an operand are the same along an axis.
+
+    They are if one number is repeated. With `seen`, equal numbers will do: those of one token,
+    which was written out. Those of tokens that were lost may be equal by chance.
+    """
+    tensor = operand.tensor
+    if tensor is None:
+        return False
+    if tensor.stride(axis) == 0:
+        return True
+    return seen and bool((tensor == tensor.narrow(axis, 0, 1)).all())
+
+
+def _of_the_same_examples(
+    state: TrackingState, term: Operand, main: Operand, shape: torch.Size
+) -> bool:
+    """Whether a term whose tokens are known is of the example of each element that it meets."""
+    one, other = compact_together(main.plane.expand(shape), term.plane.expand(shape))
+    examples, others = state.spaces.locate(one)[1], state.spaces.locate(other)[1]
+    return not bool(((examples >= 0) & (others >= 0) & (examples != others)).any())
+
+
+def _of_each_example(state: TrackingState, term: Operand, main: Operand, shape: torch.Size) -> bool:
+    """Whether a term whose tokens were lost depends, in each example, on that example alone."""
+    spaces = state.spaces
+    missing = len(shape) - main.plane.ndim
+    along = [axis + missing for axis in spaces.example_axes(main.plane)]
+    sizes = term.sizes(shape)
+    if not along:
+        return True
+    if term.tensor is None or any(sizes[axis] == 1 for axis in along):
+        return False
+    owner = spaces.locate(main.plane)[1]
+    owner = owner.view([1] * missing + list(owner.shape))
+    for axis in range(len(shape)):
+        if axis not in along:
+            owner = owner.amax(axis, keepdim=True)
+    owner = owner.view(owner.shape[len(shape) - len(term.shape) :])
+    origins = state.shadows.origins(
+        term.tensor,
+        lambda s: (
+            not s.data or (bool(s.planes) and not any(spaces.lost(p).any() for p in s.planes))
+        ),
+    )
+    sources = [(o.edge, spaces.locate(o.shadow.planes[0])[1]) for o in origins if o.shadow.data]
+    return probe.keeps_examples(term.tensor, owner, sources, state.hooks)

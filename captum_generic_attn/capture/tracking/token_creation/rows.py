@@ -1,0 +1,117 @@
+"""One token for each row of tokens or elements: projections, sums, groups that are pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_generic_attn.capture.tracking.operations import Operation
+from captum_generic_attn.capture.tracking.shadow import Role, Shadow
+from captum_generic_attn.tokens.extent import Extent
+from captum_generic_attn.tokens.ids import distinct_along, first_along, repeats, varies
+from captum_generic_attn.tokens.space import PADDING
+from captum_generic_attn.tokens.spaces import TokenSpaces
+
+
+def of_rows(spaces: TokenSpaces, shadow: Shadow, shape: torch.Size, name: str) -> Shadow:
+    """Each row of the last axis becomes a token: a projection of region features or patches."""
+    (parents,) = shadow.planes
+    if shadow.role is Role.TOKENS:
+        parents = distinct_along(parents, -1)
+    plane = spaces.born_of_rows(parents)
+    if plane is None:
+        return none_made(spaces, shadow, parents, name)
+    return shadow._replace(role=Role.TOKENS, planes=(plane.unsqueeze(-1).expand(shape),))
+
+
+def of_groups(spaces: TokenSpaces, shadow: Shadow, op: Operation, axes: Sequence[int]) -> Shadow:
+    """Tokens that are averaged or summed along axes become one token."""
+    (plane,) = shadow.planes
+    axes = [axis % plane.ndim for axis in axes]
+    kept = [axis for axis in range(plane.ndim) if axis not in axes]
+    small = [n if varies(plane, axis) else 1 for axis, n in enumerate(plane.shape)]
+    rows = plane[tuple(slice(n) for n in small)].permute(*kept, *axes)
+    rows = rows.reshape(*[small[axis] for axis in kept], -1)
+    parents = spaces.born_of_rows(distinct_along(rows, -1))
+    if parents is None:
+        return none_made(spaces, shadow, rows, op.name)
+    if op.results[0].ndim == plane.ndim:  # keepdim
+        for axis in sorted(axes):
+            parents = parents.unsqueeze(axis)
+    return shadow._replace(planes=(parents.expand(op.results[0].shape),))
+
+
+def of_sums(spaces: TokenSpaces, one: Tensor, other: Tensor) -> Tensor | None:
+    """New token ids for the sum of two sequences of tokens; `None` if none can be made."""
+    shape = one.shape
+    for axis, n in enumerate(shape):  # features, be they written out
+        first = [plane.narrow(axis, 0, min(1, n)) for plane in (one, other)]
+        if (
+            n
+            and torch.equal(one, first[0].expand_as(one))
+            and torch.equal(other, first[1].expand_as(other))
+        ):
+            one, other = first
+    pairs = torch.stack([one, other], -1)
+    pairs = torch.where((one == other).unsqueeze(-1), PADDING, pairs)  # a token stays itself
+    born = spaces.born_of_rows(pairs)
+    return None if born is None else torch.where(one == other, one, born).expand(shape)
+
+
+def of_elements(spaces: TokenSpaces, elements: Tensor, tokens: Tensor) -> Tensor | None:
+    """New token ids for elements of an input that are added to tokens: one at each of these.
+
+    Args:
+        spaces: the register of tokens.
+        elements: ids of the elements.
+        tokens: ids of the tokens, of the same shape.
+
+    Returns:
+        Ids of that shape; `None` if no tokens can be made.
+    """
+    features = [axis for axis in range(tokens.ndim) if not varies(tokens, axis)]
+    places = [axis for axis in range(tokens.ndim) if axis not in features]
+    narrow = elements
+    for axis in features:
+        if repeats(narrow, axis):
+            narrow = first_along(narrow, axis)
+    rows = narrow.permute(*places, *features)
+    rows = rows.reshape(*[tokens.shape[axis] for axis in places], -1)
+    plane = spaces.born_of_rows(rows)
+    if plane is None:
+        return None
+    for axis in sorted(features):
+        plane = plane.unsqueeze(axis)
+    return plane.expand(tokens.shape)
+
+
+def on_map(
+    spaces: TokenSpaces, shadow: Shadow, op: Operation, parents: Tensor, centres: Tensor | None,
+    extent: Extent | None = None,
+) -> Shadow:  # fmt: skip
+    """New tokens at the places of a map `[B, C, *out]`.
+
+    Args:
+        spaces: the register of tokens.
+        shadow: the value of the operand.
+        op: the operation.
+        parents: `[B, *out, m]` ids.
+        centres: `[B, *out, d]`, `None` if they are unknown.
+        extent: with ranges `[B, *out, d, 2]`; `None`: that of the parents.
+    """
+    plane = spaces.born(parents, centres, extent)
+    if plane is None:
+        return none_made(spaces, shadow, parents, op.name)
+    planes = (plane.unsqueeze(1).expand(op.results[0].shape),)
+    return shadow._replace(role=Role.TOKENS, planes=planes)
+
+
+def none_made(spaces: TokenSpaces, shadow: Shadow, parents: Tensor, name: str) -> Shadow:
+    """What is left where no tokens can be made of these parents.
+
+    If some of them were lost before, the operation is named that lost them.
+    """
+    lost = [spaces[i].name for i in spaces.indices(parents) if spaces[i].kind == "unknown"]
+    return shadow.without_tokens(lost[0]) if lost else shadow.irregular(name)

@@ -1,0 +1,67 @@
+"""Views and the tensors that they are views of: what is written to one stands in the other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_generic_attn.capture.tracking.head_calls import Heads, no_call
+from captum_generic_attn.capture.tracking.shadow import Role, Shadow
+from captum_generic_attn.tokens.space import PADDING
+
+
+def unlike(one: Shadow, other: Shadow) -> bool:
+    """Whether the token ids of two values say different things: pairs, statistics."""
+    statistic = Role.STATISTIC in (one.role, other.role)
+    return one.pairs != other.pairs or (statistic and one.role is not other.role)
+
+
+def higher_role(one: Role, other: Role) -> Role:
+    """The role of a tensor that holds elements of two."""
+    return max(one, other, key=lambda role: role.rank)
+
+
+def seen_from_base(
+    heads: Heads, whole: Shadow, base: Tensor, part: Shadow, view: Tensor, name: str
+) -> Shadow:
+    """The value of a tensor `base`, of value `whole`, after a view of it was written to."""
+    merged = whole._replace(
+        ancestors=whole.ancestors | part.ancestors, data=whole.data or part.data, weighing=None
+    )
+    if not part.planes:
+        return merged.without_tokens(part.lost or name) if part.data else merged
+    if whole.data and part.data and unlike(whole, part):
+        return merged._replace(role=Role.TOKENS).without_tokens(name)
+    if not base.is_contiguous() or (whole.planes and part.pairs != whole.pairs):
+        return merged.without_tokens(f"{name} through a view")
+    blank = torch.full(base.shape, PADDING, dtype=torch.int32)
+
+    def write(old: Tensor, new: Tensor) -> Tensor:
+        found = old.contiguous().clone()
+        offset = view.storage_offset() - base.storage_offset()
+        found.as_strided(view.shape, view.stride(), offset).copy_(new)
+        return found
+
+    planes = tuple(map(write, whole.planes or [blank] * 2, part.planes))
+    calls = None
+    if whole.calls is not None or part.calls is not None:
+        before = no_call(base.shape) if whole.calls is None else whole.calls
+        calls = write(before, no_call(view.shape) if part.calls is None else part.calls)
+    role = higher_role(whole.role, part.role)
+    return heads.noted(merged._replace(role=role, planes=planes, calls=calls))
+
+
+def seen_through_view(whole: Shadow, base: Tensor, part: Shadow, view: Tensor) -> Shadow:
+    """The value of a view, of value `part` before, after the tensor `base` was written to."""
+    part = part._replace(ancestors=part.ancestors | whole.ancestors)
+    if whole.data and not whole.planes:
+        return part.without_tokens(whole.lost)
+    if not part.planes or len(whole.planes) != len(part.planes) or not base.is_contiguous():
+        return part
+    offset = view.storage_offset() - base.storage_offset()
+
+    def see(ids: Tensor) -> Tensor:
+        return ids.contiguous().as_strided(view.shape, view.stride(), offset)
+
+    calls = None if whole.calls is None else see(whole.calls)
+    return part._replace(planes=tuple(map(see, whole.planes)), calls=calls)

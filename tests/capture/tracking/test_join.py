@@ -1,0 +1,227 @@
+"""The join of abstract values, on all pairs of a small set of them.
+
+The order: what was lost is above everything of its shape. A join may lose tokens, never find them.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from captum_generic_attn.capture.tracking.join import join, mixture
+from captum_generic_attn.capture.tracking.operand import Operand
+from captum_generic_attn.capture.tracking.shadow import NO_SHADOW, Role, Shadow
+from captum_generic_attn.capture.tracking.transfer import Transfer
+from captum_generic_attn.tokens.space import PADDING
+from captum_generic_attn.tokens.spaces import TokenSpaces
+
+B, N, D = 2, 3, 4
+SHAPE = torch.Size([B, N, D])
+
+
+class World:
+    """One forward pass with some values of each kind, by name."""
+
+    def __init__(self) -> None:
+        self.spaces = TokenSpaces()
+        self.state = Transfer(self.spaces, {})
+        raw = self.spaces.of_input("x", SHAPE)
+        self.first = self.born("a")
+        word = self.born("b")
+        self.attended = self.born("c")
+        also = self.born("d")
+        self.spaces.ask(self.attended)
+        self.spaces.ask(also)
+        unknown = self.spaces.unknown(SHAPE[:2], "scan").unsqueeze(-1).expand(SHAPE)
+        weight = self.spaces.of_parameter("w", torch.Size([N, D])).expand(SHAPE)
+        padded = torch.where(torch.arange(N)[:, None] == 0, PADDING, self.first).expand(SHAPE)
+        lines = raw[:, :, :1].expand(SHAPE)
+        self.operands = {
+            "lost": self.operand(Shadow(Role.TOKENS, (), frozenset([1]), data=True, lost="scan")),
+            "tokens": self.tokens(self.first, 2),
+            "same tokens, other calls": self.tokens(self.first, 3),
+            "tokens of another space": self.tokens(word, 4),
+            "tokens that attention added to": self.tokens(self.attended, 5),
+            "others that attention added to": self.tokens(also, 9),
+            "tokens and padding": self.tokens(padded, 6),
+            "tokens of which some are lost": self.tokens(unknown, 7),
+            "elements": self.operand(Shadow(Role.RAW, (raw,), data=True)),
+            "elements of other places": self.operand(Shadow(Role.RAW, (raw.flip(1),), data=True)),
+            "statistic": self.operand(Shadow(Role.STATISTIC, (lines,), data=True)),
+            "logits": self.pairs(Role.LOGITS),
+            "probabilities": self.pairs(Role.PROBABILITIES),
+            "parameter": self.operand(Shadow(Role.PARAMETER, (weight,))),
+            "constant": self.operand(NO_SHADOW),
+        }
+
+    def born(self, name: str) -> Tensor:
+        elements = self.spaces.of_input(name, SHAPE[:2])
+        ids = self.spaces.born(elements.unsqueeze(-1), None)
+        assert ids is not None
+        return ids.unsqueeze(-1).expand(SHAPE)
+
+    def operand(self, shadow: Shadow) -> Operand:
+        generator = torch.Generator().manual_seed(1)
+        tensor = torch.rand(SHAPE, generator=generator, requires_grad=True) * 2
+        self.state.shadows[tensor] = shadow
+        return Operand(tensor, SHAPE, shadow)
+
+    def tokens(self, ids: Tensor, call: int) -> Operand:
+        return self.operand(Shadow(Role.TOKENS, (ids,), frozenset([call]), data=True))
+
+    def pairs(self, role: Role) -> Operand:
+        queries = self.first
+        keys = self.attended[:, :1, :1].expand(SHAPE)
+        return self.operand(Shadow(role, (queries, keys), frozenset([8]), data=True))
+
+    def sources(self, token: int) -> frozenset[int]:
+        """A token with all that it was merged from, and what lives on as any of these."""
+        found, waiting = set[int](), [token]
+        while waiting:
+            one = waiting.pop()
+            if one < 0 or one in found:
+                continue
+            found.add(one)
+            index, example, local = (int(n) for n in self.spaces.locate(torch.tensor([one])))
+            space = self.spaces[index]
+            owner = max(example, 0)
+            if space.parents is not None:
+                waiting += space.parents[owner, local].tolist()
+            for other, table in self.spaces.absorbed_into(space):
+                row = table[min(owner, len(table) - 1)].tolist()
+                waiting += [
+                    other.base + owner * other.size + i
+                    for i, place in enumerate(row) if place == local
+                ]  # fmt: skip
+        return frozenset(found)
+
+    def of(self, shadow: Shadow) -> tuple[Any, ...]:
+        """What a value says: of each element the sources of its tokens; all that is lost is one."""
+        known = []
+        for ids in shadow.planes:
+            each = torch.unique(ids)
+            pairs = zip(each.tolist(), self.spaces.lost(each).tolist(), strict=True)
+            told = {i: "lost" if gone else self.sources(i) for i, gone in pairs}
+            known.append([told[i] for i in ids.reshape(-1).tolist()])
+        return known, shadow.ancestors, shadow.data, shadow.pairs
+
+
+NAMES = list(World().operands)
+FEW = ["lost", "tokens", "tokens of another space", "tokens that attention added to", "elements"]
+
+
+def mix(world: World, *names: str) -> Shadow:
+    return mixture(world.state, "add", [world.operands[name] for name in names], SHAPE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_idempotent(name: str) -> None:
+    """A value joined with itself is itself; a parameter that is computed with becomes tokens."""
+    world = World()
+    shadow = world.operands[name].shadow
+    found = mix(world, name, name)
+    assert world.of(found) == world.of(shadow)
+    role = Role.TOKENS if shadow.role is Role.PARAMETER else shadow.role
+    assert found.role is role
+
+
+@pytest.mark.parametrize(("one", "other"), list(product(NAMES, NAMES)))
+def test_the_order_of_operands_does_not_matter(one: str, other: str) -> None:
+    """Each order in a world of its own: the same tokens, ancestors and role."""
+    worlds = World(), World()
+    found = mix(worlds[0], one, other), mix(worlds[1], other, one)
+    assert worlds[0].of(found[0]) == worlds[1].of(found[1])
+    assert found[0].role is found[1].role
+    assert bool(found[0].lost) == bool(found[1].lost)
+
+
+@pytest.mark.parametrize(("one", "other"), list(product(NAMES, NAMES)))
+def test_the_join_is_an_upper_bound(one: str, other: str) -> None:
+    """Nothing is forgotten: ancestors, data, and of tokens all sources, or the result is lost."""
+    world = World()
+    operands = [world.operands[name] for name in (one, other)]
+    found = mix(world, one, other)
+    for operand in operands:
+        shadow = operand.shadow
+        assert shadow.ancestors <= found.ancestors
+        assert shadow.data <= found.data
+        if not shadow.data or not shadow.planes or shadow.role is not Role.TOKENS:
+            continue
+        if not found.planes or found.pairs:  # lost, or a bias of logits
+            continue
+        told, needed = world.of(found)[0][0], world.of(shadow)[0][0]
+        for mine, theirs in zip(told, needed, strict=True):
+            assert mine == "lost" or (theirs != "lost" and theirs <= mine)
+
+
+@pytest.mark.parametrize("other", NAMES)
+def test_lost_joined_with_anything_of_data_is_lost(other: str) -> None:
+    """Also with what has no data. Logits alone keep their pairs: a bias moves attention weights,
+    and not the tokens that attention reads.
+    """  # fmt: skip
+    world = World()
+    found = mix(world, "lost", other)
+    if world.operands[other].shadow.pairs:
+        assert world.of(found)[0] == world.of(world.operands[other].shadow)[0]
+    else:
+        assert not found.planes
+        assert found.lost == "scan"
+    assert 1 in found.ancestors
+
+
+@pytest.mark.parametrize("other", [n for n in NAMES if n not in ("logits", "probabilities")])
+def test_places_that_are_lost_stay_lost(other: str) -> None:
+    world = World()
+    found = mix(world, "tokens of which some are lost", other)
+    assert not found.planes or bool(world.spaces.lost(found.planes[0]).all())
+
+
+@pytest.mark.parametrize(("one", "other", "third"), list(product(FEW, repeat=3)))
+def test_monotone(one: str, other: str, third: str) -> None:
+    """Losing an operand cannot give tokens back: what is lost of a pair is lost of a triple."""
+    world = World()
+    pair = mix(world, one, other)
+    if pair.planes or not pair.data:
+        return
+    again = World()
+    found = mix(again, one, other, third)
+    assert not found.planes, "a third operand found what two had lost"
+
+
+def test_tokens_live_on_as_those_that_attention_added_to_but_these_are_merged() -> None:
+    """Two tokens with histories of their own make a third, with both as parents."""
+    world = World()
+    found = mix(world, "tokens", "tokens that attention added to")
+    assert torch.equal(found.planes[0], world.attended)
+    found = mix(world, "tokens that attention added to", "others that attention added to")
+    (new,) = world.spaces.indices(found.planes[0])
+    parents = world.spaces[new].parents
+    assert parents is not None
+    both = [world.operands[n].plane[..., 0] for n in (NAMES[4], NAMES[5])]
+    assert torch.equal(parents.sort(-1).values, torch.stack(both, -1).sort(-1).values)
+
+
+def test_elements_of_different_places_are_lost() -> None:
+    found = mix(World(), "elements", "elements of other places")
+    assert not found.planes
+    assert found.lost == "add"
+
+
+def test_a_fold_is_what_three_operands_are() -> None:
+    world, other = World(), World()
+    names = "tokens", "tokens of another space", "tokens that attention added to"
+    found = mix(world, *names)
+    pair = mix(other, *names[:2])
+    step = Operand(None, SHAPE, pair)
+    folded = join(other.state, "add", step, other.operands[names[2]], SHAPE)
+    assert world.of(found)[0] == other.of(folded)[0]
+
+
+def test_padding_takes_the_token_of_the_other() -> None:
+    world = World()
+    found = mix(world, "tokens and padding", "tokens")
+    assert torch.equal(found.planes[0], world.first)
