@@ -83,8 +83,8 @@ def summary(scores: list[Floats]) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Measured:
-    """`transcripts` of all recordings. `scores`: for each method and measure, the values of the words,
-    one array for each recording in which a word was recognised. `first`: the first of these
+    """`transcripts` of all recordings. `scores`: for each method and measure, the value of each
+    word, one array for each recording in which a word was recognised. `first`: the first of these
     recordings and its maps.
     """
 
