@@ -1,9 +1,8 @@
-"""Makes the tables of `docs/speed.md` and of the README, and `docs/speed.png`, of what `speed.py`
-measured.
+"""Writes the measurements of `speed.py` to `docs/speed.md`, the README and `docs/speed.png`.
 
-`python benchmarks/speed_report.py` prints the table, writes it between its marks in both pages,
-the README's with few workloads, and draws time and memory against the number of tokens and of
-layers. `speed.py` prints the table as well, and takes its pairs of methods from here.
+`python benchmarks/speed_report.py` prints the table and writes it between its markers in both
+pages; the README gets fewer workloads. It plots time and memory against the number of tokens and of
+layers. `speed.py` also prints the table, and imports its pairs of methods from here.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ RATIOS = (
     ("eight_targets", "eight_calls"),
 )
 EIGHT = "eight_targets / eight_calls"
-# Heads and keys of the columns: first of time, then of memory.
+# Headings and keys of the columns, first for time, then for memory.
 OF_TIME = {
     "ours / Saliency": "ours / saliency",
     "ours / limit": "ours / limit",
@@ -43,7 +42,7 @@ OF_MEMORY = {
     "memory: ours / limit": ("ours", "limit"),
     "memory: recipe / ours": ("recipe", "ours"),
 }
-# Name, colour and mark of each method's line. The marks differ too: lines may lie on each other.
+# Name, colour and marker of each method's line. Markers differ because lines may overlap.
 LINES = {
     "recipe": ("published recipe", "C1", "s"),
     "saliency": ("Captum Saliency", "C2", "^"),
@@ -52,7 +51,7 @@ LINES = {
 }
 
 Found = dict[str, Any]
-"""What the report has of one workload."""
+"""The results for one workload."""
 
 
 def number(value: float) -> str:
@@ -74,7 +73,7 @@ def memory_ratio(found: Found, over: str, under: str) -> float | None:
 
 
 def summary_line(found: Found) -> str:
-    """All that was found of a workload, for the terminal."""
+    """All results for a workload, for the terminal."""
     parts = [f"{pair} {spread(of)}" for pair, of in found["time"].items()]
     for over, under in OF_MEMORY.values():
         ratio = memory_ratio(found, over, under)
@@ -100,7 +99,7 @@ def row(found: Found) -> str:
 
 
 def table(report: dict[str, Any], only: Sequence[str] | None = None) -> str:
-    """The table, of some workloads only if they are named, and what it was measured on."""
+    """The table and a description of the machine; with `only`, just the named workloads."""
     heads = ["workload", "N", "batch", *OF_TIME, *OF_MEMORY, "memory: ours, MB"]
     machine = report["machine"]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
@@ -118,14 +117,14 @@ def table(report: dict[str, Any], only: Sequence[str] | None = None) -> str:
 
 
 def into_page(text: str, lines: str) -> str:
-    """A page with these lines between its marks; as it is, if it has none."""
+    """The page with these lines between its markers; unchanged if it has none."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     return f"{before}{begin}\n{lines}\n{end}{after}" if begin and end else text
 
 
 def series(found: list[Found], along: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Points (tokens or layers, value) of each method, of its time and of its memory."""
+    """Points (tokens or layers, value) of each method, for time and for memory."""
     lines: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for kind, key, unit in (("time", "median_seconds", 1.0), ("memory", "memory", 1e6)):
         lines[kind] = {

@@ -1,8 +1,8 @@
-"""Where the time of an attribution goes, stage by stage, beside the limit's.
+"""Time of an attribution by stage, compared with the limit.
 
 `python benchmarks/stages.py` measures some workloads of `workloads.py` and writes the table of
-`docs/speed.md`. The stages are told apart by watching the functions that they run in; ours and the
-limit take turns, and each figure is a median of milliseconds.
+`docs/speed.md`. Each stage is timed by wrapping the functions that it runs in. Ours and the limit
+alternate, and each number is a median in milliseconds.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ COLUMNS = (
     "forward, plain",
     "forward, captured",
     "backward of the limit",
-    "backward without ours",
-    "attention anew, rows",
+    "backward without the method",
+    "attention recomputed, rows",
     "the rest",
 )
 
 
 class Stopwatch:
-    """Seconds spent in some functions, each time that they are called."""
+    """Accumulates the seconds spent in wrapped functions."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def watching(self, owner: Any, name: str, stage: str) -> Iterator[None]:
-        """Count the time in `owner.name` for a stage, until the context ends."""
+        """Add the time spent in `owner.name` to a stage while the context is active."""
         function: Callable[..., Any] = getattr(owner, name)
 
         def watched(*args: Any, **kwargs: Any) -> Any:

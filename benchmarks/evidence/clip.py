@@ -49,12 +49,12 @@ CHOICES = 10
 SMALL_WORDS = {"a", "and", "in", "the"}
 
 COLUMNS = (
-    Column("alone_picture", "one garment: picture", "more"),
-    Column("several_picture", "several: picture", "more"),
+    Column("alone_picture", "one garment: image", "more"),
+    Column("several_picture", "several: image", "more"),
     Column("several_word", "several: word", "more"),
-    Column("garment_picture", "two captions, garment: picture", "more"),
-    Column("place_picture", "two captions, place: picture", "more"),
-    Column("erased_word", "two pictures: word", "more"),
+    Column("garment_picture", "two captions, garment: image", "more"),
+    Column("place_picture", "two captions, place: image", "more"),
+    Column("erased_word", "two images: word", "more"),
 )
 
 
@@ -280,23 +280,24 @@ def experiment(
         "bootstrap": "2000 resamples, 95 %",
     }
     return Table(
-        "clip", "CLIP: do the maps point at what the caption is about?", _ABOUT, COLUMNS, rows,
-        samples, settings, taken[0], versions(),
+        "clip", "CLIP, localisation: do the maps point at what the caption names?", _ABOUT, COLUMNS,
+        rows, samples, settings, taken[0], versions(),
     )  # fmt: skip
 
 
-_ABOUT = """The shipped CLIP on canvases of two to four garments of the test split, with captions
-that it tells from wrong ones. Explained is its score of the pair, in both towers at once. *One
-garment*: the caption is "a bag"; how often the highest of the picture's 64 tokens reaches into the
-box of a bag. *Several*: the caption names some of the garments, and where some of them lie ("a boot
-and a bag in the upper left"); the highest token reaches into the box of one of them, the highest
-word is a garment or one of a place. *Two captions* (of several garments): explained is the score
-less that of a caption with another garment, or another place, in place of one ("a sandal and a bag
-in the upper left"); it is known which garment alone decides, and the highest token must reach into
-its box. *Two pictures*: explained is the score less that of the canvas without one of the garments
-that are named; the highest word must be this garment or one of its place. (What is compared meets
-the other side alone: a second caption leaves the text's map as it is, a second picture the
-picture's.) In percent."""
+_ABOUT = """The shipped CLIP, on canvases of two to four garments from the test split, with
+captions that it tells from wrong ones. We explain its score of the pair, in both towers at
+once. *One garment*: the caption is "a bag". We count how often the highest of the 64 image
+tokens overlaps the box of a bag. *Several*: the caption names some of the garments, and the
+places of some of them ("a boot and a bag in the upper left"). The highest token must overlap
+the box of one of them; the highest word must be a garment or belong to a place. *Two captions*
+(of several garments): we explain the score minus that of a caption in which one garment or one
+place is replaced ("a sandal and a bag in the upper left"). It is known which garment alone
+decides, and the highest token must overlap its box. *Two images*: we explain the score minus
+that of the canvas without one of the named garments. The highest word must be this garment or
+belong to its place. (A comparison changes the map of the other tower only: a second caption
+leaves the text map as it is, and a second image leaves the image map as it is.) All values are
+in percent."""
 
 
 def main(data: Path = DEBIAN_FOLDER, samples: int = SAMPLES, threads: int = 1) -> None:

@@ -185,19 +185,20 @@ def experiment(
         "bootstrap": "200 resamples of canvases, of pointing 2000, 95 %",
     }
     return Table(
-        "detr", "DETR: are the maps masks of what is detected?", _ABOUT, COLUMNS, rows, samples,
-        settings, taken[0], versions("pycocotools"),
+        "detr", "DETR, localisation: are the maps masks of the detections?", _ABOUT, COLUMNS, rows,
+        samples, settings, taken[0], versions("pycocotools"),
     )  # fmt: skip
 
 
-_ABOUT = """The shipped DETR on canvases of two to four garments of the test split. Detections are
-queries that give a class more than one half; explained is the logit of that class at that query.
-Each map, at the resolution of the model's 16 × 16 tokens, is cut by Otsu's threshold and resized;
-the garment's own pixels are the truth. *AP*, *AR*: COCO's, means over IoU thresholds of 0.2 to 0.95
-as in the paper, of all garments and by their size. *Pointing*: how often the highest token reaches
-into the garment's box. In percent. The model was trained on boxes alone. Since all methods explain
-the same detections, only their masks make the difference; the settings below say what the boxes
-themselves would get, and filled boxes as masks."""
+_ABOUT = """The shipped DETR, on canvases of two to four garments from the test split.
+Detections are queries that give a class a probability above one half. We explain the logit of
+that class at that query. Each map, at the resolution of the model's 16 × 16 tokens, is
+binarised with Otsu's threshold and resized; the ground truth is the pixels of the garment. *AP*
+and *AR* are COCO's metrics, averaged over IoU thresholds of 0.2 to 0.95 as in the paper, for
+all garments and by size. *Pointing*: how often the highest token overlaps the box of the
+garment. All values are in percent. The model was trained on boxes alone. All methods explain
+the same detections, so only their masks differ. The settings below give the values of the boxes
+themselves, and of filled boxes as masks."""
 
 
 def main(data: Path = DEBIAN_FOLDER, samples: int = SAMPLES, threads: int = 1) -> None:

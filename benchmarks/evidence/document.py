@@ -1,5 +1,6 @@
-"""Writes `docs/evidence.md` and its figures from the stored tables, and some of their figures into
-the README; the end of `make evidence`.
+"""Writes `docs/evidence.md` and its images from the stored tables, and a summary into the README.
+
+This is the last step of `make evidence`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ ORDER = (
     *("clip", "detr", "reactions", "speech"),
 )
 QUESTIONS = (
-    "Questions about a relation, a place, an existence. The redder, the more relevant; regions "
-    "that decide have a black frame; below is the model's answer"
+    "Questions about a relation, a place and existence. Redder regions are more relevant; the "
+    "deciding regions have a black frame; the model's answer is below"
 )
 FIGURES = {
     "vit": ("evidence_vit.png", "Perturbation curves of the vision transformer"),
@@ -29,12 +30,12 @@ FIGURES = {
     "visualbert": ("evidence_visualbert.png", "Perturbation curves of VisualBERT"),
     "clip": (
         "evidence_captions.png",
-        "A canvas with captions: where in the picture, and at which words, the score comes from",
+        "A canvas with captions: where in the image, and at which words, the score comes from",
     ),
     "detr": ("evidence_detections.png", "A canvas with all detections: box, class and map of each"),
 }
 
-# What stands in the README, of each model.
+# The rows of the table in the README: table, column, text.
 BEGIN, END = "<!-- evidence -->", "<!-- end of evidence -->"
 IN_README = (
     ("vit", "positive_ground", "ViT: area under the curve, most relevant pixels removed"),
@@ -49,49 +50,59 @@ IN_README = (
 
 HEAD = """# Evidence
 
-Is what this package draws right, and is the method any good? These tables answer on models that are
-small enough to be trained and measured here, on data of which it is known what decides. `make
-evidence` makes them anew (`make evidence DATA=folder` where Fashion-MNIST is not installed). The
-models, the methods and the metrics are described above each table; `captum-generic-attn evaluate`
-computes the same metrics on a model of your own.
+Are the maps correct, and how good is the method? These tables answer on models that are small
+enough to be measured here, with data in which the deciding evidence is known. `make evidence`
+regenerates them (`make evidence DATA=folder` if Fashion-MNIST is not installed). The text above
+each table describes its model, methods and metrics. `captum-generic-attn evaluate` computes the
+same metrics on your own model.
 
-↑: more is better, ↓: less is. Each figure has half of its 95 % interval (bootstrap over examples).
-Bold are the best figure of a column and all whose own interval holds it: these are not told apart
-here. *Random* is the control: numbers that know nothing, at the grain of maps over tokens; *Random,
-pixels* is that of methods that give values to single pixels, since chance does differently well at
-that grain. *Ours, broken* are variants of our method with one deliberate mistake each, which show
-what a table can tell: where a broken variant is as good as the right one, the column says little of
-correctness.
+↑: higher is better. ↓: lower is better. The number after ± is half of the 95 % interval
+(bootstrap over examples). **Bold**: the best value of a column and all values whose interval
+contains it. *Random* is the control at token resolution, *Random, pixels* at pixel resolution;
+chance level depends on resolution. *Ours, broken* are variants of our method with one deliberate
+mistake each. They show what a table can detect: if a broken variant is as good as the correct
+one, the column says little about correctness.
 
 ## In short
 
+| use | when |
+| --- | --- |
+| generic attention | you want one value per token, specific to the score, for about one backward \
+pass: among the best at image tokens (ViT, CLIP), regions (LXMERT) and frames (Whisper) |
+| LRP with `rules="frozen"` | you need signs, pixels or masks (ViT, DETR), or the words of a text \
+(CLIP, BERT) |
+| attention rollout | you ask which words of a question decide (LXMERT) |
+| Kernel SHAP | many forward passes are affordable: ahead in most faithfulness columns of the ViT |
+
+For each table, the list names the best method wherever it is not ours:
+
 """
 
-LITERATURE = """## What others report
+LITERATURE = """## Results from the literature
 
-Figures of large models from the literature, for orientation: data and models differ from those
-above, so that only the order of methods can be compared.
+These results of large models are for orientation. Data and models differ from those above, so only
+the order of the methods can be compared.
 
 | model, data | method | positive ↓ | negative ↑ | source |
 | --- | --- | --: | --: | --- |
 | ViT-B/16, ImageNet, predicted class | Transformer attribution | 17.03 | 54.16 | table 1 of \
 Chefer, Gur, Wolf, CVPR 2021, as quoted in [1] |
-| | – the same, run by somebody else | 16.61 | 55.20 | [1] |
+| | – the same, reproduced by others | 16.61 | 55.20 | [1] |
 | | Attention rollout | | 53.1 | the same table, as quoted in [2] |
-| | – the same, run by somebody else | | 55.2 | [2] |
+| | – the same, reproduced by others | | 55.2 | [2] |
 | | Grad-CAM | | 41.52 | the same table, as quoted in [2] |
-| | – the same, run by somebody else | | 41.8 | [2] |
+| | – the same, reproduced by others | | 41.8 | [2] |
 
 [1] [hila-chefer/Transformer-Explainability, issue 52]\
 (https://github.com/hila-chefer/Transformer-Explainability/issues/52).
-[2] [the same, issue 31](https://github.com/hila-chefer/Transformer-Explainability/issues/31), where
-the first author says how the area is computed: trapezoids, with the clean accuracy at 0, × 100.
-That is what is done here.
+[2] [The same, issue 31](https://github.com/hila-chefer/Transformer-Explainability/issues/31). There
+the first author explains how the area is computed: trapezoids, with the clean accuracy at 0, × 100.
+We do the same.
 """
 
 
 def verdict(table: Table) -> str:
-    """In which columns our method is among the best, and what is better in the others."""
+    """In which columns our method is among the best, and which method is better in the others."""
     if OURS not in table.rows:
         raise ValueError(f"the table {table.name} has no row {OURS!r}")
     good, worse = [], []
@@ -106,12 +117,14 @@ def verdict(table: Table) -> str:
             theirs, mine = (f"{value:.{column.digits}f}" for value in (best, ours.value))
             worse.append(f"{column.title} ({name.replace('– ', 'ours ')} {theirs}, ours {mine})")
     among = "; ".join(good) or "no column"
-    behind = f" Better elsewhere: {'; '.join(worse)}." if worse else ""
-    return f"- **{table.title}** Generic attention is among the best in: {among}.{behind}"
+    lines = [f"- **{table.title}**", f"  - Generic attention is among the best in: {among}."]
+    if worse:
+        lines.append(f"  - Another method or variant is better in: {'; '.join(worse)}.")
+    return "\n".join(lines)
 
 
 def document(tables: dict[str, Table]) -> str:
-    """The whole page."""
+    """The whole page `docs/evidence.md`."""
     parts = [HEAD + "\n".join(verdict(table) for table in tables.values()) + "\n"]
     for name, table in tables.items():
         parts.append(markdown(table))
@@ -122,7 +135,7 @@ def document(tables: dict[str, Table]) -> str:
 
 
 def in_short(tables: dict[str, Table]) -> str:
-    """The README's table: ours, the best of all others, chance."""
+    """The table of the README: ours, the best other method, chance."""
     lines = ["| asked of | ours | best other method | chance |", "| --- | --: | --: | --: |"]
     for name, key, title in IN_README:
         table = tables[name]
@@ -144,7 +157,7 @@ def in_short(tables: dict[str, Table]) -> str:
 def main(
     data: Path = DEBIAN_FOLDER, folder: Path = DOCS, readme: Path = ROOT / "README.md"
 ) -> None:
-    """Write the page, its figures and the README's table from all tables that are stored."""
+    """Write the page, its images and the table of the README from all stored tables."""
     tables = {name: load(name) for name in ORDER if (STORED / f"{name}.json").is_file()}
     if missing := [name for name in ORDER if name not in tables]:
         print(f"Not stored, so left out: {', '.join(missing)}")

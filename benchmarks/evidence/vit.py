@@ -166,29 +166,30 @@ def experiment(
     settings = {"seed": SEED, "bootstrap": "2000 resamples, 95 %"}
     shared = {"settings": settings, "seconds": seconds, "versions": versions("torchmetrics")}
     return (
-        Table("vit", "ViT: does the model need what the map points at?", _NEEDED, NEEDED, first,
-              samples, curves=curves, **shared),
-        Table("vit_pointing", "ViT: does the map point at the garment?", _POINTED, POINTED, second,
-              right, **shared),
+        Table("vit", "ViT, faithfulness: does the model need what the map highlights?", _NEEDED,
+              NEEDED, first, samples, curves=curves, **shared),
+        Table("vit_pointing", "ViT, localisation: does the map point at the garment?", _POINTED,
+              POINTED, second, right, **shared),
     )  # fmt: skip
 
 
-_NEEDED = """The shipped vision transformer on canvases of two to four garments of the test split.
-Explained is the class that it is surest of. *Positive*, *negative*: a growing share of the pixels
-(0.1 to 0.9) is painted over, the most or the least relevant first; the area under the share of
-canvases of which the model still names the class (its probability is above one half; a model of
-several labels has no top 1). The most that can be had is 90. *Black* is the authors' way; on these
-pale canvases it adds dark shapes that look like garments, so that painting with the mean colour of
-the grounds is shown as well. *Deletion* and *insertion* as in RISE, in 20 steps: the area under the
-class's probability; deleted pixels get the grounds' mean colour, inserted ones replace a blurred
-picture (of which the model still guesses much, so that chance gets high figures). *SaCo* in 10
-subsets, −1 to 1; pixels that are taken away get the picture's mean."""
+_NEEDED = """The shipped vision transformer, on canvases of two to four garments from the test
+split. We explain the most confident class. *Positive* and *negative*: a growing share of the
+pixels (0.1 to 0.9) is painted over, starting with the most or the least relevant ones. The
+value is the area under the share of canvases on which the model still predicts the class
+(probability above one half; a multi-label model has no top 1). The maximum is 90. *Black* is
+the authors' choice. On these pale canvases it adds dark shapes that look like garments, so we
+also paint with the mean colour of the backgrounds (*ground*). *Deletion* and *insertion* follow
+RISE, in 20 steps: the area under the probability of the class. Deleted pixels get the mean
+colour of the backgrounds; inserted pixels replace a blurred image. The model often recognises
+the blurred image, so chance scores high. *SaCo* uses 10 subsets and ranges from −1 to 1;
+removed pixels get the mean of the image."""
 
-_POINTED = """The same explanations, of the canvases where the explained class is there. *Pixel
-accuracy* and *mIoU* (of background and foreground, over the whole set): the map above its mean
-against the garment's pixels; *mAP*: the map's values as scores of pixels, per picture. *Pointing*:
-the highest pixel lies in the garment's box; the highest of the 64 tokens reaches into it. All in
-percent."""
+_POINTED = """The same explanations, for the canvases that contain the explained class. *Pixel
+accuracy* and *mIoU* (background and foreground, over the whole set) compare the map,
+thresholded at its mean, with the pixels of the garment. *mAP* takes the values of the map as
+pixel scores, per image. *Pointing*: the highest pixel lies in the box of the garment, or the
+highest of the 64 tokens overlaps it. All values are in percent."""
 
 
 def main(data: Path = DEBIAN_FOLDER, samples: int = SAMPLES, threads: int = 1) -> None:

@@ -51,7 +51,7 @@ NEEDED = (
 )
 DECIDING = (
     Column("region_relation", "region, relation", "more"),
-    Column("answer_relation", "its answer", "more"),
+    Column("answer_relation", "region, relation (answer only)", "more"),
     Column("region_place", "region, place", "more"),
     Column("region_existence", "region, existence", "more"),
     Column("word_relation", "word, relation", "more"),
@@ -212,8 +212,8 @@ def experiment(
     shared = {"settings": settings, "seconds": seconds, "versions": versions()}
     name, title = answerer.name, answerer.title
     return (
-        Table(name, f"{title}: does the model need what is ranked first?", about[0], NEEDED,
-              first, samples, curves=curves, **shared),
-        Table(f"{name}_deciding", f"{title}: is what decides ranked first?", about[1], DECIDING,
-              second, int(seen.right.sum()), **shared),
+        Table(name, f"{title}, faithfulness: does the model need what is ranked first?", about[0],
+              NEEDED, first, samples, curves=curves, **shared),
+        Table(f"{name}_deciding", f"{title}, localisation: is the deciding evidence ranked first?",
+              about[1], DECIDING, second, int(seen.right.sum()), **shared),
     )  # fmt: skip

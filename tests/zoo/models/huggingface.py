@@ -75,7 +75,7 @@ REFUSED = {
     "mobilenet_v2": _CONVOLUTIONS,
     "swiftformer": (
         "weighs values that are no product with it",
-        "additive attention: its softmax is fed by no product",
+        "additive attention: the softmax is not applied to query-key products",
     ),
     "led": ("never meets values in a product", "banded attention in chunks that overlap"),
     "longformer": (
@@ -91,11 +91,11 @@ REFUSED = {
     "olmo_hybrid": _RECURRENT,
     "convbert": (
         "no product of queries and keys",
-        "partly convolution whose kernel a softmax makes, fed by no product",
+        "partly convolution: the kernel is a softmax, but not of query-key products",
     ),
     "fnet": ("no attention was found", "Fourier transforms, no attention"),
     "rwkv": ("no attention was found", "recurrent, no attention"),
-    "mra": ("no attention was found", "a kernel of its own"),
+    "mra": ("no attention was found", "attention in a custom kernel"),
     "yoso": ("without a softmax", "sampled attention without a softmax"),
     "granite_swa": ("could not be followed through logsumexp", ""),
     "granitemoe_swa": ("could not be followed through logsumexp", ""),

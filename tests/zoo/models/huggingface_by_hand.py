@@ -138,7 +138,7 @@ HIERARCHICAL = [
         "mobilevitv2", "MobileViTV2ForImageClassification", lambda: T.MobileViTV2Config(
             image_size=64, width_multiplier=0.5
         ), seen(64), 1, "MobileViTV2LinearSelfAttention",
-        "separable attention: what its softmax pools gates all tokens",
+        "separable attention: the pooled softmax output gates all tokens",
     ),
 ]  # fmt: skip
 PICTURES = [

@@ -89,7 +89,7 @@ DUAL = [
                                  intermediate_size=64, image_size=32, patch_size=8,
                                  num_output_groups=[4, 2, 0], num_group_tokens=[4, 2, 0]),
               projection_intermediate_dim=32),
-          refusal="cannot be explained", why="groups are assigned by a softmax made hard"),
+          refusal="cannot be explained", why="groups are assigned by a hard softmax"),
 ]  # fmt: skip
 ANSWERS = [
     entry("lxmert", "LxmertForQuestionAnswering",
@@ -238,7 +238,7 @@ SEQUENCES = [
               axial_pos_embds_dim=[16, 16], max_position_embeddings=8, is_decoder=True,
               num_buckets=2, local_attn_chunk_length=4, lsh_attn_chunk_length=4),
           lambda: {"input_ids": ids()}, LAST, "gradients are switched off",
-          "hashed attention inside an autograd function of its own"),
+          "hashed attention inside a custom autograd function"),
     entry("whisper", "WhisperForConditionalGeneration",
           lambda: T.WhisperConfig(
               **{k: v for k, v in BART.items() if k != "max_position_embeddings"},

@@ -17,8 +17,8 @@ from torch import nn
 from zoo.models import Built, Entry, pictures
 
 CHANNELS = "attention between channels"
-NO_PRODUCT = "its softmax is fed by no product of queries and keys"
-GATE = "its softmax is a gate over branches"
+NO_PRODUCT = "the softmax is not applied to query-key products"
+GATE = "the softmax is a gate over branches"
 
 
 def _unfused(model: nn.Module) -> Callable[[], None] | None:
@@ -68,7 +68,7 @@ ENTRIES = [
     _entry("crossvit", "crossvit_tiny_240", 240),
     _entry(
         "csatv2", "csatv2", 256, "could not be followed through add",
-        "its spatial attention sums over places: scores depend on the other examples",
+        "spatial attention sums over positions, so scores depend on the other examples",
     ),
     _entry(
         "davit", "davit_tiny", 224, "between channels", CHANNELS, depths=(1, 1, 1, 1)
@@ -101,7 +101,7 @@ ENTRIES = [
     _entry("mobilevit", "mobilevit_xxs", 128),
     _entry(
         "mobilevit", "mobilevitv2_050", 128, "LinearSelfAttention",
-        "separable attention: what its softmax pools gates all tokens",
+        "separable attention: the pooled softmax output gates all tokens",
     ),
     _entry("mvitv2", "mvitv2_tiny", 224),
     _entry("naflexvit", "naflexvit_base_patch16_gap", 96, depth=2),
