@@ -78,7 +78,9 @@ class Saved:
 
     def __init__(self, *tensors: Tensor, copies: bool = False) -> None:
         """Keep tensors; `copies` for those that no gradient leads to, as in `Operands.of`."""
-        self._node = _Keep.apply(*tensors).grad_fn
+        # In PyTorch 2.6 a node frees what it keeps when its result is gone.
+        self._result = _Keep.apply(*tensors)
+        self._node = self._result.grad_fn
         self._plain = Operands.of(*tensors, copies=copies) if self._node is None else None
 
     def read(self) -> tuple[Tensor, ...]:
