@@ -246,6 +246,7 @@ def test_a_folder_of_hugging_face(problem, kind, tmp_path, figures):
 
     output = explain("--model", "saved", "--target", "Dog")
     assert f"What saved sees (3 classes, probabilities by {kind})" in output
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "saved")
     pixels = processor(images=demo.canvases()[0].image(), return_tensors="pt")["pixel_values"]
     logits = model(pixels).logits[0].detach()
     share = logits.softmax(-1)[1] if kind == "softmax" else logits.sigmoid()[1]

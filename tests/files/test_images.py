@@ -116,9 +116,9 @@ def test_what_is_no_picture(tmp_path):
 @pytest.mark.parametrize("limit", [HEIGHT * WIDTH - 1, HEIGHT * WIDTH // 3])
 def test_pictures_beyond_pillows_limit_are_refused(tmp_path, monkeypatch, name, limit):
     """Of those that Pillow refuses (beyond twice the number), and of those that it warns of."""
+    data = files()[name]
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     message = rf"is too large: image size \(2640 pixels\) exceeds limit of {limit}.* pixels"
-    data = files()[name]
     if limit < HEIGHT * WIDTH // 2:
         message = message.replace(str(limit), str(2 * limit))
     refused(tmp_path, data, message + "; save it smaller, such as 4000 pixels wide")

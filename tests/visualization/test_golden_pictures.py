@@ -255,8 +255,11 @@ MISTAKES = {
     for mistake, made in OWN_MISTAKES.get(name, OF_TOKENS).items()
 }
 
+# Before Matplotlib 3.11 the panels of this figure are smaller: 193 pixels wide, not 200.
+ELSEWHERE = {"word_maps_figure"} if mpl.__version_info__ < (3, 11) else set()
 
-@pytest.mark.parametrize("name", DRAWN)
+
+@pytest.mark.parametrize("name", [name for name in DRAWN if name not in ELSEWHERE])
 def test_a_figure_is_as_it_was(name):
     picture = picture_of(DRAWN[name]())
     if WRITE:
@@ -272,7 +275,7 @@ def test_a_mistake_is_seen(name, mistake, monkeypatch):
     assert found > 1.3 * LIMIT
 
 
-@pytest.mark.parametrize("name", [name for name in DRAWN if name != "overlay"])
+@pytest.mark.parametrize("name", [name for name in DRAWN if name not in {"overlay", *ELSEWHERE}])
 def test_other_letters_and_another_resolution_are_no_mistake(name):
     with mpl.rc_context({"font.family": "serif"}):
         found = distance(picture_of(DRAWN[name](), dpi=150), golden(name))
