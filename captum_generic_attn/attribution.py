@@ -26,13 +26,9 @@ from captum_generic_attn.captum_api.base import (
 )
 from captum_generic_attn.captum_api.batching import parts_of
 from captum_generic_attn.captum_api.targets import OutputChoice
-from captum_generic_attn.capture import (
-    Capture,
-    UnsupportedAttentionError,
-    capture_forward,
-    no_attention_message,
-)
+from captum_generic_attn.capture import Capture, capture_forward, no_attention_message
 from captum_generic_attn.capture.blocks import computing_dtype
+from captum_generic_attn.errors import UnsupportedAttentionError
 from captum_generic_attn.lrp import RuleSet, attention_rules
 from captum_generic_attn.lrp.propagation import Propagated, Propagation
 from captum_generic_attn.relevance import padding

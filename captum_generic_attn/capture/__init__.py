@@ -10,7 +10,6 @@ kept by a `witness` where `verify` asks for it.
 
 from captum_generic_attn.capture.forward import (
     Capture,
-    UnsupportedAttentionError,
     capture_forward,
     name_of_input,
     no_attention_message,
@@ -25,7 +24,6 @@ __all__ = [
     "Capture",
     "Reached",
     "Refusal",
-    "UnsupportedAttentionError",
     "Witness",
     "capture_forward",
     "name_of_input",

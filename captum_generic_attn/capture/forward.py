@@ -29,24 +29,9 @@ from captum_generic_attn.capture.tracking.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.capture.undispatched import undispatched
 from captum_generic_attn.capture.witness import Witness
+from captum_generic_attn.errors import UnsupportedAttentionError
 from captum_generic_attn.tokens.spaces import TokenSpaces
 from captum_generic_attn.tokens.streams import TokenStreams
-
-
-class UnsupportedAttentionError(ValueError):
-    """An attention call that cannot be explained, or no attention call at all.
-
-    The message names each module, says what was seen there and what can be done.
-
-    Example:
-        >>> import torch
-        >>> from captum_generic_attn import GenericAttention
-        >>> try:
-        ...     GenericAttention(torch.nn.Linear(3, 2)).attribute(torch.zeros(1, 3), target=0)
-        ... except UnsupportedAttentionError as error:
-        ...     print(str(error).split(":")[0])
-        no attention was found in the forward pass
-    """
 
 
 @dataclass(frozen=True, eq=False)

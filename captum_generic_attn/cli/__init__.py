@@ -260,11 +260,11 @@ def evaluate(
     The file says which model, data, methods and metrics; all but the data may
     be left out, and docs/evaluate.toml in the sources shows every key.
     """
-    from captum_generic_attn.evaluation import DataError, PlanError, read_plan
+    from captum_generic_attn.errors import DataError, PlanError, UnavailableWeightsError
     from captum_generic_attn.evaluation import evaluate as run
+    from captum_generic_attn.evaluation import read_plan
     from captum_generic_attn.evaluation.report import FORMATS
     from captum_generic_attn.evaluation.terminal import print_report
-    from captum_generic_attn.models.checkpoints import UnavailableWeightsError
 
     if output is not None:
         if output.suffix.lower() not in FORMATS:

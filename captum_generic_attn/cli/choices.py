@@ -40,7 +40,8 @@ class Choices:
     def seen(self, model: PictureModel) -> Seen:
         """The picture, and what the model sees of it; if it cannot be read, that is said."""
         from captum_generic_attn import demo
-        from captum_generic_attn.files.images import UnreadablePictureError, open_rgb
+        from captum_generic_attn.errors import UnreadablePictureError
+        from captum_generic_attn.files.images import open_rgb
 
         try:
             if self.image is None:

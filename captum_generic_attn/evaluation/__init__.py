@@ -19,10 +19,8 @@ Example:
     1
 """
 
-from captum_generic_attn.evaluation.batch import DataError
 from captum_generic_attn.evaluation.plan import Plan, read_plan
 from captum_generic_attn.evaluation.report import Report
 from captum_generic_attn.evaluation.run import evaluate
-from captum_generic_attn.evaluation.tables import PlanError
 
-__all__ = ["DataError", "Plan", "PlanError", "Report", "evaluate", "read_plan"]
+__all__ = ["Plan", "Report", "evaluate", "read_plan"]

@@ -12,10 +12,6 @@ from torch import Tensor
 from captum_generic_attn.metrics import Removal
 
 
-class DataError(ValueError):
-    """Pictures or texts that cannot be evaluated; the message says which, and why."""
-
-
 @dataclass(frozen=True, eq=False)
 class Rationale:
     """The words that people marked in a text.

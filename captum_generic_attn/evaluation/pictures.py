@@ -14,22 +14,18 @@ from PIL import Image
 from torch import Tensor
 
 from captum_generic_attn.captum_api.targets import choose_output
-from captum_generic_attn.evaluation.batch import Batch, DataError, Examples, drawn
-from captum_generic_attn.evaluation.plan import FAITHFULNESS, PictureData, Plan
-from captum_generic_attn.evaluation.tables import PlanError
-from captum_generic_attn.files.images import (
-    UnreadablePictureError,
-    open_picture,
-    open_rgb,
-    picture_endings,
-)
-from captum_generic_attn.metrics import PIXELS, Pixels, Removal, blurred
-from captum_generic_attn.models.checkpoints import UnavailableWeightsError
-from captum_generic_attn.models.classifiers import (
-    ImageClassifier,
+from captum_generic_attn.errors import (
+    DataError,
+    PlanError,
+    UnavailableWeightsError,
     UnknownModelError,
-    load_classifier,
+    UnreadablePictureError,
 )
+from captum_generic_attn.evaluation.batch import Batch, Examples, drawn
+from captum_generic_attn.evaluation.plan import FAITHFULNESS, PictureData, Plan
+from captum_generic_attn.files.images import open_picture, open_rgb, picture_endings
+from captum_generic_attn.metrics import PIXELS, Pixels, Removal, blurred
+from captum_generic_attn.models.classifiers import ImageClassifier, load_classifier
 
 
 class PictureSet(Examples):

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from captum_generic_attn.evaluation.tables import PlanError, Table, read_tables
+from captum_generic_attn.errors import PlanError
+from captum_generic_attn.evaluation.tables import Table, read_tables
 
 OURS = "ours"
 """How the method of this package may be called, as on the command line."""

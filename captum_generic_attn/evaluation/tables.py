@@ -11,11 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from captum_generic_attn.errors import PlanError
 from captum_generic_attn.extras import needed
-
-
-class PlanError(ValueError):
-    """A TOML file asks for what is not possible; the message says in which key, and what is."""
 
 
 class Table:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from captum_generic_attn import hf
 from captum_generic_attn.captum_api.targets import choose_output
-from captum_generic_attn.evaluation.batch import Batch, DataError, Examples, Rationale, drawn
+from captum_generic_attn.errors import DataError, PlanError
+from captum_generic_attn.evaluation.batch import Batch, Examples, Rationale, drawn
 from captum_generic_attn.evaluation.plan import FAITHFULNESS, Plan, TextData
-from captum_generic_attn.evaluation.tables import PlanError
 from captum_generic_attn.evaluation.text_classifier import TextClassifier, load_text_classifier
 from captum_generic_attn.metrics import TOKENS, Tokens
 from captum_generic_attn.metrics.rationales import WORD_COUNTS

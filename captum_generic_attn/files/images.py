@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from captum_generic_attn.errors import UnreadablePictureError
+
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-class UnreadablePictureError(ValueError):
-    """A file is no picture, or a broken one; the message names it."""
 
 
 def open_picture(path: Path) -> Image:

@@ -15,18 +15,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from captum_generic_attn.errors import UnavailableWeightsError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
 
 _ADVICE = "Give a file of weights with --weights FILE (safetensors or torch.save)."
-
-
-class UnavailableWeightsError(ValueError):
-    """The model is known, its weights are not to be had or do not fit; the message says how to give
-    them.
-    """
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor, nn
 
+from captum_generic_attn.errors import UnavailableWeightsError, UnknownModelError
 from captum_generic_attn.models.checkpoints import (
-    UnavailableWeightsError,
     cached_file,
     fill,
     from_hugging_face,
@@ -34,11 +34,7 @@ from captum_generic_attn.models.preprocessing import (
     shipped_preprocessing,
 )
 
-__all__ = ["ImageClassifier", "UnknownModelError", "load_classifier"]
-
-
-class UnknownModelError(ValueError):
-    """No library has a model of that name; the message lists the nearest names."""
+__all__ = ["ImageClassifier", "load_classifier"]
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captum_generic_attn import hf
-from captum_generic_attn.models.checkpoints import (
-    UnavailableWeightsError,
-    from_hugging_face,
-    require_transformers,
-)
+from captum_generic_attn.errors import UnavailableWeightsError
+from captum_generic_attn.models.checkpoints import from_hugging_face, require_transformers
 from captum_generic_attn.models.kinds import SHIPPED_CLIP
 from captum_generic_attn.models.preprocessing import (
     PictureModel,

@@ -7,7 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from captum_generic_attn.models.checkpoints import UnavailableWeightsError, hugging_face_config
+from captum_generic_attn.errors import UnavailableWeightsError
+from captum_generic_attn.models.checkpoints import hugging_face_config
 
 SHIPPED_VIT, SHIPPED_CLIP, SHIPPED_DETR = "garments-vit", "garments-clip", "garments-detr"
 """Names of the models that come with the package."""

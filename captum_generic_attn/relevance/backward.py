@@ -17,14 +17,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from captum_generic_attn.capture import (
-    AttentionRecord,
-    Capture,
-    Refusal,
-    UnsupportedAttentionError,
-    reached_by,
-)
+from captum_generic_attn.capture import AttentionRecord, Capture, Refusal, reached_by
 from captum_generic_attn.capture.blocks import computing_dtype
+from captum_generic_attn.errors import UnsupportedAttentionError
 from captum_generic_attn.relevance.calls import (
     Collected,
     Layout,

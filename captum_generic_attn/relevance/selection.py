@@ -10,12 +10,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from captum_generic_attn.capture import (
-    AttentionRecord,
-    Capture,
-    Reached,
-    UnsupportedAttentionError,
-)
+from captum_generic_attn.capture import AttentionRecord, Capture, Reached
+from captum_generic_attn.errors import UnsupportedAttentionError
 from captum_generic_attn.relevance.explained_rows import RowsOption
 from captum_generic_attn.relevance.method import Method
 

@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from captum_generic_attn import GenericAttention, all_methods, demo, visualization
+from captum_generic_attn.errors import UnavailableWeightsError, UnknownModelError
 from captum_generic_attn.models import checkpoints
-from captum_generic_attn.models.checkpoints import UnavailableWeightsError
-from captum_generic_attn.models.classifiers import UnknownModelError, load_classifier
+from captum_generic_attn.models.classifiers import load_classifier
 
 
 @pytest.fixture(autouse=True)

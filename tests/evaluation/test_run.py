@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 
 from captum_generic_attn import GenericAttention, RawAttention, demo, hf
 from captum_generic_attn.cli import app
-from captum_generic_attn.evaluation import DataError, PlanError, evaluate, read_plan
+from captum_generic_attn.errors import DataError, PlanError, UnreadablePictureError
+from captum_generic_attn.evaluation import evaluate, read_plan
 from captum_generic_attn.evaluation.batch import drawn
 from captum_generic_attn.evaluation.text_classifier import TextClassifier
 from captum_generic_attn.evaluation.texts import read_texts, words_of_tokens
-from captum_generic_attn.files.images import UnreadablePictureError, open_picture
+from captum_generic_attn.files.images import open_picture
 from captum_generic_attn.metrics import (
     TOKENS,
     Pixels,

@@ -15,8 +15,9 @@ from helpers.picture_mutations import HEIGHT, NOISE, WIDTH, files, png, written
 from PIL import Image
 
 from captum_generic_attn import demo
+from captum_generic_attn.errors import UnreadablePictureError
 from captum_generic_attn.files import images as picture_files
-from captum_generic_attn.files.images import UnreadablePictureError, open_picture, open_rgb, rgb
+from captum_generic_attn.files.images import open_picture, open_rgb, rgb
 from captum_generic_attn.models.seen_area import _shaded
 from captum_generic_attn.visualization import overlay
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from captum_generic_attn.files.images import UnreadablePictureError, open_rgb
+from captum_generic_attn.errors import UnreadablePictureError
+from captum_generic_attn.files.images import open_rgb
 from helpers.memory_limit import memory
 
 HEIGHT, WIDTH = 44, 60

@@ -26,8 +26,8 @@ from captum_generic_attn import (
     PartialLrp,
     TransformerAttribution,
 )
+from captum_generic_attn.errors import UnsupportedOperationError
 from captum_generic_attn.lrp import RULE_SETS
-from captum_generic_attn.lrp.mode import UnsupportedOperationError
 from captum_generic_attn.lrp.rules import AlphaBeta, Conserved, Epsilon, Gamma
 
 SIGNED = [name for name, rules in RULE_SETS.items() if rules.signed]

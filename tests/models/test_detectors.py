@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from captum_generic_attn import demo
-from captum_generic_attn.models.checkpoints import UnavailableWeightsError
+from captum_generic_attn.errors import UnavailableWeightsError
 from captum_generic_attn.models.detectors import Detector, load_detector
 from captum_generic_attn.models.preprocessing import preprocessing_of, shipped_preprocessing
 

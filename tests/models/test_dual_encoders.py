@@ -10,8 +10,8 @@ from helpers import hugging_face_folders as folders
 from PIL import Image
 
 from captum_generic_attn import GenericAttention, demo, hf
+from captum_generic_attn.errors import UnavailableWeightsError
 from captum_generic_attn.models import dual_encoders
-from captum_generic_attn.models.checkpoints import UnavailableWeightsError
 from captum_generic_attn.models.dual_encoders import load_dual_encoder
 
 

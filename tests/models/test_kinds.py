@@ -6,7 +6,7 @@ import pytest
 import transformers
 from helpers import hugging_face_folders as folders
 
-from captum_generic_attn.models.checkpoints import UnavailableWeightsError
+from captum_generic_attn.errors import UnavailableWeightsError
 from captum_generic_attn.models.kinds import brings_weights, is_hugging_face, kind_of
 
 
