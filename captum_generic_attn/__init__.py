@@ -20,7 +20,7 @@ from captum_generic_attn.baselines import (
     RawAttention,
     TransformerAttribution,
 )
-from captum_generic_attn.compare import Comparison, all_methods, compare
+from captum_generic_attn.comparison import Comparison, all_methods, compare
 from captum_generic_attn.errors import UnsupportedAttentionError, UnsupportedOperationError
 from captum_generic_attn.lrp import RuleSet
 from captum_generic_attn.relevance.result import Call, Relevance, Stream

@@ -21,7 +21,7 @@ from tables import Column, Table, percent, timed, versions
 from torch import Tensor
 
 from captum_generic_attn import demo
-from captum_generic_attn.compare import run
+from captum_generic_attn.comparison import run
 from captum_generic_attn.metrics import (
     Detections,
     DetectionScores,

@@ -44,7 +44,7 @@ from captum_generic_attn import (
     RawAttention,
     TransformerAttribution,
 )
-from captum_generic_attn.compare import run
+from captum_generic_attn.comparison import run
 from captum_generic_attn.lrp import RULE_SETS
 from captum_generic_attn.metrics import (
     TOKENS,

@@ -25,7 +25,7 @@ def chosen_methods(given: str, start_layer: int) -> tuple[str, ...]:
         return ()
     from torch import nn
 
-    from captum_generic_attn.compare import all_methods
+    from captum_generic_attn.comparison import all_methods
 
     if start_layer != 0:
         wrong("--start-layer", "it is an option of our method alone: leave --methods out")
@@ -68,7 +68,7 @@ def compare_methods(
         rest: further arguments of `forward`.
         title: what is explained, in words.
     """
-    from captum_generic_attn.compare import all_methods, compare
+    from captum_generic_attn.comparison import all_methods, compare
     from captum_generic_attn.visualization import comparison_figure
 
     every = all_methods(forward)

@@ -202,7 +202,7 @@ def _methods(chosen: Table, *, texts: bool) -> tuple[tuple[str, ...], dict[str, 
     from torch.nn import Identity
 
     from captum_generic_attn.captum_api.base import ModelAttribution
-    from captum_generic_attn.compare import all_methods
+    from captum_generic_attn.comparison import all_methods
 
     known = all_methods(Identity())
     unfit = {

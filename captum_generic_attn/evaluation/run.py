@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_generic_attn.baselines import Lrp
 from captum_generic_attn.captum_api.base import ModelAttribution
-from captum_generic_attn.compare import all_methods, compare, patch_mask
+from captum_generic_attn.comparison import all_methods, compare, patch_mask
 from captum_generic_attn.evaluation.batch import Batch, Examples
 from captum_generic_attn.evaluation.pictures import PictureSet
 from captum_generic_attn.evaluation.plan import PictureData, Plan

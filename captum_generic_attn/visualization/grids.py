@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike, NDArray
 
-    from captum_generic_attn.compare import Attributions, Comparison
+    from captum_generic_attn.comparison import Attributions, Comparison
 
     Heats = Attributions | Sequence[ArrayLike] | NDArray[Any]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from PIL.Image import Image
 
-    from captum_generic_attn.compare import Attributions, Comparison
+    from captum_generic_attn.comparison import Attributions, Comparison
 
 _PANEL = 2.6  # how wide a panel is, in inches
 _LETTERS = 11  # of titles, in points
@@ -108,7 +108,7 @@ def comparison_figure(
 
     Example:
         >>> import torch
-        >>> from captum_generic_attn.compare import Comparison
+        >>> from captum_generic_attn.comparison import Comparison
         >>> from captum_generic_attn.visualization import comparison_figure
         >>> found = Comparison({"ours": torch.rand(1, 3, 8, 8)}, {"ours": 0.25}, {}, {})
         >>> figure = comparison_figure(np.zeros((8, 8)), found)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from PIL.Image import Image
 
-    from captum_generic_attn.compare import Comparison
+    from captum_generic_attn.comparison import Comparison
     from captum_generic_attn.visualization.figures import NotebookFigure
 
 _LABEL = 6.5  # the height of the letters in a label, in points
@@ -91,7 +91,7 @@ def regions_figure(
         >>> [text.get_text() for text in figure.axes[2].texts]
         ['5', '-3']
     """
-    from captum_generic_attn.compare import Comparison
+    from captum_generic_attn.comparison import Comparison
 
     picture = checked_picture(image)
     placed = boxes_on(boxes, picture)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from torch import Tensor
 
-    from captum_generic_attn.compare import Comparison
+    from captum_generic_attn.comparison import Comparison
     from captum_generic_attn.hf import Words
     from captum_generic_attn.visualization.scales import Scale
 
@@ -134,7 +134,7 @@ def compared_words(
 
     Example:
         >>> import torch
-        >>> from captum_generic_attn.compare import Comparison
+        >>> from captum_generic_attn.comparison import Comparison
         >>> from captum_generic_attn.visualization import compared_words, text_figure
         >>> found = Comparison({"ours": torch.tensor([[0.5, 2.0]])}, {"ours": 0.1}, {}, {})
         >>> compared_words(["two", "cats"], found)

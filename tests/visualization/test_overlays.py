@@ -10,7 +10,7 @@ from PIL import Image
 from skimage.color import rgb2lab
 
 from captum_generic_attn import GenericAttention
-from captum_generic_attn.compare import Comparison
+from captum_generic_attn.comparison import Comparison
 from captum_generic_attn.visualization import (
     centre_crop,
     comparison_figure,

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
 
 from captum_generic_attn import GenericAttention
-from captum_generic_attn.compare import Comparison
+from captum_generic_attn.comparison import Comparison
 from captum_generic_attn.hf import Piece
 from captum_generic_attn.relevance.result import Call
 from captum_generic_attn.visualization import (

@@ -29,7 +29,7 @@ from captum_generic_attn import (
     all_methods,
     compare,
 )
-from captum_generic_attn.compare import patch_mask
+from captum_generic_attn.comparison import patch_mask
 from captum_generic_attn.visualization import comparison_figure
 
 
