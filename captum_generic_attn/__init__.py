@@ -24,7 +24,7 @@ from captum_generic_attn.comparison import Comparison, all_methods, compare
 from captum_generic_attn.errors import UnsupportedAttentionError, UnsupportedOperationError
 from captum_generic_attn.lrp import RuleSet
 from captum_generic_attn.relevance.result import Call, Relevance, Stream
-from captum_generic_attn.verify import Check, Verification, verify
+from captum_generic_attn.verification import Check, Verification, verify
 
 __version__ = "0.1.0"
 
