@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
-from captum._utils.typing import TargetType, TensorOrTupleOfTensorsGeneric
 
 from captum_generic_attn.captum_api.base import (
     Attributed,
@@ -25,6 +24,7 @@ from captum_generic_attn.captum_api.base import (
     undisturbed,
 )
 from captum_generic_attn.captum_api.batching import parts_of
+from captum_generic_attn.captum_api.inputs import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_generic_attn.captum_api.targets import OutputChoice
 from captum_generic_attn.capture import Capture, capture_forward, no_attention_message
 from captum_generic_attn.capture.blocks import computing_dtype

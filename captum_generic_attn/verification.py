@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from captum._utils.typing import TargetType
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_generic_attn.attribution import AttentionAttribution
 from captum_generic_attn.captum_api.base import ModelAttribution, Request, undisturbed
 from captum_generic_attn.captum_api.batching import parts_of
+from captum_generic_attn.captum_api.inputs import TargetType
 from captum_generic_attn.capture import AttentionRecord, Capture, Witness, capture_forward
 from captum_generic_attn.capture.blocking import ending_at
 from captum_generic_attn.capture.record import Explicit

@@ -13,7 +13,7 @@ _TOP = 3
 
 def explain_classes(choices: Choices) -> None:
     """Prints the most probable classes, and writes a figure of the explained ones."""
-    from captum_generic_attn import GenericAttention
+    from captum_generic_attn.attribution import GenericAttention
     from captum_generic_attn.models.classifiers import load_classifier
     from captum_generic_attn.visualization import heatmap_figure
 

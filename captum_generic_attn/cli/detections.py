@@ -14,7 +14,7 @@ _THRESHOLD = 0.5
 
 def explain_detections(choices: Choices) -> None:
     """Prints the detections, and writes a figure of their boxes and of the explained ones."""
-    from captum_generic_attn import GenericAttention
+    from captum_generic_attn.attribution import GenericAttention
     from captum_generic_attn.models.detectors import load_detector
     from captum_generic_attn.visualization import detections_figure
 

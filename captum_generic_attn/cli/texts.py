@@ -11,7 +11,7 @@ from captum_generic_attn.cli.terminal import loaded, print_table, save, told, wr
 
 def explain_texts(choices: Choices) -> None:
     """Prints the scores of the texts, and writes a figure of picture and words for each."""
-    from captum_generic_attn import GenericAttention
+    from captum_generic_attn.attribution import GenericAttention
     from captum_generic_attn.models.dual_encoders import load_dual_encoder
     from captum_generic_attn.visualization import pairs_figure, word_relevance
 

@@ -15,7 +15,8 @@ from captum_generic_attn.cli.terminal import fail, loaded, told, wrong
 
 def verify_model(choices: Choices, kind: str) -> None:
     """Prints the report of `verify`; a failed check is an error."""
-    from captum_generic_attn import GenericAttention, verify
+    from captum_generic_attn.attribution import GenericAttention
+    from captum_generic_attn.verification import verify
 
     name, forward, inputs, target, more = _GIVEN[kind](choices)
     typer.echo(f"Checking {name} (eight checks, some dozen passes through the model) ...")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
-from torchvision.transforms.v2 import functional as transforms
 
 from captum_generic_attn.files.images import rgb
 
@@ -107,6 +106,8 @@ def preprocess(image: Image.Image) -> Tensor:
     """
     if not isinstance(image, Image.Image):
         raise TypeError(f"preprocess takes a PIL.Image.Image, not {type(image).__name__}")
+    from torchvision.transforms.v2 import functional as transforms
+
     square = transforms.center_crop(rgb(image), [min(image.size)])
     pixels: Tensor = transforms.pil_to_tensor(transforms.resize(square, [SIZE, SIZE]))
     return (pixels.to(torch.float32) / 255 - MEAN) / STD

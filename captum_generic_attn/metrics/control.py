@@ -6,11 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from captum._utils.common import _format_output, _is_tuple
-from captum._utils.typing import TargetType, TensorOrTupleOfTensorsGeneric
 from captum.attr import Attribution
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from captum_generic_attn.captum_api.inputs import (
+    TargetType,
+    TensorOrTupleOfTensorsGeneric,
+    shaped_like,
+)
 
 
 class RandomAttribution(Attribution):
@@ -69,8 +73,7 @@ class RandomAttribution(Attribution):
             self._of(part, generator, whole=return_input_shape).to(part.device).contiguous()
             for part in parts
         )
-        formatted: TensorOrTupleOfTensorsGeneric = _format_output(_is_tuple(inputs), maps)
-        return formatted
+        return shaped_like(inputs, maps)
 
     def _of(self, part: Tensor, generator: torch.Generator, *, whole: bool) -> Tensor:
         if part.ndim == 4:

@@ -13,7 +13,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
-from torchvision.transforms.v2 import functional as transforms
 
 Attributions = Tensor | tuple[Tensor, ...]
 
@@ -261,5 +260,7 @@ def blurred(images: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:
             f"a kernel of {size} pixels is too large for {images.shape[-2]} × {images.shape[-1]} "
             "pixels: pass a smaller size="
         )
+    from torchvision.transforms.v2 import functional as transforms
+
     soft: Tensor = transforms.gaussian_blur(images, [size, size], [sigma, sigma])
     return soft
