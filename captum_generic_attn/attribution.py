@@ -259,7 +259,7 @@ class GenericAttention(AttentionAttribution):
             both, to the map of a call, `[G, Nq, Nk]`; `G` are examples or their windows. Eq. 8
             divides by sums of rows, so its values should not be negative.
         lrp: the authors' `use_lrp`: relevance of the probabilities by LRP takes their place in
-            eq. 5. `True` is by the rules of their LXMERT (`"ours"`); else a rule set or its name.
+            eq. 5. `True` is by the rules of their LXMERT (`"chefer2021"`); else a rule set or its name.
             With signed rules the product is positive also where both factors speak against the
             score, and a score that is a probability is refused (docs/baselines.md).
         output: field name, index or function that picks the output to explain; see
@@ -330,7 +330,7 @@ class GenericAttention(AttentionAttribution):
 
     @property
     def _method(self) -> Method:
-        chosen = "ours" if self.lrp is True else self.lrp
+        chosen = "chefer2021" if self.lrp is True else self.lrp
         rules = attention_rules(chosen) if chosen else None
         return Generic(
             self.normalize, self.self_in_cross, self.aggregate, self.rule, rules, own=self.own

@@ -33,7 +33,7 @@ class TransformerAttribution(AttentionAttribution):
         forward_func: as in `GenericAttention`.
         row_normalize: whether the rows of each factor are scaled to sum to 1.
         start_layer: leave out the first `start_layer` calls of each pair of streams.
-        rules: the LRP rules, `"ours"`, another name of `lrp.RULE_SETS`, or a `RuleSet`.
+        rules: the LRP rules, `"chefer2021"`, another name of `lrp.RULE_SETS`, or a `RuleSet`.
         layers: as in `GenericAttention`.
         rows: as in `GenericAttention`.
         own: as in `GenericAttention`; or `"row_min"`: the least value of its row, as the authors'
@@ -65,7 +65,7 @@ class TransformerAttribution(AttentionAttribution):
         *,
         row_normalize: bool = False,
         start_layer: int = 0,
-        rules: Rules = "ours",
+        rules: Rules = "chefer2021",
         layers: Layers = None,
         rows: RowsOption = None,
         own: OwnEntry = "zero",
@@ -91,7 +91,7 @@ class PartialLrp(AttentionAttribution):
         forward_func: as in `GenericAttention`.
         clamp: whether negative relevance counts as none.
         scale: `"minmax"`: each example's whole matrix is scaled to reach from 0 to 1; `None`: not.
-        rules: the LRP rules, `"original"`, another name of `lrp.RULE_SETS`, or a `RuleSet`.
+        rules: the LRP rules, `"chefer2021_full"`, another name of `lrp.RULE_SETS`, or a `RuleSet`.
         layers: as in `GenericAttention`; the last call is the last of these.
         rows: as in `GenericAttention`.
         own: as in `GenericAttention`.
@@ -120,7 +120,7 @@ class PartialLrp(AttentionAttribution):
         *,
         clamp: bool = True,
         scale: Literal["minmax"] | None = None,
-        rules: Rules = "original",
+        rules: Rules = "chefer2021_full",
         layers: Layers = None,
         rows: RowsOption = None,
         own: Own = "zero",
@@ -147,7 +147,7 @@ class LrpRollout(AttentionAttribution):
     Args:
         forward_func: as in `GenericAttention`.
         start_layer: leave out the first `start_layer` calls of each pair of streams.
-        rules: the LRP rules, `"ours"`, another name of `lrp.RULE_SETS`, or a `RuleSet`.
+        rules: the LRP rules, `"chefer2021"`, another name of `lrp.RULE_SETS`, or a `RuleSet`.
         layers: as in `GenericAttention`.
         rows: as in `GenericAttention`.
         own: as in `GenericAttention`.
@@ -176,7 +176,7 @@ class LrpRollout(AttentionAttribution):
         forward_func: Callable[..., Any],
         *,
         start_layer: int = 0,
-        rules: Rules = "ours",
+        rules: Rules = "chefer2021",
         layers: Layers = None,
         rows: RowsOption = None,
         own: Own = "zero",
@@ -204,8 +204,8 @@ class Lrp(ModelAttribution):
 
     Args:
         forward_func: a module, a bound method, a `functools.partial`, or a closure round modules.
-        rules: the rule set, by its name in `lrp.RULE_SETS` or as a `RuleSet`: `"original"`,
-            `"ours"`, `"detr"` (the authors' variants, from 1), or, signed and from the score,
+        rules: the rule set, by its name in `lrp.RULE_SETS` or as a `RuleSet`: `"chefer2021_full"`,
+            `"chefer2021"`, `"chefer2021_detr"` (the authors' variants, from 1), or, signed and from the score,
             `"epsilon"`, `"gamma"`, and `"frozen"`, which conserves exactly without biases.
         output: as in `GenericAttention`.
 
@@ -240,7 +240,7 @@ class Lrp(ModelAttribution):
         self,
         forward_func: Callable[..., Any],
         *,
-        rules: Rules = "original",
+        rules: Rules = "chefer2021_full",
         output: OutputChoice = None,
     ) -> None:
         super().__init__(forward_func, output)
