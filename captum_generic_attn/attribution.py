@@ -29,8 +29,8 @@ from captum_generic_attn.captum_api.targets import OutputChoice
 from captum_generic_attn.capture import Capture, capture_forward, no_attention_message
 from captum_generic_attn.capture.blocks import computing_dtype
 from captum_generic_attn.errors import UnsupportedAttentionError
-from captum_generic_attn.lrp import RuleSet, attention_rules
 from captum_generic_attn.lrp.propagation import Propagated, Propagation
+from captum_generic_attn.lrp.rule_sets import RuleSet, attention_rules
 from captum_generic_attn.relevance import padding
 from captum_generic_attn.relevance.backward import Again, Explanation, explain, narrowed
 from captum_generic_attn.relevance.calls import Own, OwnEntry
@@ -259,11 +259,11 @@ class GenericAttention(AttentionAttribution):
             both, to the map of a call, `[G, Nq, Nk]`; `G` are examples or their windows. Eq. 8
             divides by sums of rows, so its values should not be negative.
         lrp: the authors' `use_lrp`: relevance of the probabilities by LRP takes their place in
-            eq. 5. `True` is by the rules of their LXMERT (`"chefer2021"`); else a rule set or its name.
-            With signed rules the product is positive also where both factors speak against the
-            score, and a score that is a probability is refused (docs/baselines.md).
+            eq. 5. `True` takes the rules of their LXMERT (`"chefer2021"`); else a rule set or its
+            name. With signed rules the product is positive also where both factors speak against
+            the score, and a score that is a probability is refused (docs/baselines.md).
         output: field name, index or function that picks the output to explain; see
-            `captum_generic_attn.captum_api.targets.choose_output`.
+            `captum_generic_attn.choose_output`.
         interpolation: `"bilinear"` (the authors' pictures) or `"nearest"` (each element has the
             value of its token).
         strict: whether attention calls that cannot be explained raise, or are skipped with one

@@ -25,8 +25,8 @@ from captum_generic_attn.capture.blocking import ending_at
 from captum_generic_attn.capture.record import Explicit
 from captum_generic_attn.capture.scope import modules_of
 from captum_generic_attn.capture.witness import Read
-from captum_generic_attn.lrp import rule_set
 from captum_generic_attn.lrp.propagation import Propagation
+from captum_generic_attn.lrp.rule_sets import rule_set
 from captum_generic_attn.tokens import TokenSpaces, elements_of
 from captum_generic_attn.tokens.ids import compact
 

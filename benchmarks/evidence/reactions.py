@@ -239,7 +239,7 @@ def methods(forward: Forward) -> Methods:
         ),
         "Partial LRP": PartialLrp(forward),
         "LRP rollout": LrpRollout(forward),
-        "LRP": Lrp(forward, rules=replace(RULE_SETS["original"], **at_words)),
+        "LRP": Lrp(forward, rules=replace(RULE_SETS["chefer2021_full"], **at_words)),
         "LRP, frozen": Lrp(forward, rules="frozen"),
         RANDOM: RandomAttribution(forward),
     }

@@ -14,8 +14,8 @@ from captum_generic_attn.baselines.methods import LrpAlone, LrpRolled, LrpWeight
 from captum_generic_attn.captum_api.base import Attributed, ModelAttribution, Request, retried
 from captum_generic_attn.captum_api.targets import OutputChoice
 from captum_generic_attn.capture.blocks import computing_dtype
-from captum_generic_attn.lrp import RuleSet, attention_rules, rule_set
 from captum_generic_attn.lrp.propagation import Propagation
+from captum_generic_attn.lrp.rule_sets import RuleSet, attention_rules, rule_set
 from captum_generic_attn.relevance.calls import Own, OwnEntry
 from captum_generic_attn.relevance.explained_rows import RowsOption
 from captum_generic_attn.relevance.method import Method
@@ -205,8 +205,9 @@ class Lrp(ModelAttribution):
     Args:
         forward_func: a module, a bound method, a `functools.partial`, or a closure round modules.
         rules: the rule set, by its name in `lrp.RULE_SETS` or as a `RuleSet`: `"chefer2021_full"`,
-            `"chefer2021"`, `"chefer2021_detr"` (the authors' variants, from 1), or, signed and from the score,
-            `"epsilon"`, `"gamma"`, and `"frozen"`, which conserves exactly without biases.
+            `"chefer2021"`, `"chefer2021_detr"` (the authors' variants, from 1), or, signed and from
+            the score, `"epsilon"`, `"gamma"`, and `"frozen"`, which conserves exactly without
+            biases.
         output: as in `GenericAttention`.
 
     Raises:

@@ -127,7 +127,7 @@ def register() -> None:
         >>> register()  # doctest: +SKIP
         >>> from captum.insights.attr_vis import config  # doctest: +SKIP
         >>> config.ATTRIBUTION_METHOD_CONFIG["Lrp"].params  # doctest: +SKIP
-        {'rules': StrEnumConfig(value='original', ...), 'output': StrConfig(value='', ...)}
+        {'rules': StrEnumConfig(value='chefer2021_full', ...), 'output': StrConfig(value='', ...)}
         >>> unregister()  # doctest: +SKIP
     """
     methods, configs = _lists()

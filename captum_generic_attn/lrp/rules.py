@@ -230,7 +230,7 @@ class AlphaBeta:
 
 
 @dataclass(frozen=True)
-class Box:
+class ZBox:
     """zᴮ, for what reads a picture: elements between its least and its greatest value.
 
     `S = R / (x W − lo W⁺ − hi W⁻)`, relevance `x (S W) − lo (S W⁺) − hi (S W⁻)`; `lo` and `hi` are

@@ -108,14 +108,14 @@ def test_arguments_of_the_page_change_what_is_calculated(registered):
     model = tiny_vit()
     name = "Generic Attention"
     sent = as_the_page_sends(
-        registered, name, layers="blocks.1", rows="0 2", normalize="False", lrp="ours",
+        registered, name, layers="blocks.1", rows="0 2", normalize="False", lrp="chefer2021",
         interpolation="nearest",
     )  # fmt: skip
     (found,) = AttributionCalculation([model], list("abcde"), []).calculate_attribution(
         None, (pictures(1),), None, torch.tensor(3), name, sent, model
     )
     method = GenericAttention(
-        model, layers=["blocks.1"], rows=[0, 2], normalize=False, lrp="ours",
+        model, layers=["blocks.1"], rows=[0, 2], normalize=False, lrp="chefer2021",
         interpolation="nearest",
     )  # fmt: skip
     assert torch.equal(found, method.attribute(pictures(1), 3))
