@@ -132,11 +132,11 @@ def explain(
     methods: Annotated[
         str,
         typer.Option(
-            metavar="ours|all|NAME,...",
-            help="Which methods explain: ours; all, which draws them side by side for one class, "
+            metavar="generic|all|NAME,...",
+            help="Which methods explain: generic, the method of this package; all, which draws them side by side for one class, "
             "text or detection; or some of these by name.",
         ),
-    ] = "ours",
+    ] = "generic",
 ) -> None:
     """Explain what a transformer sees in a picture.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choices:
-    """What the options come to; `methods` are those to compare, none where ours alone explains."""
+    """What the options come to; `methods` are those to compare, none where `GenericAttention` alone explains."""
 
     image: Path | None
     model: str | None
@@ -34,7 +34,7 @@ class Choices:
 
     @property
     def several_methods(self) -> bool:
-        """Whether other methods than ours explain."""
+        """Whether other methods than `GenericAttention` explain."""
         return bool(self.methods)
 
     def seen(self, model: PictureModel) -> Seen:

@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 
 def chosen_methods(given: str, start_layer: int) -> tuple[str, ...]:
-    """The names of the methods that `--methods` compares, none where ours alone explains; what
+    """The names of the methods that `--methods` compares, none where `GenericAttention` alone explains; what
     cannot be chosen is said, before a model is loaded.
     """
-    if given == "ours":
+    if given == "generic":
         return ()
     from torch import nn
 
     from captum_generic_attn.comparison import all_methods
 
     if start_layer != 0:
-        wrong("--start-layer", "it is an option of our method alone: leave --methods out")
+        wrong("--start-layer", "it is an option of generic attention alone: leave --methods out")
     names = tuple(all_methods(nn.Identity()))
     if given == "all":
         return names
-    known = {("ours",): names[0]} | {tuple(name.split(", ")): name for name in names}
+    known = {("generic",): names[0]} | {tuple(name.split(", ")): name for name in names}
     chosen, rest = [], [part.strip() for part in given.split(",")]
     while rest:
         # Names may hold a comma ("LRP, frozen"): the longest that fits is meant.
         fitting = [parts for parts in known if tuple(rest[: len(parts)]) == parts]
         if not fitting:
-            wrong("--methods", f"{rest[0]!r}: there are all; ours; {'; '.join(names)}")
+            wrong("--methods", f"{rest[0]!r}: there are all; generic; {'; '.join(names)}")
         parts = max(fitting, key=len)
         chosen.append(known[parts])
         rest = rest[len(parts) :]

@@ -15,7 +15,7 @@ from typing import Literal
 from captum_generic_attn.errors import PlanError
 from captum_generic_attn.evaluation.tables import Table, read_tables
 
-OURS = "ours"
+GENERIC = "generic"
 """How the method of this package may be called, as on the command line."""
 FAITHFULNESS = ("positive", "negative", "deletion", "insertion", "saco")
 """Metrics of whether the model needs what an explanation points at."""
@@ -118,7 +118,7 @@ def read_plan(file: Path) -> Plan:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = Path(folder, "plan.toml")
-        ...     _ = file.write_text('[data]\nimages = "."\n[evaluation]\nmethods = ["ours"]')
+        ...     _ = file.write_text('[data]\nimages = "."\n[evaluation]\nmethods = ["generic"]')
         ...     read_plan(file).methods
         ('Generic attention',)
     """
@@ -210,15 +210,15 @@ def _methods(chosen: Table, *, texts: bool) -> tuple[tuple[str, ...], dict[str, 
         for name, method in known.items()
         if texts and not isinstance(method, ModelAttribution)
     }
-    ours = next(iter(known))
-    if chosen.values.get("methods", [OURS]) == "all":
+    generic = next(iter(known))
+    if chosen.values.get("methods", [GENERIC]) == "all":
         return tuple(name for name in known if name not in unfit), unfit
     if isinstance(chosen.values.get("methods"), str):
-        chosen.wrong("methods", '"all", or a list of names is needed, such as ["ours", "LRP"]')
-    given = chosen.some_of("methods", [OURS, *known]) or (OURS,)
-    names = tuple(ours if name == OURS else name for name in given)
+        chosen.wrong("methods", '"all", or a list of names is needed, such as ["generic", "LRP"]')
+    given = chosen.some_of("methods", [GENERIC, *known]) or (GENERIC,)
+    names = tuple(generic if name == GENERIC else name for name in given)
     if len(set(names)) < len(names):
-        chosen.wrong("methods", f"{OURS!r} and {ours!r} are the same method")
+        chosen.wrong("methods", f"{GENERIC!r} and {generic!r} are the same method")
     for name in names:
         if name in unfit:
             fit = [one for one in known if one not in unfit]

@@ -458,7 +458,7 @@ def test_all_methods_explain_one_class(monkeypatch):
     [
         ("Generic attention, LRP", ["Generic attention", "LRP"]),
         ("LRP, frozen", ["LRP, frozen"]),
-        ("LRP,LRP, frozen , ours", ["LRP", "LRP, frozen", "Generic attention"]),
+        ("LRP,LRP, frozen , generic", ["LRP", "LRP, frozen", "Generic attention"]),
         ("Raw attention,Raw attention", ["Raw attention"]),
     ],
 )
@@ -473,10 +473,10 @@ def test_some_methods_by_name(given, names, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "LRP,theirs, LRP"], "'theirs': there are all; ours; Generic attention; Raw"),
-        (["--methods", "LRP,,LRP"], "'': there are all; ours; Generic attention; Raw"),
+        (["--methods", "LRP,theirs, LRP"], "'theirs': there are all; generic; Generic attention; Raw"),
+        (["--methods", "LRP,,LRP"], "'': there are all; generic; Generic attention; Raw"),
         (["--methods", "all", "--target", "0", "--target", "1"], "several methods explain one"),
-        (["--methods", "all", "--start-layer", "1"], "an option of our method alone"),
+        (["--methods", "all", "--start-layer", "1"], "an option of generic attention alone"),
     ],
 )
 def test_wrong_choices_of_methods_are_told(arguments, message):
@@ -486,7 +486,7 @@ def test_wrong_choices_of_methods_are_told(arguments, message):
 def test_wrong_methods_are_told_before_a_model_is_loaded():
     """There is no such folder on the hub, and none is asked for."""
     output = explain("--model", "nobody/nothing", "--methods", "theirs", code=2)
-    assert "'theirs': there are all; ours" in output
+    assert "'theirs': there are all; generic" in output
 
 
 def test_a_format_whose_program_is_missing_is_told(monkeypatch):

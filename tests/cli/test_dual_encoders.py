@@ -185,7 +185,7 @@ def test_methods_explain_the_first_text(monkeypatch):
         ([*texts("a bag"), "--top", "2"], 2, "--top: garments-clip scores the texts that it is gi"),
         ([*texts("a bag"), "--weights", "x.pth"], 2, "garments-clip brings its own weights"),
         ([*texts("a bag"), "--start-layer", "9"], 1, "Error: the shipped CLIP: start_layer=9"),
-        ([*texts("a bag"), "--methods", "theirs"], 2, "'theirs': there are all; ours; Generic"),
+        ([*texts("a bag"), "--methods", "theirs"], 2, "'theirs': there are all; generic; Generic"),
     ],
 )
 def test_failures_say_what_to_do(arguments, code, message, tmp_path):

@@ -120,7 +120,7 @@ def test_boxes_are_drawn_and_printed_in_pixels_of_the_picture(monkeypatch):
 def test_a_comparison_shows_the_whole_picture(monkeypatch):
     figures = recorded(monkeypatch, "comparison_figure")
     composition().save(PICTURE)
-    explain(PICTURE, "--methods", "ours,Raw attention")
+    explain(PICTURE, "--methods", "generic,Raw attention")
     ((image, _, options),) = figures
     assert image.size == (1000, 700)
     assert options["area"] == pytest.approx((150, 0, 850, 700), abs=0.5)

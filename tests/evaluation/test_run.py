@@ -100,7 +100,7 @@ def report(pictures):
     return report_of(
         pictures,
         '[data]\nimages = "pictures"\nmasks = "masks"\n'
-        '[evaluation]\nmethods = ["ours", "Saliency"]\nbatch_size = 2',
+        '[evaluation]\nmethods = ["generic", "Saliency"]\nbatch_size = 2',
     )
 
 
@@ -154,7 +154,7 @@ def test_the_random_control_differs_from_picture_to_picture(pictures):
 def test_the_same_plan_gives_the_same_report(report, pictures):
     text = (
         '[data]\nimages = "pictures"\nmasks = "masks"\n'
-        '[evaluation]\nmethods = ["ours", "Saliency"]\nbatch_size = 2'
+        '[evaluation]\nmethods = ["generic", "Saliency"]\nbatch_size = 2'
     )
     again = report_of(pictures, text)
     assert again.as_json() == report.as_json()
@@ -297,7 +297,7 @@ def test_methods_that_cannot_run_are_refused_with_their_reason(tmp_path, picture
         '[model]\nname = "test_efficientnet"\nweights = "convolutions.safetensors"\n'
         '[data]\nimages = "pictures"\nlimit = 1\n[evaluation]\nmetrics = ["saco"]\n'
     )
-    file = plan_file(tmp_path, f'{text}methods = ["ours", "Saliency"]')
+    file = plan_file(tmp_path, f'{text}methods = ["generic", "Saliency"]')
     output = run(file, "--output", tmp_path / "report.json")
     assert "Warning: Generic attention is refused: " in output
     assert "no attention" in output
@@ -408,10 +408,10 @@ def test_wrong_tables_say_what_is_allowed(text, message, pictures):
     ("line", "message"),
     [
         ('methods = ["Raw atention"]', "no 'Raw atention' (nearest: Raw attention"),
-        ('methods = "ours"', '"all", or a list of names is needed'),
-        ("methods = []", "a list of some of these is needed: ours, Generic attention"),
+        ('methods = "generic"', '"all", or a list of names is needed'),
+        ("methods = []", "a list of some of these is needed: generic, Generic attention"),
         ('methods = ["LRP", "LRP"]', "a name stands there twice"),
-        ('methods = ["ours", "Generic attention"]', "are the same method"),
+        ('methods = ["generic", "Generic attention"]', "are the same method"),
         ('metrics = ["delete"]', "no 'delete' (nearest: deletion); there is 'positive', "),
         ('metrics = ["pointing"]', "'pointing' needs masks = FOLDER under [data]"),
         ('metrics = ["token_f1"]', "'token_f1' is a metric of texts, not of pictures"),
