@@ -133,8 +133,8 @@ def explain(
         str,
         typer.Option(
             metavar="generic|all|NAME,...",
-            help="Which methods explain: generic, the method of this package; all, which draws them side by side for one class, "
-            "text or detection; or some of these by name.",
+            help="Which methods explain: generic, the method of this package; all, which draws "
+            "them side by side for one class, text or detection; or some of these by name.",
         ),
     ] = "generic",
 ) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choices:
-    """What the options come to; `methods` are those to compare, none where `GenericAttention` alone explains."""
+    """The options as values; `methods` are those to compare, empty for `GenericAttention` alone."""
 
     image: Path | None
     model: str | None

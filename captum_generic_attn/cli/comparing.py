@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 
 def chosen_methods(given: str, start_layer: int) -> tuple[str, ...]:
-    """The names of the methods that `--methods` compares, none where `GenericAttention` alone explains; what
-    cannot be chosen is said, before a model is loaded.
+    """The names of the methods that `--methods` compares, empty for `GenericAttention` alone.
+
+    A wrong choice ends the command before a model is loaded.
     """
     if given == "generic":
         return ()

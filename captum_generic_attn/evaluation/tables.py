@@ -32,7 +32,7 @@ class Table:
         >>> table.whole("limit", least=1)
         Traceback (most recent call last):
             ...
-        captum_generic_attn.evaluation.tables.PlanError: plan.toml, [data] limit = 0: a whole number
+        captum_generic_attn.errors.PlanError: plan.toml, [data] limit = 0: a whole number
         of at least 1 is needed
     """
 

@@ -473,7 +473,7 @@ def test_some_methods_by_name(given, names, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "LRP,theirs, LRP"], "'theirs': there are all; generic; Generic attention; Raw"),
+        (["--methods", "LRP,theirs, LRP"], "'theirs': there are all; generic; Generic attention"),
         (["--methods", "LRP,,LRP"], "'': there are all; generic; Generic attention; Raw"),
         (["--methods", "all", "--target", "0", "--target", "1"], "several methods explain one"),
         (["--methods", "all", "--start-layer", "1"], "an option of generic attention alone"),
