@@ -13,7 +13,7 @@ from helpers.command_line import explain, recorded, run
 from PIL import Image
 from safetensors.torch import save_file
 
-from captum_generic_attn import GenericAttention, all_methods, demo, visualization
+from captum_generic_attn import GenericAttention, all_methods, demo, verification, visualization
 from captum_generic_attn.errors import UnavailableWeightsError, UnknownModelError
 from captum_generic_attn.models import checkpoints
 from captum_generic_attn.models.classifiers import load_classifier
@@ -570,12 +570,10 @@ def test_verify_checks_a_model(options):
 
 
 def test_verify_of_a_wrong_map_is_an_error(monkeypatch):
-    import captum_generic_attn
-
-    wrong = captum_generic_attn.Verification(
-        "Generic Attention", (captum_generic_attn.Check("rows", "failed", "others", 1),)
+    wrong = verification.Verification(
+        "Generic Attention", (verification.Check("rows", "failed", "others", 1),)
     )
-    monkeypatch.setattr(captum_generic_attn, "verify", lambda *args: wrong)
+    monkeypatch.setattr(verification, "verify", lambda *args: wrong)
     printed = run("verify", code=1)
     assert "WRONG rows: others" in printed
     assert "do not trust its maps" in printed

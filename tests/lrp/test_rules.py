@@ -271,7 +271,7 @@ def test_rule_sets_are_data() -> None:
 
 
 def test_wrong_rule_sets_are_named() -> None:
-    with pytest.raises(ValueError, match="rules='theirs' is none of chefer2021_full, ours, detr, epsilon"):
+    with pytest.raises(ValueError, match="rules='theirs' is none of chefer2021_full, "):
         rule_set("theirs")
     with pytest.raises(TypeError, match="rules= takes a name or a RuleSet, not int"):
         rule_set(3)
