@@ -1,8 +1,8 @@
 """The command `captum-generic-attn`: which parts of a picture, and which words, made a model give a
 score, and whether what explains it is right.
 
-Here are the commands and their options; `classes`, `texts` and `detections` explain a model of each
-kind. What a command alone needs is imported when it runs.
+Here are the commands and their options; `kinds` has what differs between kinds of models. What a
+command alone needs is imported when it runs, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from typing import Annotated
 import typer
 
 from captum_generic_attn.cli.choices import Choices
-from captum_generic_attn.cli.classes import explain_classes
 from captum_generic_attn.cli.comparing import chosen_methods
-from captum_generic_attn.cli.detections import explain_detections
+from captum_generic_attn.cli.options import ImageFile, ModelName, Texts, WeightsFile
 from captum_generic_attn.cli.terminal import fail, loaded, warn, wrong
-from captum_generic_attn.cli.texts import explain_texts
 
 __all__ = ["main"]
 
@@ -59,47 +57,10 @@ def _options(
 
 @app.command()
 def explain(
-    image: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="IMAGE",
-            help="The picture to explain, of at most 89 million pixels; without it, one that comes "
-            "with the package.",
-            exists=True,
-            dir_okay=False,
-            readable=True,
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="A timm or torchvision name (vit_tiny_patch16_224, vit_b_16); the Hugging Face id "
-            "(owner/model) or folder of an image classifier, a dual encoder (CLIP, SigLIP) or a "
-            "detector (DETR); or one of the small models that come with the package: garments-vit "
-            "(the default), garments-clip, garments-detr.",
-            show_default=False,
-        ),
-    ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="A state dict for the timm or torchvision model (safetensors or torch.save), in "
-            "place of its pretrained weights.",
-            exists=True,
-            dir_okay=False,
-            readable=True,
-        ),
-    ] = None,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="For a dual encoder: a text to compare the picture with; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    image: ImageFile = None,
+    model: ModelName = None,
+    weights: WeightsFile = None,
+    text: Texts = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -150,68 +111,32 @@ def explain(
     A detector gives those of its detections, the queries whose most probable
     class has a probability above 0.5, and their boxes are drawn.
     """
-    from captum_generic_attn.models.kinds import brings_weights, kind_of
+    from captum_generic_attn.cli.explaining import explain_image
+    from captum_generic_attn.cli.kinds import kind_of
 
     _check_output(output, image)
-    if weights is not None and model is None:
-        wrong("--weights", "give the model that they belong to as well: --model NAME")
-    if weights is not None and brings_weights(model):
-        wrong(
-            "--weights",
-            f"{model} brings its own weights: leave them out, or give a timm or torchvision name",
-        )
+    _check_weights(weights, model)
     choices = Choices(
         image, model, weights, tuple(text or ()), tuple(target or ()), top, output, start_layer,
         chosen_methods(methods, start_layer),
     )  # fmt: skip
-    explaining = {
-        "image classifier": explain_classes,
-        "dual encoder": explain_texts,
-        "detector": explain_detections,
-    }
-    explaining[loaded(lambda: kind_of(model))](choices)
+    kind = loaded(lambda: kind_of(model))
+    explain_image(kind(choices))
     typer.echo(f"Wrote {output}")
 
 
 @app.command()
 def verify(
-    image: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="IMAGE",
-            help="A picture to check with; without it, one that comes with the package.",
-            exists=True,
-            dir_okay=False,
-            readable=True,
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="A model, as of the command explain.", show_default=False
-        ),
-    ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="A state dict for the timm or torchvision model, as of the command explain.",
-            exists=True,
-            dir_okay=False,
-            readable=True,
-        ),
-    ] = None,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT", help="For a dual encoder: two texts or more.", show_default=False
-        ),
-    ] = None,
+    image: ImageFile = None,
+    model: ModelName = None,
+    weights: WeightsFile = None,
+    text: Texts = None,
     target: Annotated[
         str | None,
         typer.Option(
             metavar="CLASS|INDEX",
-            help="Of a classifier: the class that is explained. Without it, the most probable one.",
+            help="The class that is explained; of a detector, by the most probable detection of "
+            "it. Without it, the most probable class or detection.",
             show_default=False,
         ),
     ] = None,
@@ -223,14 +148,13 @@ def verify(
     that nothing is left behind. Prints a line for each check, and leaves with
     code 1 if one fails.
     """
-    from captum_generic_attn.cli.verifying import verify_model
-    from captum_generic_attn.models.kinds import kind_of
+    from captum_generic_attn.cli.explaining import verify_model
+    from captum_generic_attn.cli.kinds import kind_of
 
-    choices = Choices(
-        image, model, weights, tuple(text or ()), (target,) if target else (), None,
-        Path("explanation.png"), 0, (),
-    )  # fmt: skip
-    verify_model(choices, loaded(lambda: kind_of(model)))
+    _check_weights(weights, model)
+    choices = Choices(image, model, weights, tuple(text or ()), (target,) if target else ())
+    kind = loaded(lambda: kind_of(model))
+    verify_model(kind(choices))
 
 
 @app.command()
@@ -288,6 +212,21 @@ def evaluate(
         except OSError as error:
             fail(f"{str(output)!r} cannot be written: {error.strerror or error}")
         typer.echo(f"Wrote {output}")
+
+
+def _check_weights(weights: Path | None, model: str | None) -> None:
+    """Complain about weights of a model that is not named, or that has its own."""
+    if weights is None:
+        return
+    from captum_generic_attn.cli.kinds import brings_weights
+
+    if model is None:
+        wrong("--weights", "give the model that they belong to as well: --model NAME")
+    if brings_weights(model):
+        wrong(
+            "--weights",
+            f"{model} brings its own weights: leave them out, or give a timm or torchvision name",
+        )
 
 
 def _check_output(output: Path, image: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""What the user of `captum-generic-attn explain` chose."""
+"""The options of `captum-generic-attn explain` and `verify`, as the user chose them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Choices:
     weights: Path | None
     texts: tuple[str, ...]
     targets: tuple[str, ...]
-    top: int | None
-    output: Path
-    start_layer: int
-    methods: tuple[str, ...]
+    top: int | None = None
+    output: Path = Path("explanation.png")
+    start_layer: int = 0
+    methods: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:

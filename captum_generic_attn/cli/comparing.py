@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,8 +11,7 @@ from captum_generic_attn.cli.choices import Choices
 from captum_generic_attn.cli.terminal import fail, save, short, told, warn, wrong
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from captum_generic_attn.cli.kind import Score
     from captum_generic_attn.cli.seen import Seen
 
 
@@ -50,10 +48,7 @@ def compare_methods(
     choices: Choices,
     name: str,
     seen: Seen,
-    forward: Callable[..., Any],
-    inputs: Tensor | tuple[Tensor, ...],
-    target: object,
-    rest: tuple[Tensor, ...] = (),
+    score: Score,
     *,
     title: str,
 ) -> None:
@@ -63,20 +58,19 @@ def compare_methods(
         choices: which methods, and where the figure goes.
         name: of the model whose scores are explained.
         seen: the picture, and what the model saw of it.
-        forward: returns them as a tensor.
-        inputs: one example: the picture `[1, 3, H, W]`, or a tuple that begins with it.
-        target: which score.
-        rest: further arguments of `forward`.
+        score: of one example; its `forward` returns a tensor.
         title: what is explained, in words.
     """
     from captum_generic_attn.comparison import all_methods, compare
     from captum_generic_attn.visualization import comparison_figure
 
-    every = all_methods(forward)
+    every = all_methods(score.forward)
     methods = {method: every[method] for method in choices.methods}
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("default", UserWarning)  # those of left out methods are printed below
-        found = compare(methods, inputs, target, rest, strict=False, show_progress=True)
+        found = compare(
+            methods, score.inputs, score.target, score.rest, strict=False, show_progress=True
+        )
     for method, seconds in found.seconds.items():
         typer.echo(f"{method:24} {seconds:8.2f} s")
     for method, reason in found.refused.items():

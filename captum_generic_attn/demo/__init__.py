@@ -8,11 +8,16 @@ them; Fashion-MNIST's licence is in `LICENSE.fashion-mnist`.
 """
 
 from captum_generic_attn.demo.models import (
+    CLIP,
+    DETR,
     LONGEST,
+    VIT,
     VOCABULARY,
+    filled,
     load_clip,
     load_detr,
     load_model,
+    read_weights,
     tokenize,
 )
 from captum_generic_attn.demo.pictures import (
@@ -28,17 +33,22 @@ from captum_generic_attn.demo.pictures import (
 
 __all__ = [
     "CLASSES",
+    "CLIP",
+    "DETR",
     "LONGEST",
     "MEAN",
     "SIZE",
     "STD",
+    "VIT",
     "VOCABULARY",
     "Canvas",
     "Garment",
     "canvases",
+    "filled",
     "load_clip",
     "load_detr",
     "load_model",
     "preprocess",
+    "read_weights",
     "tokenize",
 ]

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+VIT, CLIP, DETR = "garments-vit", "garments-clip", "garments-detr"
+"""Names of the shipped models, by which `captum_generic_attn.models` loads them."""
+
 PAD, START, END = "[PAD]", "[START]", "[END]"
 _WORDS = (
     *("a", "and", "in", "the", "upper", "lower", "left", "right"),

@@ -1,6 +1,5 @@
 """Dual encoders by name, with their own preprocessing and tokens: the shipped CLIP, and Hugging
-Face's (CLIP, SigLIP, ...). The command line calls `load_dual_encoder`; explaining a model needs
-none of this.
+Face's (CLIP, SigLIP, ...). Explaining a model of one's own needs none of this.
 """
 
 from __future__ import annotations
@@ -13,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_generic_attn import hf
+from captum_generic_attn import demo, hf
 from captum_generic_attn.errors import UnavailableWeightsError
 from captum_generic_attn.models.checkpoints import from_hugging_face, require_transformers
-from captum_generic_attn.models.kinds import SHIPPED_CLIP
 from captum_generic_attn.models.preprocessing import (
     PictureModel,
     preprocessing_of,
@@ -131,9 +129,7 @@ def load_dual_encoder(name: str) -> DualEncoder:
         >>> [piece.text for word in texts.words[0] for piece in word]
         ['a', 'bag', 'and', 'a', 'boot']
     """
-    if name == SHIPPED_CLIP:
-        from captum_generic_attn import demo
-
+    if name == demo.CLIP:
         require_transformers("the shipped CLIP")
         return DualEncoder(
             "the shipped CLIP", demo.load_clip(), *shipped_preprocessing(), _shipped_texts
@@ -158,8 +154,6 @@ def load_dual_encoder(name: str) -> DualEncoder:
 
 
 def _shipped_texts(texts: Sequence[str]) -> Texts:
-    from captum_generic_attn import demo
-
     # Each word is a token; the first one is behind the mark of the start.
     words = [
         tuple((hf.Piece(word, (place,)),) for place, word in enumerate(text.split(), 1))

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from captum_generic_attn import demo
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -110,8 +112,6 @@ class Preprocessing(NamedTuple):
 
 def shipped_preprocessing() -> Preprocessing:
     """How the models that come with the package are fed: all alike."""
-    from captum_generic_attn import demo
-
     return Preprocessing(demo.preprocess, (demo.MEAN,) * 3, (demo.STD,) * 3)
 
 

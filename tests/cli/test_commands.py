@@ -581,4 +581,21 @@ def test_verify_of_a_wrong_map_is_an_error(monkeypatch):
 
 def test_verify_says_which_arguments_are_wrong():
     assert "--target" in run("verify", "--target", "no such class", code=2)
-    assert "give two" in run("verify", "--model", "garments-clip", code=2)
+    assert "--target" in run("verify", "--model", demo.DETR, "--target", "no such class", code=2)
+    assert "takes no text" in run("verify", "--text", "a boot", code=2)
+    weights = run("verify", "--model", demo.CLIP, "--weights", __file__, code=2)
+    assert "garments-clip brings its own weights" in weights
+
+
+def test_verify_explains_the_detection_of_the_chosen_class(monkeypatch):
+    seen = []
+    right = verification.Verification("Generic Attention", ())
+    monkeypatch.setattr(
+        verification, "verify", lambda method, inputs, target, *rest: seen.append(target) or right
+    )
+    run("verify", "--model", demo.DETR)
+    run("verify", "--model", demo.DETR, "--target", "dress")
+    assert [demo.CLASSES[target] for _, target in seen] == ["sandal", "dress"]
+    message = "--target: the shipped DETR finds none in the picture"
+    assert message in run("verify", "--model", demo.DETR, "--target", "bag", code=2)
+    assert "two to verify it" in run("verify", "--model", "garments-clip", code=2)

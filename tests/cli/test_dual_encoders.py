@@ -170,7 +170,7 @@ def test_methods_explain_the_first_text(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "--text: garments-clip compares the picture with texts: give at least one, such"),
+        ([], 2, "--text: garments-clip compares the picture with texts: give at least one (two"),
         (
             texts("a hat"),
             2,
