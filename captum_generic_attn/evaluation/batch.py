@@ -57,7 +57,7 @@ class Examples(Protocol):
     multi_label: bool
     """Whether the model judges each class by itself."""
     metrics: tuple[str, ...]
-    """Those that are to be computed, of `plan.METRICS`."""
+    """Those that are to be computed, of `scores.METRICS`."""
     batch_size: int
     """At most so many examples go through the model at once."""
     fractions: tuple[float, ...]

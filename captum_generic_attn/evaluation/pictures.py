@@ -22,7 +22,8 @@ from captum_generic_attn.errors import (
     UnreadablePictureError,
 )
 from captum_generic_attn.evaluation.batch import Batch, Examples, drawn
-from captum_generic_attn.evaluation.plan import FAITHFULNESS, PictureData, Plan
+from captum_generic_attn.evaluation.plan import PictureData, Plan
+from captum_generic_attn.evaluation.scores import names_of
 from captum_generic_attn.files.images import open_picture, open_rgb, picture_endings
 from captum_generic_attn.metrics import PIXELS, Pixels, Removal, blurred
 from captum_generic_attn.models.classifiers import ImageClassifier, load_classifier
@@ -70,8 +71,7 @@ class PictureSet(Examples):
                 f"{plan.file}, [evaluation] patch = {plan.patch}: the model's pictures are "
                 f"{size[0]} × {size[1]} pixels, and patches must tile them"
             )
-        everything = (*FAITHFULNESS, *(("pointing", "segmentation") if self._masks else ()))
-        self.metrics = plan.metrics or everything
+        self.metrics = plan.metrics or names_of(*(["masks"] if self._masks else []))
         self.multi_label = self.classifier.multi_label
         self.batch_size = plan.batch_size
         self.fractions = PIXELS

@@ -9,33 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 from captum_generic_attn.errors import PlanError
+from captum_generic_attn.evaluation.scores import METRICS, names_of
 from captum_generic_attn.evaluation.tables import Table, read_tables
 
 GENERIC = "generic"
 """How the method of this package may be called, as on the command line."""
-FAITHFULNESS = ("positive", "negative", "deletion", "insertion", "saco")
-"""Metrics of whether the model needs what an explanation points at."""
-METRICS = (*FAITHFULNESS, "pointing", "segmentation", "token_f1")
-"""All metrics, by the names that a TOML file gives them."""
 REMOVED = ("black", "mean", "blur")
 """What removed pixels become: black, the picture's own mean colour, the picture out of focus."""
-PUBLISHED = MappingProxyType(
-    {
-        "positive": "black",
-        "negative": "black",
-        "deletion": "black",
-        "insertion": "blur",
-        "saco": "mean",
-    }
-)
-"""What removed pixels become in the papers that each metric is from."""
-
-_OF_PICTURES = ("pointing", "segmentation")
-_OF_TEXTS = ("token_f1",)
 _ON_IDS = "made for continuous inputs, while token ids are whole numbers"
 _KEYS = {
     "model": ("name", "weights", "device"),
@@ -74,9 +57,9 @@ class Plan:
         limit: at most so many of them, drawn at random; `None`: all.
         methods: names as in `compare.all_methods`.
         left_out: methods that "all" does not stand for here, and why.
-        metrics: some of `METRICS`; `None`: all that the data allow.
+        metrics: some of `scores.METRICS`; `None`: all that the data allow.
         explain: the model's own first class, or the class that the data name.
-        removed: one of `REMOVED` for all metrics; `None`: for each what is `PUBLISHED`.
+        removed: one of `REMOVED` for all metrics; `None`: for each what its paper has.
         patch: side of the patches that are removed as one, in pixels; `None`: single pixels.
         batch_size: at most so many examples go through the model at once.
         seed: of all random numbers.
@@ -99,7 +82,7 @@ class Plan:
 
     def removed_in(self, metric: str) -> str:
         """What removed pixels become in a metric."""
-        return self.removed or PUBLISHED[metric]
+        return self.removed or str(METRICS[metric].removed)
 
 
 def read_plan(file: Path) -> Plan:
@@ -227,12 +210,13 @@ def _methods(chosen: Table, *, texts: bool) -> tuple[tuple[str, ...], dict[str, 
 
 
 def _metrics(chosen: Table, source: PictureData | TextData) -> tuple[str, ...] | None:
-    metrics = chosen.some_of("metrics", METRICS)
+    metrics = chosen.some_of("metrics", tuple(METRICS))
+    texts = isinstance(source, TextData)
     for metric in metrics or ():
-        if isinstance(source, TextData) and metric in _OF_PICTURES:
+        if texts and metric not in names_of("rationales"):
             chosen.wrong("metrics", f"{metric!r} is a metric of pictures, not of texts")
-        if isinstance(source, PictureData) and metric in _OF_TEXTS:
+        if not texts and metric not in names_of("masks"):
             chosen.wrong("metrics", f"{metric!r} is a metric of texts, not of pictures")
-        if isinstance(source, PictureData) and metric in _OF_PICTURES and source.masks is None:
+        if isinstance(source, PictureData) and source.masks is None and metric not in names_of():
             chosen.wrong("metrics", f"{metric!r} needs masks = FOLDER under [data]")
     return metrics
