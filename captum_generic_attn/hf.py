@@ -161,21 +161,49 @@ def unpack(
         raise TypeError(f"encoding must map names to tensors, not be {type(encoding).__name__}")
     given = dict(encoding.items())
     tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-    if inputs is None:
-        names = [name for name, value in tensors.items() if _carries_tokens(name, value)]
-        if not names:
-            raise ValueError(
-                f"none of {list(given)} carries tokens (no input_ids, no floating tensor); name "
-                "them with inputs="
-            )
-    else:
-        names = [inputs] if isinstance(inputs, str) else list(inputs)
-        if missing := [name for name in names if name not in given]:
-            raise KeyError(f"inputs= names {missing}, but the encoding has {list(given)}")
-        if other := [name for name in names if name not in tensors]:
-            raise TypeError(f"inputs= names {other}, which are no tensors")
-    examples = _examples({name: tensors[name] for name in names})
-    folded = [name for name in names if len(tensors[name]) != examples]
+    names = _carriers(given, tensors) if inputs is None else _chosen(given, tensors, inputs)
+    explained, folded = _unfolded({name: tensors[name] for name in names})
+    others = [name for name in tensors if name not in names]
+    forward = Keywords(
+        model.model if isinstance(model, Keywords) else model,
+        [*names, *others],
+        {name: value for name, value in given.items() if name not in tensors},
+        folded=folded,
+        paired=isinstance(model, Keywords) and model.paired,
+    )
+    rest = tuple(tensors[name] for name in others)
+    return forward, explained[0] if len(explained) == 1 else explained, rest
+
+
+def _carriers(given: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of all that carries tokens."""
+    names = [name for name, value in tensors.items() if _carries_tokens(name, value)]
+    if not names:
+        raise ValueError(
+            f"none of {list(given)} carries tokens (no input_ids, no floating tensor); name them "
+            "with inputs="
+        )
+    return names
+
+
+def _chosen(
+    given: Mapping[str, Any], tensors: Mapping[str, Tensor], inputs: str | Sequence[str]
+) -> list[str]:
+    """The names that the user gave, all of them of tensors."""
+    names = [inputs] if isinstance(inputs, str) else list(inputs)
+    if missing := [name for name in names if name not in given]:
+        raise KeyError(f"inputs= names {missing}, but the encoding has {list(given)}")
+    if other := [name for name in names if name not in tensors]:
+        raise TypeError(f"inputs= names {other}, which are no tensors")
+    return names
+
+
+def _unfolded(tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], list[str]]:
+    """The tensors with the examples along their first axis, and the names of those that held them
+    one behind the other, `[B n, ...]`, which are `[B, n, ...]` now.
+    """
+    examples = _examples(tensors)
+    folded = [name for name, value in tensors.items() if len(value) != examples]
     for name in folded:
         if len(tensors[name]) % examples:
             raise ValueError(
@@ -184,23 +212,10 @@ def unpack(
                 "it, once for each"
             )
     explained = tuple(
-        tensors[name].reshape(examples, -1, *tensors[name].shape[1:])
-        if name in folded
-        else tensors[name]
-        for name in names
+        value.reshape(examples, -1, *value.shape[1:]) if name in folded else value
+        for name, value in tensors.items()
     )
-    others = [name for name in tensors if name not in names]
-    constants = {name: value for name, value in given.items() if name not in tensors}
-    paired = isinstance(model, Keywords) and model.paired
-    forward = Keywords(
-        model.model if isinstance(model, Keywords) else model,
-        [*names, *others],
-        constants,
-        folded=folded,
-        paired=paired,
-    )
-    rest = tuple(tensors[name] for name in others)
-    return forward, explained[0] if len(explained) == 1 else explained, rest
+    return explained, folded
 
 
 def _carries_tokens(name: str, tensor: Tensor) -> bool:

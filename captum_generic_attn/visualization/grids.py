@@ -90,42 +90,24 @@ def grid_figure(
         raise ValueError(f"scale is one of {', '.join(map(repr, _SCALES))}, not {scale!r}")
     given: Mapping[str, Heats] = columns if isinstance(columns, Mapping) else columns.attributions
     top = largest if isinstance(columns, Mapping) else darkest
-    titles = list(given)
-    if isinstance(images, Image) or getattr(images, "ndim", 4) < 3:
-        raise TypeError("images are a sequence of pictures: of one picture, give [image]")
-    if len(images) == 0 or not titles:
-        raise ValueError(
-            f"there is nothing to draw: {len(images)} pictures and {len(titles)} columns"
-        )
-    maps = {
-        name: found[part] if isinstance(found, tuple) else found for name, found in given.items()
-    }
-    for name, batch in maps.items():
-        if len(batch) != len(images):
-            raise ValueError(
-                f"{name!r} has {len(batch)} maps for {len(images)} pictures; if there is one "
-                "picture, images are [image]"
-            )
+    heats = _checked_maps(images, given, part)
     if len(names) > 0:
         names = checked_titles(names, len(images), of="pictures", name="names")
     pictures = [checked_picture(image) for image in images]
     areas = [None] * len(pictures) if area is None else checked_boxes(area, len(pictures))
-    heats = [[checked_heat(heat) for heat in batch] for batch in maps.values()]
-    sharing: dict[Any, list[NDArray[np.float64]]] = {}
-
-    def key(row: int, column: int) -> Any:
-        return {"own": (row, column), "row": row, "column": column, "all": None}[scale]
-
-    for row, column in np.ndindex(len(pictures), len(titles)):
-        sharing.setdefault(key(row, column), []).append(heats[column][row])
-    scales = {shared: scale_of(own, top) for shared, own in sharing.items()}
+    sharing = _sharing(scale, len(pictures), len(heats))
+    scales = {
+        shared: scale_of([heats[column][row] for row, column in cells], top)
+        for shared, cells in sharing.items()
+    }
+    of_cell = {cell: scales[shared] for shared, cells in sharing.items() for cell in cells}
 
     rows_of_bars = len(pictures) if scale in {"own", "row"} else 1
-    figure, panels = _panels(pictures, titles, names, rows_of_bars, title)
+    figure, panels = _panels(pictures, list(given), names, rows_of_bars, title)
     for row, (picture, box) in enumerate(zip(pictures, areas, strict=True)):
         show_picture(panels[row, 0], picture)
         for column, axes in enumerate(panels[row, 1:]):
-            show_map(axes, picture, heats[column][row], scales[key(row, column)], box)
+            show_map(axes, picture, heats[column][row], of_cell[row, column], box)
     # Where the bar of each scale goes.
     under: dict[str, Callable[[Any], Axes]] = {
         "own": lambda at: panels[at[0], at[1] + 1],
@@ -136,6 +118,37 @@ def grid_figure(
     for shared, found in scales.items():
         scale_bar(figure, under[scale](shared), found, "", _SCALES[scale])
     return figure
+
+
+def _checked_maps(
+    images: Sequence[ArrayLike | Image] | NDArray[Any], columns: Mapping[str, Heats], part: int
+) -> list[list[NDArray[np.float64]]]:
+    """The maps of each column, one for each image."""
+    if isinstance(images, Image) or getattr(images, "ndim", 4) < 3:
+        raise TypeError("images are a sequence of pictures: of one picture, give [image]")
+    if len(images) == 0 or not columns:
+        raise ValueError(
+            f"there is nothing to draw: {len(images)} pictures and {len(columns)} columns"
+        )
+    maps = {
+        name: found[part] if isinstance(found, tuple) else found for name, found in columns.items()
+    }
+    for name, batch in maps.items():
+        if len(batch) != len(images):
+            raise ValueError(
+                f"{name!r} has {len(batch)} maps for {len(images)} pictures; if there is one "
+                "picture, images are [image]"
+            )
+    return [[checked_heat(heat) for heat in batch] for batch in maps.values()]
+
+
+def _sharing(scale: str, rows: int, columns: int) -> dict[Any, list[tuple[int, int]]]:
+    """The cells (row, column) that share a scale."""
+    cells: dict[Any, list[tuple[int, int]]] = {}
+    for row, column in np.ndindex(rows, columns):
+        key = {"own": (row, column), "row": row, "column": column, "all": None}[scale]
+        cells.setdefault(key, []).append((row, column))
+    return cells
 
 
 def _panels(

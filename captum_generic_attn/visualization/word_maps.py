@@ -86,20 +86,7 @@ def word_maps_figure(
     """
     picture = checked_picture(image)
     rows = _rows(words, _checked_matrix(matrix))
-    columns = rows[0][1].size
-    if (grid is None) == (boxes is None):
-        raise ValueError(
-            "what the columns of the matrix are must be said: grid=(rows, columns) of patches, or "
-            "the boxes= of regions"
-        )
-    placed = None if boxes is None else boxes_on(boxes, picture)
-    if placed is not None and len(placed) != columns:
-        raise ValueError(f"there are {len(placed)} boxes, but {columns} columns in the matrix")
-    if grid is not None and math.prod(grid) != columns:
-        raise ValueError(
-            f"a grid of {grid[0]} × {grid[1]} has {math.prod(grid)} patches, but the matrix has "
-            f"{columns} columns: take those of the patches alone, without class tokens"
-        )
+    placed = _placed(picture, rows[0][1].size, grid, boxes)
     scales = scales_of([values for _, values in rows], shared=shared_scale)
     whole = (0, 0, picture.shape[1], picture.shape[0]) if area is None else area
 
@@ -136,6 +123,27 @@ def word_maps_figure(
             bar = figure.add_subplot(places[row + 1, column])
             scale_bar(figure, bar, scale, "", OWN, fill=True)
     return figure
+
+
+def _placed(
+    picture: NDArray[np.float64], columns: int, grid: tuple[int, int] | None,
+    boxes: ArrayLike | None,
+) -> NDArray[np.float64] | None:  # fmt: skip
+    """The boxes of the columns of a matrix, `None` where they are the patches of a grid."""
+    if (grid is None) == (boxes is None):
+        raise ValueError(
+            "what the columns of the matrix are must be said: grid=(rows, columns) of patches, or "
+            "the boxes= of regions"
+        )
+    if grid is not None and math.prod(grid) != columns:
+        raise ValueError(
+            f"a grid of {grid[0]} × {grid[1]} has {math.prod(grid)} patches, but the matrix has "
+            f"{columns} columns: take those of the patches alone, without class tokens"
+        )
+    placed = None if boxes is None else boxes_on(boxes, picture)
+    if placed is not None and len(placed) != columns:
+        raise ValueError(f"there are {len(placed)} boxes, but {columns} columns in the matrix")
+    return placed
 
 
 def _checked_matrix(matrix: ArrayLike) -> NDArray[np.float64]:
