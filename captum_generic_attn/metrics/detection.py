@@ -108,15 +108,7 @@ def detection_scores(
         >>> print(scores.AP, scores.AP_large)
         1 (1 to 1, n = 1) None
     """
-    if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
-        raise ValueError(f"thresholds={list(thresholds)}: they must be in 0 … 1, 0 left out")
-    if not 0 < areas[0] < areas[1]:
-        raise ValueError(f"areas={areas}: they must be two rising borders, in pixels")
-    for name, number in (("max_detections", max_detections), ("resamples", resamples)):
-        if number < 1:
-            raise ValueError(f"{name}={number}: it must be at least 1")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence}: it must be between 0 and 1")
+    _check_options(thresholds, areas, max_detections, confidence, resamples)
     if len(found) != len(truth):
         raise ValueError(f"{len(found)} pictures with detections, {len(truth)} with objects")
     for picture, (detections, objects) in enumerate(zip(found, truth, strict=True)):
@@ -145,6 +137,21 @@ def detection_scores(
         for name, value in values.items()
     }
     return DetectionScores(**estimates)
+
+
+def _check_options(
+    thresholds: Sequence[float], areas: tuple[float, float], max_detections: int,
+    confidence: float, resamples: int,
+) -> None:  # fmt: skip
+    if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
+        raise ValueError(f"thresholds={list(thresholds)}: they must be in 0 … 1, 0 left out")
+    if not 0 < areas[0] < areas[1]:
+        raise ValueError(f"areas={areas}: they must be two rising borders, in pixels")
+    for name, number in (("max_detections", max_detections), ("resamples", resamples)):
+        if number < 1:
+            raise ValueError(f"{name}={number}: it must be at least 1")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence}: it must be between 0 and 1")
 
 
 def _figures(evaluator: Any) -> dict[str, float]:
