@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+__all__ = ["Keywords", "Piece", "Words", "pairs", "unpack", "words"]
+
 _PAIRED = ("pixel_values", "input_ids", "attention_mask")
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that are only part of a character
 _JOINER = "\N{ZERO WIDTH JOINER}"  # between the parts of one emoji

@@ -32,7 +32,7 @@ from captum_generic_attn.metrics import (
     otsu_masks,
     pointing,
 )
-from captum_generic_attn.models.detectors import Detector, load_detector
+from captum_generic_attn.models import Detector, load_detector
 
 SEED = 2021
 """Of the canvases, all of the test split."""

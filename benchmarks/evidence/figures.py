@@ -30,7 +30,7 @@ from tables import RANDOM, Table
 from vqa import SEED, asked, attributions
 
 from captum_generic_attn import GenericAttention, demo, hf
-from captum_generic_attn.models.detectors import load_detector
+from captum_generic_attn.models import load_detector
 from captum_generic_attn.visualization import detections_figure, pairs_figure
 from captum_generic_attn.visualization.overlays import checked_picture
 from captum_generic_attn.visualization.regions import draw_regions

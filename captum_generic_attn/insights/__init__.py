@@ -24,11 +24,18 @@ package (`visualizers`). `entries` has what the page calls, `fields` its argumen
 
 from captum_generic_attn.insights.entries import METHODS, per_token, register, select, unregister
 from captum_generic_attn.insights.server import serve
-from captum_generic_attn.insights.visualizers import caption_visualizer, picture_visualizer
+from captum_generic_attn.insights.visualizers import (
+    CaptionChoice,
+    caption_visualizer,
+    captions_of,
+    picture_visualizer,
+)
 
 __all__ = [
     "METHODS",
+    "CaptionChoice",
     "caption_visualizer",
+    "captions_of",
     "per_token",
     "picture_visualizer",
     "register",
