@@ -79,5 +79,7 @@ def compare_methods(
         fail(f"{name}: no method could explain it")
     drawn = seen.drawn()
     with told(name):
-        figure = comparison_figure(drawn.picture, found, title=short(title), area=drawn.area)
+        figure = comparison_figure(
+            drawn.picture, found, title=short(title), crop_box=drawn.crop_box
+        )
         save(figure, choices.output)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from captum_generic_attn.cli.choices import Choices
     from captum_generic_attn.cli.seen import Seen
+    from captum_generic_attn.files.images import Box
     from captum_generic_attn.models.classifiers import ImageClassifier
     from captum_generic_attn.models.detectors import Detector
     from captum_generic_attn.models.preprocessing import PictureModel
@@ -43,7 +44,7 @@ class Findings:
     labels: Sequence[str]
     title: str
     targets: Sequence[Any] = ()
-    boxes: Sequence[tuple[float, float, float, float]] = ()
+    boxes: Sequence[Box] = ()
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class ImageClassifiers(KindWithClasses):
         from captum_generic_attn.visualization import heatmap_figure
 
         return heatmap_figure(
-            seen.picture, maps, findings.labels, title=self.choices.title, area=seen.area
+            seen.picture, maps, findings.labels, title=self.choices.title, crop_box=seen.crop_box
         )
 
     def checked_target(self, pixels: Tensor) -> int:  # noqa: D102
@@ -154,7 +154,7 @@ class DualEncoders(Kind):
         # The map is the same in every colour channel.
         return pairs_figure(
             seen.picture, in_image[:, 0].numpy(), words, findings.labels,
-            title=self.choices.title, area=seen.area,
+            title=self.choices.title, crop_box=seen.crop_box,
         )  # fmt: skip
 
     def first_score(self, seen: Seen, findings: Findings) -> Score:  # noqa: ARG002, D102
@@ -234,7 +234,12 @@ class Detectors(KindWithClasses):
 
         boxes = [seen.on_picture(box) for box in findings.boxes]
         return detections_figure(
-            seen.picture, boxes, findings.labels, maps, title=self.choices.title, area=seen.area
+            seen.picture,
+            boxes,
+            findings.labels,
+            maps,
+            title=self.choices.title,
+            crop_box=seen.crop_box,
         )
 
     def checked_target(self, pixels: Tensor) -> tuple[int, int]:  # noqa: D102

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from captum_generic_attn.files.images import Box
     from captum_generic_attn.models.preprocessing import PictureModel
-    from captum_generic_attn.models.seen_area import Area
 
 # On its longer side, in pixels: as many as a panel of a figure can show to one who looks closely.
 _DRAWN = 1200
@@ -27,19 +27,19 @@ class Seen:
     Attributes:
         pixels: `[3, H, W]`, as the model takes it.
         picture: the user's own; or what the model got, where its place in the former is not known.
-        area: the part of `picture` that the model saw, (left, top, right, bottom) in its pixels.
+        crop_box: the part of `picture` that the model saw, in pixels.
         own: whether `picture` is the user's own.
     """
 
     pixels: Tensor
     picture: Image.Image
-    area: Area
+    crop_box: Box
     own: bool
 
-    def on_picture(self, box: Area) -> Area:
+    def on_picture(self, box: Box) -> Box:
         """A box in pixels of what the model got, in pixels of `picture`."""
         height, width = self.pixels.shape[-2:]
-        left, top, right, bottom = self.area
+        left, top, right, bottom = self.crop_box
         x, y = (right - left) / width, (bottom - top) / height
         return left + box[0] * x, top + box[1] * y, left + box[2] * x, top + box[3] * y
 
@@ -50,11 +50,11 @@ class Seen:
             return self
         width, height = (max(1, round(side * _DRAWN / max(size))) for side in size)
         x, y = width / size[0], height / size[1]
-        left, top, right, bottom = self.area
+        left, top, right, bottom = self.crop_box
         return replace(
             self,
             picture=self.picture.resize((width, height), reducing_gap=3),
-            area=(left * x, top * y, right * x, bottom * y),
+            crop_box=(left * x, top * y, right * x, bottom * y),
         )
 
 
@@ -65,16 +65,16 @@ def see(model: PictureModel, picture: Image.Image) -> Seen:
     import numpy as np
     from PIL import Image
 
-    from captum_generic_attn.models.seen_area import seen_area
+    from captum_generic_attn.models.seen_crop import seen_crop
 
     narrow = max(picture.size) > _NARROWEST * min(picture.size)
     try:
         pixels = model.preprocess(picture)
-        area = None if narrow else seen_area(model.preprocess, *picture.size)
+        crop_box = None if narrow else seen_crop(model.preprocess, *picture.size)
     except ValueError as error:
         fail(f"{model.name}: {error}")
-    if area is not None:
-        return Seen(pixels, picture, area, own=True)
+    if crop_box is not None:
+        return Seen(pixels, picture, crop_box, own=True)
     reason = (
         f"the picture is too narrow for a figure ({picture.width} × {picture.height} pixels)"
         if narrow

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+Box = tuple[float, float, float, float]
+"""(left, top, right, bottom) in pixels of an image, whose left edge is 0 and whose right one W."""
+
+
 def open_picture(path: Path) -> Image:
     """The picture in a file, turned as its camera says, in the colours of the file.
 

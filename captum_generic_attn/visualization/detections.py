@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from captum_generic_attn.visualization.areas import Box, checked_box
+from captum_generic_attn.files.images import Box
+from captum_generic_attn.visualization.crop_boxes import checked_box
 from captum_generic_attn.visualization.heatmaps import panels_of
 from captum_generic_attn.visualization.labels import Label, write_labels
 from captum_generic_attn.visualization.overlays import (
@@ -43,7 +44,7 @@ def detections_figure(
     heatmaps: Sequence[ArrayLike] | NDArray[np.floating[Any]],
     *,
     title: str = "",
-    area: ArrayLike | None = None,
+    crop_box: ArrayLike | None = None,
     shared_scale: bool = False,
 ) -> NotebookFigure:
     """A figure with the picture and all boxes, and one overlay per heat map with its own box.
@@ -60,8 +61,8 @@ def detections_figure(
             `attribute_targets` returns of one picture, `[T, C, H, W]`. They belong to the first T
             boxes, of which there may be more.
         title: stands over the picture.
-        area: the part of the picture that the model saw, as in `overlay`; boxes are in pixels of
-            the whole picture.
+        crop_box: the part of the picture that the model saw, as in `overlay`; boxes are in pixels
+            of the whole picture.
         shared_scale: one scale for all, so that colours can be compared from map to map.
 
     Raises:
@@ -91,7 +92,7 @@ def detections_figure(
     scales = scales_of(heats, shared=shared_scale)
     figure, panels = panels_of(picture, labels[: len(heats)], title)
     for place, (axes, heat, scale) in enumerate(zip(panels, heats, scales, strict=True)):
-        show_map(axes, picture, heat, scale, area)
+        show_map(axes, picture, heat, scale, crop_box)
         _draw_box(axes, placed[place], _COLOURS[place % len(_COLOURS)])
         scale_bar(figure, axes, scale, "relevance", ONE if shared_scale else OWN)
     figure.draw_without_rendering()  # how large the panels are is known from here on

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL.Image import Image
 
-from captum_generic_attn.visualization.areas import checked_boxes
+from captum_generic_attn.visualization.crop_boxes import checked_boxes
 from captum_generic_attn.visualization.figures import NotebookFigure
 from captum_generic_attn.visualization.overlays import (
     checked_heat,
@@ -50,7 +50,7 @@ def grid_figure(
     title: str = "",
     scale: Literal["own", "row", "column", "all"] = "own",
     part: int = 0,
-    area: ArrayLike | None = None,
+    crop_box: ArrayLike | None = None,
 ) -> NotebookFigure:
     """A figure of a batch: for each example its picture, then one overlay for each column.
 
@@ -67,12 +67,12 @@ def grid_figure(
         scale: `"own"`: each map its own; `"row"`: one for each example, to compare its targets;
             `"column"`: one for each column, to compare examples; `"all"`: one for all.
         part: which input holds the pictures, where a method returned several.
-        area: the part of the pictures that the model saw, as in `overlay`: one box for all, or one
-            for each.
+        crop_box: the part of the pictures that the model saw, as in `overlay`: one box for all, or
+            one for each.
 
     Raises:
         TypeError: images are one picture, or names no sequence of strings.
-        ValueError: no example or no column, not one map, name or area for each example, no such
+        ValueError: no example or no column, not one map, name or crop box for each example, no such
             scale, or shapes that do not fit.
 
     Example:
@@ -94,7 +94,9 @@ def grid_figure(
     if len(names) > 0:
         names = checked_titles(names, len(images), of="pictures", name="names")
     pictures = [checked_picture(image) for image in images]
-    areas = [None] * len(pictures) if area is None else checked_boxes(area, len(pictures))
+    crop_boxes = (
+        [None] * len(pictures) if crop_box is None else checked_boxes(crop_box, len(pictures))
+    )
     sharing = _sharing(scale, len(pictures), len(heats))
     scales = {
         shared: scale_of([heats[column][row] for row, column in cells], top)
@@ -104,7 +106,7 @@ def grid_figure(
 
     rows_of_bars = len(pictures) if scale in {"own", "row"} else 1
     figure, panels = _panels(pictures, list(given), names, rows_of_bars, title)
-    for row, (picture, box) in enumerate(zip(pictures, areas, strict=True)):
+    for row, (picture, box) in enumerate(zip(pictures, crop_boxes, strict=True)):
         show_picture(panels[row, 0], picture)
         for column, axes in enumerate(panels[row, 1:]):
             show_map(axes, picture, heats[column][row], of_cell[row, column], box)

@@ -131,7 +131,7 @@ def heads_figure(
     grid: tuple[int, int] | None = None,
     boxes: ArrayLike | None = None,
     image: ArrayLike | Image | None = None,
-    area: ArrayLike | None = None,
+    crop_box: ArrayLike | None = None,
     calls: Iterable[int] | None = None,
     example: int = 0,
     title: str = "",
@@ -155,7 +155,7 @@ def heads_figure(
         boxes: (left, top, right, bottom) of each region in pixels of `image`.
         image: what the maps are laid over: `[H, W]`, `[H, W, 3]`, or what else `overlay` takes.
             Boxes need it.
-        area: the part of the picture that the model saw, as in `overlay`: the grid covers it.
+        crop_box: the part of the picture that the model saw, as in `overlay`: the grid covers it.
         calls: their `index`; by default all that were used.
         example: which of the batch.
         title: stands over all.
@@ -189,7 +189,7 @@ def heads_figure(
             )
     else:
         check_one_stream(chosen)
-    layout = _layout(query, grid, boxes, image, area)
+    layout = _layout(query, grid, boxes, image, crop_box)
     wide, tall = _size_of_panels(layout, chosen)
 
     columns = 1 + max(call.heads for call in chosen)
@@ -230,12 +230,12 @@ class _Layout(NamedTuple):
     grid: tuple[int, int] | None = None
     boxes: NDArray[np.float64] | None = None
     picture: NDArray[np.float64] | None = None
-    area: ArrayLike | None = None
+    crop_box: ArrayLike | None = None
 
 
 def _layout(
     query: int | None, grid: tuple[int, int] | None, boxes: ArrayLike | None,
-    image: ArrayLike | Image | None, area: ArrayLike | None,
+    image: ArrayLike | Image | None, crop_box: ArrayLike | None,
 ) -> _Layout:  # fmt: skip
     """The options of `heads_figure` that lay out keys, checked."""
     if query is not None and (grid is None) == (boxes is None):
@@ -246,10 +246,12 @@ def _layout(
     picture = None if image is None else checked_picture(image)
     if boxes is not None and picture is None:
         raise ValueError("boxes= lie on a picture: give image= as well")
-    if area is not None and (picture is None or grid is None):
-        raise ValueError("area= is the part of image= that grid= covers: give both of them as well")
+    if crop_box is not None and (picture is None or grid is None):
+        raise ValueError(
+            "crop_box= is the part of image= that grid= covers: give both of them as well"
+        )
     placed = None if boxes is None or picture is None else boxes_on(boxes, picture)
-    return _Layout(grid, placed, picture, area)
+    return _Layout(grid, placed, picture, crop_box)
 
 
 def _size_of_panels(layout: _Layout, calls: Sequence[Call]) -> tuple[float, float]:
@@ -281,8 +283,8 @@ def _draw(axes: Axes, heat: NDArray[np.float64], scale: Scale, layout: _Layout) 
         axes.imshow(heat, cmap=steps(), vmin=0, vmax=scale.maximum or 1)
     elif layout.boxes is None:
         whole = 0, 0, layout.picture.shape[1], layout.picture.shape[0]
-        area = whole if layout.area is None else layout.area
-        show_map(axes, layout.picture, heat, scale, area)
+        crop_box = whole if layout.crop_box is None else layout.crop_box
+        show_map(axes, layout.picture, heat, scale, crop_box)
     else:
         draw_regions(axes, layout.picture, layout.boxes, heat, scale.maximum)
     axes.set_xticks([])

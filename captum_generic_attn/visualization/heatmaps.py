@@ -37,7 +37,7 @@ def heatmap_figure(
     titles: Sequence[str] | None = None,
     *,
     title: str = "",
-    area: ArrayLike | None = None,
+    crop_box: ArrayLike | None = None,
     shared_scale: bool = False,
 ) -> NotebookFigure:
     """A figure with the picture and one overlay per heat map, each over the bar of its scale.
@@ -52,7 +52,7 @@ def heatmap_figure(
             returns of one picture, `[T, C, H, W]`.
         titles: one per heat map; a single one needs none.
         title: stands over the picture.
-        area: the part of the picture that the model saw, as in `overlay`.
+        crop_box: the part of the picture that the model saw, as in `overlay`.
         shared_scale: one scale for all, so that colours can be compared from map to map.
 
     Raises:
@@ -75,7 +75,7 @@ def heatmap_figure(
     scales = scales_of(heats, shared=shared_scale)
     figure, panels = panels_of(picture, names, title)
     for axes, heat, scale in zip(panels, heats, scales, strict=True):
-        show_map(axes, picture, heat, scale, area)
+        show_map(axes, picture, heat, scale, crop_box)
         scale_bar(figure, axes, scale, "relevance", ONE if shared_scale else OWN)
     return figure
 
@@ -87,7 +87,7 @@ def comparison_figure(
     example: int = 0,
     part: int = 0,
     title: str = "",
-    area: ArrayLike | None = None,
+    crop_box: ArrayLike | None = None,
 ) -> NotebookFigure:
     r"""A figure with the picture and one overlay for each method of a comparison.
 
@@ -101,7 +101,7 @@ def comparison_figure(
         example: which of the batch.
         part: which input holds the pictures, where there are several.
         title: stands over the picture.
-        area: the part of the picture that the model saw, as in `overlay`.
+        crop_box: the part of the picture that the model saw, as in `overlay`.
 
     Raises:
         ValueError: if nothing of the comparison can be drawn, or it is of no pictures.
@@ -124,7 +124,7 @@ def comparison_figure(
     for axes, (name, found) in zip(panels, comparison.attributions.items(), strict=True):
         heat = _one_map(found, example, part, name)
         scale = scale_of([heat], darkest)
-        show_map(axes, picture, heat, scale, area)
+        show_map(axes, picture, heat, scale, crop_box)
         scale_bar(figure, axes, scale, "attribution", OWN)
     return figure
 

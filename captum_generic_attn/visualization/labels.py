@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from captum_generic_attn.visualization.areas import Box
+    from captum_generic_attn.files.images import Box
 
 _PAD = 2.0  # beside the letters, in points
 

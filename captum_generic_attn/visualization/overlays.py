@@ -12,8 +12,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from captum_generic_attn.files.images import rgb
-from captum_generic_attn.visualization.areas import checked_box, spread
 from captum_generic_attn.visualization.arrays import array_of, merged, numbers
+from captum_generic_attn.visualization.crop_boxes import checked_box, spread
 from captum_generic_attn.visualization.scales import nothing_of
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def overlay(
     image: ArrayLike | Image,
     heatmap: ArrayLike,
     *,
-    area: ArrayLike | None = None,
+    crop_box: ArrayLike | None = None,
     maximum: float | None = None,
     signed: bool = False,
 ) -> NDArray[np.float64]:
@@ -60,9 +60,9 @@ def overlay(
             transparent places are white; or a tensor, which may also be `[3, H, W]`.
         heatmap: of one example, as `attribute` returns it: `[C, H, W]`, or `[H, W]`; an array or a
             tensor, one finite value per pixel. Channels are summed, unless they are all alike.
-        area: the part of the picture that the model saw, (left, top, right, bottom) in its pixels,
-            such as from `centre_crop`: the map is scaled to it, and what is outside stays paler.
-            By default all of it, in the map's size.
+        crop_box: the part of the picture that the model saw, (left, top, right, bottom) in its
+            pixels, such as from `centre_crop`: the map is scaled to it, and what is outside stays
+            paler. By default all of it, in the map's size.
         maximum: the value drawn darkest; by default the map's own largest. Give the same to
             overlays that will be compared.
         signed: whether negative values are drawn, dark blue for `-maximum`.
@@ -85,14 +85,14 @@ def overlay(
     largest = float(np.abs(heat).max() if signed else heat.max())
     top = largest if maximum is None else maximum
     behind = _between(_SEEN, grey)
-    if area is not None:
-        heat, seen = spread(heat, area, *grey.shape)
+    if crop_box is not None:
+        heat, seen = spread(heat, crop_box, *grey.shape)
         behind = np.where(seen, behind, _between(_UNSEEN, grey))
     elif grey.shape != heat.shape:
         raise ValueError(
             f"the heat map is {_size(heat)}, its picture {_size(grey)} pixels: they must be of one "
             "size (attribute with return_input_shape=True makes a map of the size that the model "
-            "got), or area= must say which part of the picture the map is of (centre_crop, or "
+            "got), or crop_box= must say which part of the picture the map is of (centre_crop, or "
             f"(0, 0, {grey.shape[1]}, {grey.shape[0]}) for all of it)"
         )
     # A map of zeros shows the picture alone.
@@ -102,7 +102,7 @@ def overlay(
 
 def show_map(
     axes: Axes, picture: NDArray[np.float64], heat: NDArray[np.float64], scale: Scale,
-    area: ArrayLike | None,
+    crop_box: ArrayLike | None,
 ) -> None:  # fmt: skip
     """Show a picture with a map over it, as `overlay` does, in the colours of a scale.
 
@@ -110,12 +110,12 @@ def show_map(
     """
     height, width = picture.shape[:2]
     small = _reduced(picture)
-    if area is not None:
+    if crop_box is not None:
         x, y = small.shape[1] / width, small.shape[0] / height
-        area = np.multiply(checked_box(area), (x, y, x, y))
+        crop_box = np.multiply(checked_box(crop_box), (x, y, x, y))
     elif heat.shape == (height, width):
         heat = _reduced(heat)
-    shown = overlay(small, heat, area=area, maximum=scale.maximum, signed=scale.signed)
+    shown = overlay(small, heat, crop_box=crop_box, maximum=scale.maximum, signed=scale.signed)
     axes.imshow(shown, extent=_extent(width, height))
 
 

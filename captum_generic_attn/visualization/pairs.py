@@ -45,7 +45,7 @@ def pairs_figure(
     titles: Sequence[str],
     *,
     title: str = "",
-    area: ArrayLike | None = None,
+    crop_box: ArrayLike | None = None,
     shared_scale: bool = False,
 ) -> NotebookFigure:
     """A figure with the picture, and for each text an overlay over the words in their colours.
@@ -61,7 +61,7 @@ def pairs_figure(
             piece, or several that a tokenizer has broken it into.
         titles: one per heat map.
         title: stands over the picture.
-        area: the part of the picture that the model saw, as in `overlay`.
+        crop_box: the part of the picture that the model saw, as in `overlay`.
         shared_scale: one scale for all maps, and one for all texts.
 
     Raises:
@@ -128,7 +128,7 @@ def pairs_figure(
     show_picture(titled(0), picture)
     for place, own in enumerate(lines, 1):
         of_map, of_text = map_scales[place - 1], text_scales[place - 1]
-        show_map(titled(place), picture, heats[place - 1], of_map, area)
+        show_map(titled(place), picture, heats[place - 1], of_map, crop_box)
         bar(place, tall + 0.06, of_map, "maps")
         below, high = tall + _BAR, LINE / 72 * len(own)
         words = axes_at(place, below, high)

@@ -48,7 +48,7 @@ def word_maps_figure(
     grid: tuple[int, int] | None = None,
     boxes: ArrayLike | None = None,
     title: str = "",
-    area: ArrayLike | None = None,
+    crop_box: ArrayLike | None = None,
     shared_scale: bool = True,
 ) -> NotebookFigure:
     """A figure with the picture, and for each word an overlay of what it looks at.
@@ -64,10 +64,10 @@ def word_maps_figure(
         matrix: `[Nt, Ni]`: of one example, what the picture's tokens gave to those of the text,
             `relevance.matrix("input_ids", "pixel_values")[0]`. Its rows may be fewer, if `words`
             are the same.
-        grid: rows and columns of the patches, which cover the picture (or `area`) row by row.
+        grid: rows and columns of the patches, which cover the picture (or `crop_box`) row by row.
         boxes: in place of a grid, (left, top, right, bottom) of each region in pixels.
         title: stands over the picture.
-        area: the part of the picture that the model saw, as in `overlay`.
+        crop_box: the part of the picture that the model saw, as in `overlay`.
         shared_scale: one scale for all words; else each has its own.
 
     Raises:
@@ -88,7 +88,7 @@ def word_maps_figure(
     rows = _rows(words, _checked_matrix(matrix))
     placed = _placed(picture, rows[0][1].size, grid, boxes)
     scales = scales_of([values for _, values in rows], shared=shared_scale)
-    whole = (0, 0, picture.shape[1], picture.shape[0]) if area is None else area
+    whole = (0, 0, picture.shape[1], picture.shape[0]) if crop_box is None else crop_box
 
     titles = [title_lines(each, 72 * _PANEL, _LETTERS) for each in (title, *(w for w, _ in rows))]
     longest = max(map(len, titles))

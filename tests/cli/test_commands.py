@@ -87,7 +87,7 @@ def test_without_arguments_it_explains_the_shipped_picture(figures):
     assert np.abs(drawn["heatmaps"] - expected[:, 0, 0].numpy()).max() < 1e-6
     original = np.asarray(demo.canvases()[0].image()) / 255
     assert np.abs(np.asarray(drawn["image"]) / 255 - original).max() < 1e-6
-    assert drawn["area"] == (0, 0, 64, 64)
+    assert drawn["crop_box"] == (0, 0, 64, 64)
     assert drawn["titles"] == [
         f"{demo.CLASSES[index]}  {probabilities[index]:.2f}" for index in best.indices
     ]
@@ -254,7 +254,7 @@ def test_a_folder_of_hugging_face(problem, kind, tmp_path, figures):
     assert np.abs(figures[0]["heatmaps"][0] - expected).max() < 1e-6
     # The model sees 32 × 32 pixels; people see their own picture.
     assert figures[0]["image"].size == (64, 64)
-    assert figures[0]["area"] == (0, 0, 64, 64)
+    assert figures[0]["crop_box"] == (0, 0, 64, 64)
 
 
 def save_vit(folder):
@@ -442,7 +442,7 @@ def test_all_methods_explain_one_class(monkeypatch):
     drawn = recorded(monkeypatch, "comparison_figure")
     output = explain("--methods", "all", "--target", "sandal")
     ((_, comparison, options),) = drawn
-    assert options == {"title": "sandal", "area": (0, 0, 64, 64)}
+    assert options == {"title": "sandal", "crop_box": (0, 0, 64, 64)}
     assert list(comparison.attributions) == list(all_methods(demo.load_model()))
     pixels = demo.preprocess(demo.canvases()[0].image())[None]
     ours = GenericAttention(demo.load_model()).attribute(pixels, demo.CLASSES.index("sandal"))

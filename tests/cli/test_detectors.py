@@ -71,7 +71,7 @@ def test_the_shipped_detr_explains_its_detections(figures):
     assert output.endswith("Wrote explanation.png")
 
     ((image, boxes, labels, heatmaps, options),) = figures
-    assert options == {"title": canvas.path.name, "area": (0, 0, 64, 64)}
+    assert options == {"title": canvas.path.name, "crop_box": (0, 0, 64, 64)}
     assert np.abs(np.asarray(image) / 255 - np.asarray(canvas.image()) / 255).max() < 1e-6
     assert boxes == [detection.box for detection in expected]
     assert labels == [f"{found.name}  {found.probability:.2f}" for found in expected]
@@ -90,7 +90,7 @@ def test_a_folder_of_hugging_face_and_a_picture_of_another_size(figures, saved):
     assert listed(output) == [as_listed(found, i < 8, SCALE) for i, found in enumerate(expected)]
     ((image, boxes, labels, heatmaps, options),) = figures
     assert image.size == (150, 100)
-    assert options["area"] == (0, 0, 150, 100)
+    assert options["crop_box"] == (0, 0, 150, 100)
     assert len(boxes) == len(labels) == len(expected)
     for box, found in zip(boxes, expected, strict=True):
         assert box == pytest.approx([edge * SCALE for edge in found.box], abs=1e-4)
@@ -159,7 +159,7 @@ def test_methods_explain_the_most_probable_detection(monkeypatch, saved):
     output = explain("noise.png", "--model", "saved", "--methods", ",".join(names))
     ((image, comparison, options),) = drawn
     assert image.size == (150, 100)
-    assert options == {"title": expected[0].name, "area": (0, 0, 150, 100)}
+    assert options == {"title": expected[0].name, "crop_box": (0, 0, 150, 100)}
     assert list(comparison.attributions) == names
     score = expected[0].query, expected[0].target
     ours = GenericAttention(saved.model).attribute(pixels[None], score)

@@ -55,7 +55,7 @@ def test_the_shipped_clip_explains_texts(figures):
         ]  # fmt: skip
 
     ((image, heatmaps, words, titles, options),) = figures
-    assert options == {"title": "picture", "area": (0, 0, 64, 64)}
+    assert options == {"title": "picture", "crop_box": (0, 0, 64, 64)}
     assert (
         np.abs(np.asarray(image) / 255 - np.asarray(demo.canvases()[0].image()) / 255).max() < 1e-6
     )
@@ -119,7 +119,7 @@ def test_a_folder_of_hugging_face(figures, tmp_path):
     )
     ((image, heatmaps, words, _, options),) = figures
     assert image.size == (64, 64)
-    assert options["area"] == (0, 0, 64, 64)
+    assert options["crop_box"] == (0, 0, 64, 64)
     assert np.abs(heatmaps - in_picture[:, 0].numpy()).max() < 1e-6
     assert [[text for text, _ in word] for word in words[0]] == [["two"], ["ca", "ts"], ["!"]]
     values = [value for word in words[0] for _, value in word]
@@ -151,7 +151,7 @@ def test_methods_explain_the_first_text(monkeypatch):
     names = "Generic attention", "Raw attention", "Saliency"
     output = explain(*CLIP, *texts("a top", "a bag"), "--methods", ",".join(names))
     ((_, comparison, options),) = drawn
-    assert options == {"title": "a top", "area": (0, 0, 64, 64)}
+    assert options == {"title": "a top", "crop_box": (0, 0, 64, 64)}
     assert list(comparison.attributions) == ["Generic attention", "Raw attention"]
     # Token ids are whole numbers, which have no gradient.
     assert "Warning: Saliency is left out: One of the differentiated Tensors" in output

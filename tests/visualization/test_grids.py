@@ -88,9 +88,9 @@ def test_a_grid_of_a_comparison_is_signed_where_a_method_is():
 
 def test_pictures_of_a_grid_may_differ_in_size_and_area():
     images = [np.zeros((70, 100, 3)), Image.new("RGB", (40, 90))]
-    areas = [centre_crop(100, 70), centre_crop(40, 90)]
+    crop_boxes = [centre_crop(100, 70), centre_crop(40, 90)]
     heat = np.ones((2, 1, 16, 16))
-    figure = grid_figure(images, {"map": heat}, area=areas)
+    figure = grid_figure(images, {"map": heat}, crop_box=crop_boxes)
     shapes = [axes.images[0].get_array().shape for axes in figure.axes[:4]]
     assert shapes == [(70, 100, 3), (70, 100, 3), (90, 40, 3), (90, 40, 3)]
     FigureCanvasAgg(figure).draw()
@@ -131,7 +131,7 @@ def test_nothing_of_a_grid_overlaps_or_leaves_the_page(rows, columns, scale):
         ({"columns": {"a": np.ones((2, 1, 4, 5))}}, "4 × 5, its picture 4 × 4 pixels"),
         ({"names": ["one"]}, "2 pictures need as many names, not 1"),
         ({"scale": "shared"}, "scale is one of 'own', 'row', 'column', 'all', not 'shared'"),
-        ({"area": [(0, 0, 4, 4)] * 3}, r"one for all 2 pictures or one for each, not \[3, 4\]"),
+        ({"crop_box": [(0, 0, 4, 4)] * 3}, r"one for all 2 pictures or one for each, not \[3, 4\]"),
     ],
 )
 def test_a_grid_says_what_does_not_fit(changed, message):

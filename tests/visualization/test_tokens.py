@@ -346,7 +346,7 @@ def test_each_word_has_its_row_over_the_picture() -> None:
     assert [axes.get_title() for axes in figure.axes[1:4]] == ["a", "red", "$bag$"]
     for axes, row in zip(figure.axes[1:], matrix, strict=False):
         heat = row.reshape(2, 3)
-        expected = overlay(WHITE, heat, area=(0, 0, 24, 16), maximum=matrix.max())
+        expected = overlay(WHITE, heat, crop_box=(0, 0, 24, 16), maximum=matrix.max())
         np.testing.assert_allclose(shown(axes), expected)
     bar = figure.axes[-1]
     assert bar.get_xlabel() == "relevance, one scale for all words"
@@ -401,7 +401,7 @@ def test_words_may_be_an_array_and_look_away() -> None:
     figure = word_maps_figure(WHITE, np.array(["a", "bag"]), [[0.5, 0], [0, -1.0]], grid=(1, 2))
     assert [axes.get_title() for axes in figure.axes[1:3]] == ["a", "bag"]
     expected = overlay(
-        WHITE, np.array([[0.0, -1.0]]), area=(0, 0, 24, 16), maximum=1.0, signed=True
+        WHITE, np.array([[0.0, -1.0]]), crop_box=(0, 0, 24, 16), maximum=1.0, signed=True
     )
     np.testing.assert_allclose(shown(figure.axes[2]), expected)
     assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == ["-1", "1"]
@@ -448,7 +448,7 @@ def test_words_and_patches_of_one_stream() -> None:
     matrix = relevance.matrix("input_ids", "pixel_values")[0]
     figure = word_maps_figure(pair[1][0], ["a", "red", "bag"], matrix, grid=(4, 4))
     heat = matrix[2].view(4, 4)
-    expected = overlay(pair[1][0], heat, area=(0, 0, 32, 32), maximum=float(matrix.max()))
+    expected = overlay(pair[1][0], heat, crop_box=(0, 0, 32, 32), maximum=float(matrix.max()))
     np.testing.assert_allclose(shown(figure.axes[3]), expected, atol=1e-6)
     assert np.ptp(shown(figure.axes[3]), axis=2).max() > 0
 

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from captum_generic_attn.files.images import Box
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
-
-Box = tuple[float, float, float, float]
-"""(left, top, right, bottom) in pixels of a picture; its left edge is 0, its right one W."""
 
 
 def centre_crop(width: int, height: int, share: float = 1.0) -> Box:
@@ -27,7 +26,7 @@ def centre_crop(width: int, height: int, share: float = 1.0) -> Box:
             224 / 256 for `Resize(256)` and `CenterCrop(224)`.
 
     Returns:
-        (left, top, right, bottom) in pixels of the picture: the `area` of `overlay` and of the
+        (left, top, right, bottom) in pixels of the picture: the `crop_box` of `overlay` and of the
         figures.
 
     Raises:
@@ -74,40 +73,40 @@ def checked_boxes(boxes: ArrayLike, count: int) -> list[Box]:
     given = np.asarray(boxes, dtype=np.float64)
     if given.shape not in {(4,), (count, 4)}:
         raise ValueError(
-            f"an area is (left, top, right, bottom) in pixels, one for all {count} pictures or one "
-            f"for each, not {list(given.shape)} numbers"
+            f"a crop box is (left, top, right, bottom) in pixels, one for all {count} pictures or "
+            f"one for each, not {list(given.shape)} numbers"
         )
     return [checked_box(box) for box in np.broadcast_to(given, (count, 4))]
 
 
 def spread(
-    heat: NDArray[np.float64], area: ArrayLike, height: int, width: int
+    heat: NDArray[np.float64], crop_box: ArrayLike, height: int, width: int
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """A map of one area of a picture as a map of the whole picture, and where the area is.
+    """A map of a part of a picture as a map of the whole picture, and where that part is.
 
     The map is scaled bilinearly, as pictures are: where it shrinks, values are averaged.
 
     Args:
         heat: `[h, w]`.
-        area: (left, top, right, bottom) in pixels of the picture. It may go past the picture's
+        crop_box: (left, top, right, bottom) in pixels of the picture. It may go past the picture's
             edges, where that was padded.
         height: of the picture.
         width: of the picture.
 
     Returns:
-        The map `[height, width]`, 0 outside of the area, and `[height, width]`: whether the middle
-        of a pixel is in the area.
+        The map `[height, width]`, 0 outside of the part, and `[height, width]`: whether the middle
+        of a pixel is in the part.
 
     Raises:
-        ValueError: the area is no box, or holds no pixel of the picture.
+        ValueError: `crop_box` is no box, or holds no pixel of the picture.
     """
-    left, top, right, bottom = checked_box(area)
+    left, top, right, bottom = checked_box(crop_box)
     rows, in_rows = _weights(heat.shape[0], top, bottom, height)
     columns, in_columns = _weights(heat.shape[1], left, right, width)
     seen = in_rows[:, None] & in_columns
     if not seen.any():
         raise ValueError(
-            f"the area {(left, top, right, bottom)} holds no pixel of the picture, which is "
+            f"the crop box {(left, top, right, bottom)} holds no pixel of the picture, which is "
             f"{width} wide and {height} high"
         )
     return rows @ heat @ columns.T, seen

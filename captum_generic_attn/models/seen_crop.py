@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from captum_generic_attn.files.images import Box
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
     from PIL import Image
     from torch import Tensor
-
-Area = tuple[float, float, float, float]
-"""(left, top, right, bottom) in pixels of a picture; its left edge is 0, its right one W."""
 
 _GREYS = 255
 # How oblique the shading is. Were it upright, each grey of a column would be rounded alike, and
@@ -28,7 +27,7 @@ _TILT = 1 / 16
 _MARGIN = 1 / 8
 
 
-def seen_area(preprocess: Callable[[Image.Image], Tensor], width: int, height: int) -> Area | None:
+def seen_crop(preprocess: Callable[[Image.Image], Tensor], width: int, height: int) -> Box | None:
     """The part of a picture of this size that is left by a preprocessing which cuts and scales.
 
     It is found by trying. Of two pictures shaded from black to white, one rather from left to
@@ -45,7 +44,7 @@ def seen_area(preprocess: Callable[[Image.Image], Tensor], width: int, height: i
 
     Example:
         >>> from captum_generic_attn import demo
-        >>> [round(edge) for edge in seen_area(demo.preprocess, 300, 200)]
+        >>> [round(edge) for edge in seen_crop(demo.preprocess, 300, 200)]
         [50, 0, 250, 200]
     """
     from PIL import Image
@@ -60,7 +59,7 @@ def seen_area(preprocess: Callable[[Image.Image], Tensor], width: int, height: i
     if not (np.abs(contrast) > 0.999 * largest).all():
         return None
 
-    def look_at(part: Area) -> Area | None:
+    def look_at(part: Box) -> Box | None:
         """What is seen, by shades that grow over a part of the picture that holds it."""
         left, top, right, bottom = part
         x = ((np.arange(width, dtype=np.float32) + 0.5 - left) / (right - left))[None]
@@ -77,12 +76,12 @@ def seen_area(preprocess: Callable[[Image.Image], Tensor], width: int, height: i
         return sides[0][0], sides[1][0], sides[0][1], sides[1][1]
 
     whole = (0.0, 0.0, float(width), float(height))
-    area = look_at(whole)
-    if area is None:
+    crop_box = look_at(whole)
+    if crop_box is None:
         return None
-    left, top, right, bottom = area
+    left, top, right, bottom = crop_box
     if right - left >= width / 2 and bottom - top >= height / 2:
-        return area
+        return crop_box
     # Few of the shades were seen: once more, with most of them on this part.
     x, y = (right - left) / 4 + 2 * width / _GREYS, (bottom - top) / 4 + 2 * height / _GREYS
     return look_at((left - x, top - y, right + x, bottom + y))
