@@ -60,8 +60,8 @@ class UnavailableWeightsError(CaptumGenericAttnError, ValueError):
     """The weights of a known model cannot be loaded, or do not fit; the message says what to do."""
 
 
-class UnreadablePictureError(CaptumGenericAttnError, ValueError):
-    """A file is not a picture, or is damaged; the message names it."""
+class UnreadableImageError(CaptumGenericAttnError, ValueError):
+    """A file is not an image, or is damaged; the message names it."""
 
 
 class PlanError(CaptumGenericAttnError, ValueError):

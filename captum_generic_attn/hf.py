@@ -1,7 +1,7 @@
 """Hugging Face models, which take keywords, as Captum wants functions: tensors by position.
 
 `unpack` turns a model and what a processor returned into the three arguments of
-`GenericAttention`; `pairs` makes a dual encoder score each picture with its own text; `words` says
+`GenericAttention`; `pairs` makes a dual encoder score each image with its own text; `words` says
 which tokens make up which word. Nothing here imports transformers: any module whose `forward` takes
 keywords will do.
 """
@@ -62,7 +62,7 @@ class Keywords:
         return inspect.Signature([inspect.Parameter(name, kind) for name in self.names])
 
     def __call__(self, *values: Any) -> Any:
-        """The model's output; of a paired model `[B]`, one score for each picture and its text."""
+        """The model's output; of a paired model `[B]`, one score for each image and its text."""
         if len(values) > len(self.names):
             raise TypeError(
                 f"{len(values)} arguments were given, but there are {len(self.names)}: "
@@ -83,16 +83,16 @@ def _diagonal(output: Any) -> Tensor:
     logits: Tensor = output["logits_per_image"]
     if logits.ndim != 2 or logits.shape[0] != logits.shape[1]:
         raise ValueError(
-            f"logits_per_image has shape {tuple(logits.shape)}: pass as many texts as pictures, "
-            "the text of a picture at its place"
+            f"logits_per_image has shape {tuple(logits.shape)}: pass as many texts as images, "
+            "the text of an image at its place"
         )
     return logits.diagonal()
 
 
 def pairs(model: Callable[..., Any], names: Sequence[str] = _PAIRED) -> Keywords:
-    """A dual encoder (CLIP, SigLIP, ...) that scores each picture with its own text.
+    """A dual encoder (CLIP, SigLIP, ...) that scores each image with its own text.
 
-    Dual encoders score all pictures with all texts, `[B, B]`: the scores of an example would depend
+    Dual encoders score all images with all texts, `[B, B]`: the scores of an example would depend
     on the others. This is the diagonal, `[B]`, to be explained with `target=None`.
 
     Args:
@@ -104,7 +104,7 @@ def pairs(model: Callable[..., Any], names: Sequence[str] = _PAIRED) -> Keywords
 
     Raises:
         ValueError: when it is called, if the model returns no `logits_per_image`, or there are not
-            as many texts as pictures.
+            as many texts as images.
 
     Example:
         >>> import torch, transformers
@@ -114,8 +114,8 @@ def pairs(model: Callable[..., Any], names: Sequence[str] = _PAIRED) -> Keywords
         >>> model = transformers.CLIPModel(transformers.CLIPConfig(
         ...     text_config=tiny | dict(vocab_size=9, max_position_embeddings=4, eos_token_id=8),
         ...     vision_config=tiny | dict(image_size=16, patch_size=8))).eval()
-        >>> pictures, ids = torch.rand(2, 3, 16, 16), torch.tensor([[1, 2, 8], [3, 8, 0]])
-        >>> maps = GenericAttention(hf.pairs(model)).attribute((pictures, ids))
+        >>> images, ids = torch.rand(2, 3, 16, 16), torch.tensor([[1, 2, 8], [3, 8, 0]])
+        >>> maps = GenericAttention(hf.pairs(model)).attribute((images, ids))
         >>> [tuple(m.shape) for m in maps]
         [(2, 3, 16, 16), (2, 3)]
     """
@@ -133,14 +133,14 @@ def unpack(
         model: a module that takes keywords, or what `pairs` made of one.
         encoding: keyword arguments of the model: a `BatchEncoding`, or any mapping.
         inputs: name or names of what to explain. `None` takes all that carries tokens: integers
-            named `input_ids` (`decoder_input_ids`, ...), and floating tensors (pictures, audio,
+            named `input_ids` (`decoder_input_ids`, ...), and floating tensors (images, audio,
             region features and boxes), but for those with "mask" in their name.
 
     Returns:
         `forward, inputs, rest`, for `GenericAttention(forward).attribute(inputs, target, rest)`:
         a function; a tensor, or a tuple of several; a tuple of all other tensors. What is no tensor
         is fixed in the function. Tensors to explain that hold the examples one behind the other
-        (the patches of all pictures, `[B n, ...]`) are unfolded to `[B, n, ...]`.
+        (the patches of all images, `[B n, ...]`) are unfolded to `[B, n, ...]`.
 
     Raises:
         KeyError: if `inputs` names what is not there; the message lists what is.
@@ -210,7 +210,7 @@ def _unfolded(tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], list[s
         if len(tensors[name]) % examples:
             raise ValueError(
                 f"{name} holds {len(tensors[name])} rows for {examples} examples: as it is, what "
-                "belongs to which example cannot be told. One picture for several texts: repeat "
+                "belongs to which example cannot be told. One image for several texts: repeat "
                 "it, once for each"
             )
     explained = tuple(

@@ -1,4 +1,4 @@
-"""The command `captum-generic-attn`: which parts of a picture, and which words, made a model give a
+"""The command `captum-generic-attn`: which parts of an image, and which words, made a model give a
 score, and whether what explains it is right.
 
 Here are the commands and their options; `kinds` has what differs between kinds of models. What a
@@ -99,15 +99,15 @@ def explain(
         ),
     ] = "generic",
 ) -> None:
-    """Explain what a transformer sees in a picture.
+    """Explain what a transformer sees in an image.
 
-    Prints what the model says of the picture, and writes a figure: the picture,
+    Prints what the model says of the image, and writes a figure: the image,
     and a heat map for each explained score. What lies outside of the part that
-    the model saw is paler, and without colours. A picture that is transparent
+    the model saw is paler, and without colours. An image that is transparent
     in places is laid on white.
 
     An image classifier gives the scores of its classes. A dual encoder gives
-    that of the picture with each --text, and the words are coloured as well.
+    that of the image with each --text, and the words are coloured as well.
     A detector gives those of its detections, the queries whose most probable
     class has a probability above 0.5, and their boxes are drawn.
     """
@@ -144,7 +144,7 @@ def verify(
     """Check that the maps of a model are what they should be.
 
     Compares what was captured of the model with its own derivatives: attention,
-    tokens, explained rows, what was read of the picture, examples, heads, and
+    tokens, explained rows, what was read of the image, examples, heads, and
     that nothing is left behind. Prints a line for each check, and leaves with
     code 1 if one fails.
     """
@@ -163,7 +163,7 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="CONFIG.toml",
-            help="What to evaluate: the model, the pictures or texts, methods and metrics.",
+            help="What to evaluate: the model, the images or texts, methods and metrics.",
             exists=True,
             dir_okay=False,
             readable=True,
@@ -178,7 +178,7 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Measure on many pictures or texts whether explanations are right.
+    """Measure on many images or texts whether explanations are right.
 
     Prints what each method comes to by each metric, beside a random control.
     The file says which model, data, methods and metrics; all but the data may
@@ -235,8 +235,8 @@ def _check_output(output: Path, image: Path | None) -> None:
 
     formats = FigureCanvasBase.get_supported_filetypes()
     if output.suffix[1:].lower() not in formats:
-        wrong("--output", f"{output.name!r} ends with no picture format: {', '.join(formats)}")
+        wrong("--output", f"{output.name!r} ends with no image format: {', '.join(formats)}")
     if output.is_dir() or not output.parent.is_dir():
         wrong("--output", f"{str(output)!r} is no file in an existing folder")
     if image is not None and output.exists() and output.samefile(image):
-        wrong("--output", f"{str(output)!r} is the picture to explain: it would be overwritten")
+        wrong("--output", f"{str(output)!r} is the image to explain: it would be overwritten")

@@ -10,7 +10,7 @@ from captum_generic_attn.cli.seen import Seen, see
 from captum_generic_attn.cli.terminal import fail, passed_on, short
 
 if TYPE_CHECKING:
-    from captum_generic_attn.models.preprocessing import PictureModel
+    from captum_generic_attn.models.preprocessing import ImageModel
 
 
 @dataclass(frozen=True)
@@ -29,26 +29,26 @@ class Choices:
 
     @property
     def title(self) -> str:
-        """What to call the picture."""
-        return short("picture" if self.image is None else self.image.name)
+        """What to call the image."""
+        return short("image" if self.image is None else self.image.name)
 
     @property
     def several_methods(self) -> bool:
         """Whether other methods than `GenericAttention` explain."""
         return bool(self.methods)
 
-    def seen(self, model: PictureModel) -> Seen:
-        """The picture, and what the model sees of it; if it cannot be read, that is said."""
+    def seen(self, model: ImageModel) -> Seen:
+        """The image, and what the model sees of it; if it cannot be read, that is said."""
         from captum_generic_attn import demo
-        from captum_generic_attn.errors import UnreadablePictureError
+        from captum_generic_attn.errors import UnreadableImageError
         from captum_generic_attn.files.images import open_rgb
 
         try:
             if self.image is None:
-                picture = demo.canvases()[0].image()
+                image = demo.canvases()[0].image()
             else:
                 with passed_on():
-                    picture = open_rgb(self.image)
-        except UnreadablePictureError as error:
+                    image = open_rgb(self.image)
+        except UnreadableImageError as error:
             fail(str(error))
-        return see(model, picture)
+        return see(model, image)

@@ -52,12 +52,12 @@ def compare_methods(
     *,
     title: str,
 ) -> None:
-    """Prints how long each method took, and writes a figure of what they say of the picture.
+    """Prints how long each method took, and writes a figure of what they say of the image.
 
     Args:
         choices: which methods, and where the figure goes.
         name: of the model whose scores are explained.
-        seen: the picture, and what the model saw of it.
+        seen: the image, and what the model saw of it.
         score: of one example; its `forward` returns a tensor.
         title: what is explained, in words.
     """
@@ -79,7 +79,5 @@ def compare_methods(
         fail(f"{name}: no method could explain it")
     drawn = seen.drawn()
     with told(name):
-        figure = comparison_figure(
-            drawn.picture, found, title=short(title), crop_box=drawn.crop_box
-        )
+        figure = comparison_figure(drawn.image, found, title=short(title), crop_box=drawn.crop_box)
         save(figure, choices.output)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from captum_generic_attn.files.images import Box
     from captum_generic_attn.models.classifiers import ImageClassifier
     from captum_generic_attn.models.detectors import Detector
-    from captum_generic_attn.models.preprocessing import PictureModel
+    from captum_generic_attn.models.preprocessing import ImageModel
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Kind(ABC):
     table: ClassVar[str]
     """transformers' own table of the classes of this kind, in `models.auto.modeling_auto`."""
 
-    model: PictureModel
+    model: ImageModel
 
     def __init__(self, choices: Choices) -> None:
         self.choices = choices
@@ -85,7 +85,7 @@ class Kind(ABC):
         """End the command if an option is of no use for this kind, or one is missing."""
 
     @abstractmethod
-    def load(self) -> PictureModel:
+    def load(self) -> ImageModel:
         """The model of the user's choice."""
 
     @abstractmethod

@@ -73,7 +73,7 @@ class ImageClassifiers(KindWithClasses):
         from captum_generic_attn.visualization import heatmap_figure
 
         return heatmap_figure(
-            seen.picture, maps, findings.labels, title=self.choices.title, crop_box=seen.crop_box
+            seen.image, maps, findings.labels, title=self.choices.title, crop_box=seen.crop_box
         )
 
     def checked_target(self, pixels: Tensor) -> int:  # noqa: D102
@@ -84,7 +84,7 @@ class ImageClassifiers(KindWithClasses):
 class DualEncoders(Kind):
     """Models that compare an image with texts."""
 
-    name = "a dual encoder of pictures and texts"
+    name = "a dual encoder of images and texts"
     shipped = demo.CLIP
     table = "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES"
     model: DualEncoder
@@ -98,7 +98,7 @@ class DualEncoders(Kind):
         if not self.choices.texts:
             wrong(
                 "--text",
-                f"{name} compares the picture with texts: give at least one (two to verify it), "
+                f"{name} compares the image with texts: give at least one (two to verify it), "
                 'such as --text "a bag and a boot"',
             )
 
@@ -131,7 +131,7 @@ class DualEncoders(Kind):
         explained = given[:1] if self.choices.several_methods else given
         columns[""] = ["explained" if text in explained else "" for text in given]
         return Findings(
-            heading=f"How well {model.name} finds that texts fit the picture:",
+            heading=f"How well {model.name} finds that texts fit the image:",
             columns=columns,
             left=("text", ""),
             labels=labels,
@@ -153,7 +153,7 @@ class DualEncoders(Kind):
         ]
         # The map is the same in every colour channel.
         return pairs_figure(
-            seen.picture, in_image[:, 0].numpy(), words, findings.labels,
+            seen.image, in_image[:, 0].numpy(), words, findings.labels,
             title=self.choices.title, crop_box=seen.crop_box,
         )  # fmt: skip
 
@@ -182,15 +182,15 @@ class Detectors(KindWithClasses):
     def look(self, seen: Seen) -> Findings:  # noqa: D102
         found = self._found(seen)
         explained = found[: 1 if self.choices.several_methods else self.choices.top or 8]
-        boxes = [seen.on_picture(detection.box) for detection in found]
-        which = "picture" if seen.own else "picture as the model gets it"
+        boxes = [seen.on_image(detection.box) for detection in found]
+        which = "image" if seen.own else "image as the model gets it"
         edges = {
             edge: [f"{box[i]:.0f}" for box in boxes]
             for i, edge in enumerate(("left", "top", "right", "bottom"))
         }
         return Findings(
             heading=f"What {self.model.name} detects with a probability above {self._threshold} "
-            f"(boxes in pixels of the {which}, {seen.picture.width} wide and {seen.picture.height} "
+            f"(boxes in pixels of the {which}, {seen.image.width} wide and {seen.image.height} "
             "high):",
             columns={
                 "query": [str(detection.query) for detection in found],
@@ -216,7 +216,7 @@ class Detectors(KindWithClasses):
                 for detection in everything[:1]
             )
             fail(
-                f"{self.model.name} detects nothing in the picture: no query has a class with a "
+                f"{self.model.name} detects nothing in the image: no query has a class with a "
                 f"probability above {self._threshold}{nearest}"
             )
         chosen = [one for one in found if not self.classes or one.target in self.classes]
@@ -224,7 +224,7 @@ class Detectors(KindWithClasses):
             wanted = " or ".join(self.model.classes[target] for target in self.classes)
             wrong(
                 "--target",
-                f"{self.model.name} detects no {wanted} in the picture; it detects: "
+                f"{self.model.name} detects no {wanted} in the image; it detects: "
                 f"{', '.join(dict.fromkeys(detection.name for detection in found))}",
             )
         return chosen
@@ -232,9 +232,9 @@ class Detectors(KindWithClasses):
     def draw(self, seen: Seen, findings: Findings, maps: Any) -> Figure:  # noqa: D102
         from captum_generic_attn.visualization import detections_figure
 
-        boxes = [seen.on_picture(box) for box in findings.boxes]
+        boxes = [seen.on_image(box) for box in findings.boxes]
         return detections_figure(
-            seen.picture,
+            seen.image,
             boxes,
             findings.labels,
             maps,
@@ -246,7 +246,7 @@ class Detectors(KindWithClasses):
         found = self.model.detections(pixels, threshold=0)  # the most probable first
         chosen = [one for one in found if not self.classes or one.target in self.classes]
         if not chosen:
-            wrong("--target", f"{self.model.name} finds none in the picture, not even improbably")
+            wrong("--target", f"{self.model.name} finds none in the image, not even improbably")
         return chosen[0].query, chosen[0].target
 
 

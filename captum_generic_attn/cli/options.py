@@ -11,7 +11,7 @@ ImageFile = Annotated[
     Path | None,
     typer.Argument(
         metavar="IMAGE",
-        help="The picture, of at most 89 million pixels; without it, one that comes with the "
+        help="The image, of at most 89 million pixels; without it, one that comes with the "
         "package.",
         exists=True,
         dir_okay=False,
@@ -47,7 +47,7 @@ Texts = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TEXT",
-        help="For a dual encoder: a text to compare the picture with; may be repeated.",
+        help="For a dual encoder: a text to compare the image with; may be repeated.",
         show_default=False,
     ),
 ]

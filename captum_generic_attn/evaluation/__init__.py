@@ -1,6 +1,6 @@
 r"""Metrics from a TOML file: `captum-generic-attn evaluate`, and the same from Python.
 
-`plan` understands the file, `pictures` and `texts` are the data with the model that is explained on
+`plan` understands the file, `images` and `texts` are the data with the model that is explained on
 them, `run` goes through them batch by batch, `scores` computes one metric on one batch, and
 `report` holds what came out.
 

@@ -1,4 +1,4 @@
-"""What `pictures` and `texts` hand over: some examples, ready to be explained and measured."""
+"""What `images` and `texts` hand over: some examples, ready to be explained and measured."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Batch:
     Attributes:
         first: the place of the first one in the data set.
         forward: the model, from `inputs` and `rest` to scores `[B, K]`.
-        inputs: what is explained: pictures `[B, C, H, W]` or token ids `[B, N]`.
+        inputs: what is explained: images `[B, C, H, W]` or token ids `[B, N]`.
         rest: further arguments of the model.
         targets: `[B]`, the explained class of each.
         removal: by metric, what is removed of the inputs.
-        right: of pictures with masks `[B, H, W]`, true in the right place.
+        right: of images with masks `[B, H, W]`, true in the right place.
         present: of texts `[B, N]`, true where a token is no padding.
         rationales: of texts, what people marked; `None` for texts without.
     """
@@ -52,7 +52,7 @@ class Batch:
 
 
 class Examples(Protocol):
-    """A data set with its model: `PictureSet`, `TextSet`."""
+    """A data set with its model: `ImageSet`, `TextSet`."""
 
     multi_label: bool
     """Whether the model judges each class by itself."""

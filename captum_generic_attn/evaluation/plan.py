@@ -18,7 +18,7 @@ from captum_generic_attn.evaluation.tables import Table, read_tables
 GENERIC = "generic"
 """How the method of this package may be called, as on the command line."""
 REMOVED = ("black", "mean", "blur")
-"""What removed pixels become: black, the picture's own mean colour, the picture out of focus."""
+"""What removed pixels become: black, the image's own mean colour, the image out of focus."""
 _ON_IDS = "made for continuous inputs, while token ids are whole numbers"
 _KEYS = {
     "model": ("name", "weights", "device"),
@@ -30,8 +30,8 @@ _KEYS = {
 
 
 @dataclass(frozen=True)
-class PictureData:
-    """A folder of pictures, and perhaps one of masks with the right place in each."""
+class ImageData:
+    """A folder of images, and perhaps one of masks with the right place in each."""
 
     images: Path
     masks: Path | None
@@ -53,7 +53,7 @@ class Plan:
         model: name of the model; `None` for the shipped one.
         weights: its weights; `None` for those that its library has.
         device: where it runs, as PyTorch names it.
-        data: pictures or texts.
+        data: images or texts.
         limit: at most so many of them, drawn at random; `None`: all.
         methods: names as in `compare.all_methods`.
         left_out: methods that "all" does not stand for here, and why.
@@ -69,7 +69,7 @@ class Plan:
     model: str | None
     weights: Path | None
     device: str
-    data: PictureData | TextData
+    data: ImageData | TextData
     limit: int | None
     methods: tuple[str, ...]
     left_out: Mapping[str, str]
@@ -135,7 +135,7 @@ def read_plan(file: Path) -> Plan:
     )  # fmt: skip
 
 
-def _source(data: Table) -> PictureData | TextData:
+def _source(data: Table) -> ImageData | TextData:
     if ("images" in data) == ("texts" in data):
         raise PlanError(
             f"{data.file}, [data]: either images = FOLDER or texts = FILE is needed"
@@ -143,7 +143,7 @@ def _source(data: Table) -> PictureData | TextData:
         )
     images, texts = data.folder("images"), data.existing_file("texts")
     if images is not None:
-        return PictureData(images, data.folder("masks"))
+        return ImageData(images, data.folder("masks"))
     if "masks" in data:
         data.wrong("masks", "they belong to images; texts have a rationale in each line")
     assert texts is not None  # noqa: S101 - one of the two is there
@@ -209,14 +209,14 @@ def _methods(chosen: Table, *, texts: bool) -> tuple[tuple[str, ...], dict[str, 
     return names, {}
 
 
-def _metrics(chosen: Table, source: PictureData | TextData) -> tuple[str, ...] | None:
+def _metrics(chosen: Table, source: ImageData | TextData) -> tuple[str, ...] | None:
     metrics = chosen.some_of("metrics", tuple(METRICS))
     texts = isinstance(source, TextData)
     for metric in metrics or ():
         if texts and metric not in names_of("rationales"):
-            chosen.wrong("metrics", f"{metric!r} is a metric of pictures, not of texts")
+            chosen.wrong("metrics", f"{metric!r} is a metric of images, not of texts")
         if not texts and metric not in names_of("masks"):
-            chosen.wrong("metrics", f"{metric!r} is a metric of texts, not of pictures")
-        if isinstance(source, PictureData) and source.masks is None and metric not in names_of():
+            chosen.wrong("metrics", f"{metric!r} is a metric of texts, not of images")
+        if isinstance(source, ImageData) and source.masks is None and metric not in names_of():
             chosen.wrong("metrics", f"{metric!r} needs masks = FOLDER under [data]")
     return metrics

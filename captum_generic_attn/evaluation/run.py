@@ -18,8 +18,8 @@ from captum_generic_attn.baselines import Lrp
 from captum_generic_attn.captum_api.base import ModelAttribution
 from captum_generic_attn.comparison import all_methods, compare, patch_mask
 from captum_generic_attn.evaluation.batch import Batch, Examples
-from captum_generic_attn.evaluation.pictures import PictureSet
-from captum_generic_attn.evaluation.plan import PictureData, Plan
+from captum_generic_attn.evaluation.images import ImageSet
+from captum_generic_attn.evaluation.plan import ImageData, Plan
 from captum_generic_attn.evaluation.report import Report
 from captum_generic_attn.evaluation.scores import METRICS, figures
 from captum_generic_attn.evaluation.texts import TextSet
@@ -53,7 +53,7 @@ def evaluate(plan: Plan, *, show_progress: bool = False) -> Report:
     """
     # At the end of the run would be late to tell.
     needed("scipy.stats")
-    examples: Examples = PictureSet(plan) if isinstance(plan.data, PictureData) else TextSet(plan)
+    examples: Examples = ImageSet(plan) if isinstance(plan.data, ImageData) else TextSet(plan)
     for library in _libraries(examples):
         needed(library)
     controls, notes = _controls(plan, examples)
@@ -201,7 +201,7 @@ def _controls(plan: Plan, examples: Examples) -> tuple[dict[str, Grid], list[str
     Maps over tokens are smooth, those of gradients are not, and chance does differently well by
     either.
     """
-    if not isinstance(plan.data, PictureData):
+    if not isinstance(plan.data, ImageData):
         return {"Random": None}, []
     batch = examples.batch(range(1))
     methods = {name: all_methods(batch.forward)[name] for name in plan.methods}
@@ -229,7 +229,7 @@ def _by_pixels(method: Attribution) -> bool:
 
 
 def _grids(methods: list[Attribution], batch: Batch) -> Iterator[tuple[int, int]]:
-    """Tokens down and across a picture, as each of the methods sees them, if it does."""
+    """Tokens down and across an image, as each of the methods sees them, if it does."""
     for method in methods:
         if isinstance(method, KernelShap):
             patches = patch_mask(batch.inputs.shape)[0, 0]
@@ -255,7 +255,7 @@ def _settings(plan: Plan, examples: Examples) -> dict[str, object]:
         "device": plan.device,
         "seed": plan.seed,
     }
-    if isinstance(plan.data, PictureData):
+    if isinstance(plan.data, ImageData):
         settings["removed"] = {
             metric: plan.removed_in(metric)
             for metric in examples.metrics

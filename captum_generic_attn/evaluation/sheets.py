@@ -12,7 +12,7 @@ from captum_generic_attn.metrics import Estimate
 # A terminal has no room for sixteen columns; the JSON has them all.
 _SHOWN_WORDS = (5, 10, 20, 40, 80)
 _MISSING = "–"
-_BECOME = {"black": "black", "mean": "the picture's mean colour", "blur": "blurred"}
+_BECOME = {"black": "black", "mean": "the image's mean colour", "blur": "blurred"}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Hugging Face's text classifiers with their tokenizers: `classifiers` loads those of pictures."""
+"""Hugging Face's text classifiers with their tokenizers: `classifiers` loads those of images."""
 
 from __future__ import annotations
 

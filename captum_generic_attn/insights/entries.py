@@ -167,7 +167,7 @@ def select(visualizer: AttributionVisualizer, method: str = "Generic Attention")
         ValueError: if the page's list has no such method.
 
     Example:
-        >>> visualizer = picture_visualizer()  # doctest: +SKIP
+        >>> visualizer = image_visualizer()  # doctest: +SKIP
         >>> select(visualizer, "Attention Rollout")  # doctest: +SKIP
         >>> visualizer.get_insights_config()["selected_method"]  # doctest: +SKIP
         'Attention Rollout'

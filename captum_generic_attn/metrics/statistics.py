@@ -73,7 +73,7 @@ def estimate(
         values: one array or more, each with one value for each example; several are drawn together.
         statistic: makes one figure of them along `axis`; `mean`, `ratio`, or a function of one's
             own.
-        groups: which examples belong together (explanations of one picture): groups are drawn
+        groups: which examples belong together (explanations of one image): groups are drawn
             instead of examples. Only with one array of values and its mean.
         confidence: how often such an interval holds the true figure, in 0 … 1.
         resamples: how often the examples are drawn anew, with replacement.

@@ -34,7 +34,7 @@ __all__ = ["ImageClassifier", "load_classifier"]
 
 @dataclass(frozen=True)
 class ImageClassifier(ClassModel):
-    """A model that says of a picture which of its classes it shows.
+    """A model that says of an image which of its classes it shows.
 
     Attributes:
         model: `[B, 3, H, W]` to logits `[B, K]` (or to an output with `.logits`).

@@ -28,7 +28,7 @@ class Detection:
             both: `target=(query, target)` in `GenericAttention.attribute`.
         name: that class, in words.
         probability: of that class.
-        box: (left, top, right, bottom) in pixels of the picture that the model saw, cut off at its
+        box: (left, top, right, bottom) in pixels of the image that the model saw, cut off at its
             edges.
     """
 
@@ -56,7 +56,7 @@ class Detector(ClassModel):
 
     @torch.no_grad()
     def detections(self, pixels: Tensor, threshold: float = 0.5) -> tuple[Detection, ...]:
-        """What is on a picture, the most probable first.
+        """What is on an image, the most probable first.
 
         Args:
             pixels: `[3, H, W]`, as `preprocess` made it.

@@ -16,7 +16,7 @@ from captum_generic_attn import demo, hf
 from captum_generic_attn.errors import UnavailableWeightsError
 from captum_generic_attn.models.checkpoints import from_hugging_face, require_transformers
 from captum_generic_attn.models.preprocessing import (
-    PictureModel,
+    ImageModel,
     preprocessing_of,
     shipped_preprocessing,
 )
@@ -40,15 +40,15 @@ class Texts:
 
 
 class Scores(NamedTuple):
-    """How well a picture and each of T texts fit: `[T]` both."""
+    """How well an image and each of T texts fit: `[T]` both."""
 
     cosines: Tensor
     logits: Tensor
 
 
 @dataclass(frozen=True)
-class DualEncoder(PictureModel):
-    """A model that compares pictures with texts.
+class DualEncoder(ImageModel):
+    """A model that compares images with texts.
 
     Attributes:
         model: takes `pixel_values` `[B, 3, H, W]` and what `encode` makes of T texts; returns an
@@ -64,7 +64,7 @@ class DualEncoder(PictureModel):
 
     @torch.no_grad()
     def scores(self, pixels: Tensor, texts: Texts) -> Scores:
-        """Cosine similarity and logit of a picture `[3, H, W]` and each text.
+        """Cosine similarity and logit of an image `[3, H, W]` and each text.
 
         Raises:
             ValueError: the model returns no such logits and embeddings.
@@ -89,7 +89,7 @@ class DualEncoder(PictureModel):
         if any(embedding.ndim != 2 for embedding in embeddings):
             shapes = " and ".join(str(tuple(embedding.shape)) for embedding in embeddings)
             raise ValueError(
-                f"it returns embeddings {shapes}: one vector for the picture and one for each text "
+                f"it returns embeddings {shapes}: one vector for the image and one for each text "
                 "is needed"
             )
         cosines = F.cosine_similarity(*embeddings)
@@ -98,11 +98,11 @@ class DualEncoder(PictureModel):
     def pairs(
         self, pixels: Tensor, texts: Texts
     ) -> tuple[hf.Keywords, tuple[Tensor, Tensor], tuple[Tensor, ...]]:
-        """What is explained: the logit of the picture `[3, H, W]` and each text.
+        """What is explained: the logit of the image `[3, H, W]` and each text.
 
         Returns:
             `forward, (pixels, ids), rest` for `GenericAttention(forward).attribute(inputs, None,
-            rest)`: `[T, 3, H, W]`, the picture once for each text, and `[T, N]`.
+            rest)`: `[T, 3, H, W]`, the image once for each text, and `[T, N]`.
         """
         encoding = {"pixel_values": pixels.repeat(len(texts), 1, 1, 1), **texts.encoding}
         forward, inputs, rest = hf.unpack(
@@ -116,7 +116,7 @@ def load_dual_encoder(name: str) -> DualEncoder:
 
     Args:
         name: `garments-clip` for the shipped one; the id of a Hugging Face model (`owner/model`)
-            that classifies pictures zero-shot, or a folder that holds one.
+            that classifies images zero-shot, or a folder that holds one.
 
     Raises:
         UnavailableWeightsError: there is none, it was never trained, or it comes without an image

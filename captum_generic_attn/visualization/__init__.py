@@ -1,4 +1,4 @@
-"""Pictures of relevance: what `attribute` returns in, arrays or Matplotlib figures out. The command
+"""Images of relevance: what `attribute` returns in, arrays or Matplotlib figures out. The command
 line calls them; notebooks may.
 
 No function touches pyplot's state, so that figures can be made in threads and without a display; a

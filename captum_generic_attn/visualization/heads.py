@@ -20,7 +20,7 @@ from captum_generic_attn.visualization.call_maps import (
     sums_of_heads,
 )
 from captum_generic_attn.visualization.figures import NotebookFigure
-from captum_generic_attn.visualization.overlays import checked_picture, scale_bar, show_map, steps
+from captum_generic_attn.visualization.overlays import checked_image, scale_bar, show_map, steps
 from captum_generic_attn.visualization.regions import boxes_on, draw_regions
 from captum_generic_attn.visualization.scales import Scale
 from captum_generic_attn.visualization.titles import title_lines
@@ -150,12 +150,12 @@ def heads_figure(
             token.
         key: the part of the key stream that is drawn, by its name in `Stream.parts`; by default all
             of the stream. Where a class token stands before the patches, name the patches' part.
-        grid: rows and columns of the patches, which cover the picture row by row. Over an `image`
+        grid: rows and columns of the patches, which cover the image row by row. Over an `image`
             they are interpolated as `attribute` does it, else each is a cell.
         boxes: (left, top, right, bottom) of each region in pixels of `image`.
         image: what the maps are laid over: `[H, W]`, `[H, W, 3]`, or what else `overlay` takes.
             Boxes need it.
-        crop_box: the part of the picture that the model saw, as in `overlay`: the grid covers it.
+        crop_box: the part of the image that the model saw, as in `overlay`: the grid covers it.
         calls: their `index`; by default all that were used.
         example: which of the batch.
         title: stands over all.
@@ -229,7 +229,7 @@ class _Layout(NamedTuple):
 
     grid: tuple[int, int] | None = None
     boxes: NDArray[np.float64] | None = None
-    picture: NDArray[np.float64] | None = None
+    image: NDArray[np.float64] | None = None
     crop_box: ArrayLike | None = None
 
 
@@ -243,21 +243,21 @@ def _layout(
             "what one token takes from the keys is laid out on a grid=(rows, columns) of patches, "
             "or on the boxes= of regions: give one of them"
         )
-    picture = None if image is None else checked_picture(image)
-    if boxes is not None and picture is None:
-        raise ValueError("boxes= lie on a picture: give image= as well")
-    if crop_box is not None and (picture is None or grid is None):
+    array = None if image is None else checked_image(image)
+    if boxes is not None and array is None:
+        raise ValueError("boxes= lie on an image: give image= as well")
+    if crop_box is not None and (array is None or grid is None):
         raise ValueError(
             "crop_box= is the part of image= that grid= covers: give both of them as well"
         )
-    placed = None if boxes is None or picture is None else boxes_on(boxes, picture)
-    return _Layout(grid, placed, picture, crop_box)
+    placed = None if boxes is None or array is None else boxes_on(boxes, array)
+    return _Layout(grid, placed, array, crop_box)
 
 
 def _size_of_panels(layout: _Layout, calls: Sequence[Call]) -> tuple[float, float]:
     """Width and height in inches."""
-    if layout.picture is not None:
-        height, width = layout.picture.shape[:2]
+    if layout.image is not None:
+        height, width = layout.image.shape[:2]
         return _PANEL, _PANEL * height / width
     if layout.grid is not None:
         return _PANEL, _PANEL * layout.grid[0] / layout.grid[1]
@@ -279,14 +279,14 @@ def _name_panels(panels: NDArray[np.object_], *, whole: bool) -> None:
 
 
 def _draw(axes: Axes, heat: NDArray[np.float64], scale: Scale, layout: _Layout) -> None:
-    if layout.picture is None:
+    if layout.image is None:
         axes.imshow(heat, cmap=steps(), vmin=0, vmax=scale.maximum or 1)
     elif layout.boxes is None:
-        whole = 0, 0, layout.picture.shape[1], layout.picture.shape[0]
+        whole = 0, 0, layout.image.shape[1], layout.image.shape[0]
         crop_box = whole if layout.crop_box is None else layout.crop_box
-        show_map(axes, layout.picture, heat, scale, crop_box)
+        show_map(axes, layout.image, heat, scale, crop_box)
     else:
-        draw_regions(axes, layout.picture, layout.boxes, heat, scale.maximum)
+        draw_regions(axes, layout.image, layout.boxes, heat, scale.maximum)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set(color="0.8", position=("outward", 1))  # it must not hide the first token

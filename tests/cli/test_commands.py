@@ -63,7 +63,7 @@ def vit(tmp_path_factory):
     return model, folder
 
 
-# ---------------------------------------------------------------- the shipped model and picture
+# ---------------------------------------------------------------- the shipped model and image
 
 
 def test_without_arguments_it_explains_the_shipped_picture(figures):
@@ -252,7 +252,7 @@ def test_a_folder_of_hugging_face(problem, kind, tmp_path, figures):
     assert listed(output)[1] == (pytest.approx(float(share), abs=6e-4), True)
     expected = GenericAttention(model).attribute(pixels, 1)[0, 0].numpy()
     assert np.abs(figures[0]["heatmaps"][0] - expected).max() < 1e-6
-    # The model sees 32 × 32 pixels; people see their own picture.
+    # The model sees 32 × 32 pixels; people see their own image.
     assert figures[0]["image"].size == (64, 64)
     assert figures[0]["crop_box"] == (0, 0, 64, 64)
 
@@ -307,7 +307,7 @@ def test_a_folder_without_an_image_processor_is_refused(tmp_path):
     ("arguments", "code", "message"),
     [
         (["missing.png"], 2, "'missing.png' does not exist"),
-        (["text.png"], 1, "'text.png' is no picture that Pillow can read"),
+        (["text.png"], 1, "'text.png' is no image that Pillow can read"),
         (["cut.png"], 1, "'cut.png' cannot be read"),
         (["--target", "shoe"], 2, "no class 'shoe' among its 7"),
         (["--target", "sneakr"], 2, "nearest: sneaker"),
@@ -326,14 +326,14 @@ def test_a_folder_without_an_image_processor_is_refused(tmp_path):
         (["--model", "."], 1, "no model can be loaded from the folder '.'"),
         (["--start-layer", "4"], 1, "start_layer=4"),
         (["--top", "0"], 2, "Invalid value for '--top'"),
-        (["--output", "figure.doc"], 2, "'figure.doc' ends with no picture format"),
-        (["--output", "figure"], 2, "'figure' ends with no picture format"),
+        (["--output", "figure.doc"], 2, "'figure.doc' ends with no image format"),
+        (["--output", "figure"], 2, "'figure' ends with no image format"),
         (["--output", "nowhere/figure.png"], 2, "no file in an existing folder"),
         (["canvas.png", "--output", "canvas.png"], 2, "it would be overwritten"),
     ],
 )
 def test_failures_say_what_to_do(arguments, code, message, tmp_path):
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     canvas = demo.canvases()[0].path.read_bytes()
     (tmp_path / "canvas.png").write_bytes(canvas)
     (tmp_path / "cut.png").write_bytes(canvas[: len(canvas) // 2])
@@ -596,6 +596,6 @@ def test_verify_explains_the_detection_of_the_chosen_class(monkeypatch):
     run("verify", "--model", demo.DETR)
     run("verify", "--model", demo.DETR, "--target", "dress")
     assert [demo.CLASSES[target] for _, target in seen] == ["sandal", "dress"]
-    message = "--target: the shipped DETR finds none in the picture"
+    message = "--target: the shipped DETR finds none in the image"
     assert message in run("verify", "--model", demo.DETR, "--target", "bag", code=2)
     assert "two to verify it" in run("verify", "--model", "garments-clip", code=2)

@@ -28,7 +28,7 @@ def figures(monkeypatch):
 
 @pytest.fixture
 def saved(tmp_path):
-    """A detector that finds ten things or so in the picture, which is 150 × 100 pixels."""
+    """A detector that finds ten things or so in the image, which is 150 × 100 pixels."""
     folders.detr(tmp_path / "saved")
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (100, 150, 3), dtype=np.uint8)
@@ -60,13 +60,13 @@ def as_listed(detection, explained, scale=1.0):
 
 
 def test_the_shipped_detr_explains_its_detections(figures):
-    # What the picture shows to the model is told by the model.
+    # What the image shows to the model is told by the model.
     detector = load_detector("garments-detr")
     canvas = demo.canvases()[0]
     pixels, expected = detections(detector, canvas.path)
     output = explain(canvas.path, "--model", "garments-detr")
     assert "What the shipped DETR detects with a probability above 0.5 (boxes in pixels" in output
-    assert "of the picture, 64 wide and 64 high)" in output
+    assert "of the image, 64 wide and 64 high)" in output
     assert listed(output) == [as_listed(detection, True) for detection in expected]
     assert output.endswith("Wrote explanation.png")
 
@@ -85,8 +85,8 @@ def test_a_folder_of_hugging_face_and_a_picture_of_another_size(figures, saved):
     pixels, expected = detections(saved)
     assert len(expected) > 8
     output = explain("noise.png", "--model", "saved")
-    # The model sees 72 × 48 pixels of the picture's 150 × 100, and boxes are of the latter.
-    assert "of the picture, 150 wide and 100 high)" in output
+    # The model sees 72 × 48 pixels of the image's 150 × 100, and boxes are of the latter.
+    assert "of the image, 150 wide and 100 high)" in output
     assert listed(output) == [as_listed(found, i < 8, SCALE) for i, found in enumerate(expected)]
     ((image, boxes, labels, heatmaps, options),) = figures
     assert image.size == (150, 100)
@@ -135,7 +135,7 @@ def test_nothing_detected_is_told(tmp_path):
     folders.detr(tmp_path / "unsure", decided=0.01)
     output = explain("--model", "unsure", code=1)
     assert re.search(
-        r"Error: unsure detects nothing in the picture: no query has a class with a probability "
+        r"Error: unsure detects nothing in the image: no query has a class with a probability "
         r"above 0\.5; the nearest to it is (cat|dog|house|tree) with 0\.2\d",
         output,
     )
@@ -148,7 +148,7 @@ def test_a_class_that_was_not_detected_is_told(tmp_path):
         model.class_labels_classifier.bias[1] += 100
     model.save_pretrained(tmp_path / "saved")
     output = explain("--model", "saved", "--target", "0", "--target", "house", code=2)
-    expected = "--target: saved detects no cat or house in the picture; it detects: dog"
+    expected = "--target: saved detects no cat or house in the image; it detects: dog"
     assert expected in output
 
 

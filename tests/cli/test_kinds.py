@@ -18,9 +18,9 @@ def save_vit(folder, name):
 @pytest.mark.parametrize(
     ("save", "kind"),
     [
-        (folders.clip, "a dual encoder of pictures and texts"),
+        (folders.clip, "a dual encoder of images and texts"),
         (lambda folder: folders.clip(folder, "CLIPForImageClassification"), "an image classifier"),
-        (folders.siglip, "a dual encoder of pictures and texts"),
+        (folders.siglip, "a dual encoder of images and texts"),
         (folders.detr, "a detector"),
         (lambda folder: save_vit(folder, "ViTForImageClassification"), "an image classifier"),
         # Without a head; that it was never trained is told when it is loaded.
@@ -35,7 +35,7 @@ def test_a_configuration_says_what_the_model_does(save, kind, tmp_path):
 
 @pytest.mark.parametrize(
     ("save", "kind"),
-    [(folders.clip, "a dual encoder of pictures and texts"), (folders.detr, "a detector")],
+    [(folders.clip, "a dual encoder of images and texts"), (folders.detr, "a detector")],
 )
 def test_a_configuration_that_names_no_class_goes_by_its_type(save, kind, tmp_path):
     save(tmp_path)

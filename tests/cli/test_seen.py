@@ -1,4 +1,4 @@
-"""`explain` draws the user's own picture, with the map on the part that the model saw."""
+"""`explain` draws the user's own image, with the map on the part that the model saw."""
 
 import re
 
@@ -37,7 +37,7 @@ def composition(width=1000, height=700):
 
 
 def crops_beyond(folder):
-    """A CLIP whose image processor makes a frame round the picture."""
+    """A CLIP whose image processor makes a frame round the image."""
     folders.clip(folder)
     crop = {"height": 32, "width": 32}
     images = folders.T.CLIPImageProcessor(size={"shortest_edge": 20}, crop_size=crop)
@@ -109,14 +109,14 @@ def test_boxes_are_drawn_and_printed_in_pixels_of_the_picture(monkeypatch):
     wide.paste(demo.canvases()[0].image().resize((1600, 1600)), (400, 0))
     wide.save(PICTURE)
     output = explain(PICTURE, "--model", "garments-detr")
-    assert "(boxes in pixels of the picture, 2400 wide and 1600 high)" in output
+    assert "(boxes in pixels of the image, 2400 wide and 1600 high)" in output
     ((image, boxes, _, _, _),) = figures
     assert image.size == (1200, 800)
     detector = load_detector("garments-detr")
     found = detector.detections(detector.preprocess(wide))
     assert len(boxes) == len(found) > 2
     for box, detection in zip(boxes, found, strict=True):
-        # What the model got are 64 of the picture's 1600 pixels, behind 400 that it did not get.
+        # What the model got are 64 of the image's 1600 pixels, behind 400 that it did not get.
         edges = [25 * edge + start for edge, start in zip(detection.box, (400, 0) * 2, strict=True)]
         assert box == pytest.approx([edge / 2 for edge in edges], abs=0.5)
         row = re.search(rf" {detection.query} {detection.name} \S+ (\d+) (\d+) (\d+) (\d+)", output)
@@ -153,13 +153,13 @@ def test_where_the_part_cannot_be_told_the_models_picture_is_drawn_and_said(monk
     output = explain(PICTURE, "--model", "saved", "--text", "two cats")
     assert output.count("Warning") == 1
     assert (
-        "Warning: which part of the picture saved sees cannot be told from its preprocessing: the "
+        "Warning: which part of the image saved sees cannot be told from its preprocessing: the "
         "figure shows it as the model got it" in output
     )
     ((image, _, _, _, options),) = figures
     assert image.size == (32, 32)
     assert options["crop_box"] == (0, 0, 32, 32)
-    # The frame is black, the picture is not.
+    # The frame is black, the image is not.
     assert np.asarray(image)[0].max() < 3
     assert np.asarray(image)[16].max() > 250
 
@@ -168,7 +168,7 @@ def test_a_strip_is_drawn_as_the_model_got_it_and_said(figures):
     composition(3000, 310).save(PICTURE)
     output = explain(PICTURE, "--target", "sandal")
     assert (
-        "Warning: the picture is too narrow for a figure (3000 × 310 pixels): the figure shows it "
+        "Warning: the image is too narrow for a figure (3000 × 310 pixels): the figure shows it "
         "as the model got it" in output
     )
     ((image, _, _, options),) = figures
@@ -179,12 +179,12 @@ def test_a_strip_is_drawn_as_the_model_got_it_and_said(figures):
 def test_boxes_go_from_what_the_model_got_to_the_picture_and_its_drawing():
     seen = see(load_classifier(), composition(3000, 2000))
     left, _, right, _ = seen.crop_box
-    assert seen.on_picture((0, 0, 64, 64)) == pytest.approx(seen.crop_box)
-    assert seen.on_picture((16, 32, 64, 64)) == pytest.approx(
+    assert seen.on_image((0, 0, 64, 64)) == pytest.approx(seen.crop_box)
+    assert seen.on_image((16, 32, 64, 64)) == pytest.approx(
         (left + (right - left) / 4, 1000, right, 2000)
     )
     drawn = seen.drawn()
-    assert drawn.on_picture((16, 32, 64, 64)) == pytest.approx(
-        [edge * 0.4 for edge in seen.on_picture((16, 32, 64, 64))]
+    assert drawn.on_image((16, 32, 64, 64)) == pytest.approx(
+        [edge * 0.4 for edge in seen.on_image((16, 32, 64, 64))]
     )
     assert drawn.drawn() is drawn

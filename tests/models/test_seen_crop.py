@@ -1,4 +1,4 @@
-"""The part of a picture that a model sees, found by trying, against what each library does."""
+"""The part of an image that a model sees, found by trying, against what each library does."""
 
 import pytest
 import torch
@@ -75,7 +75,7 @@ def test_the_area_is_what_the_library_cuts_out(library, size):
     make, expected, side = PREPROCESSINGS[library]
     crop_box = seen_crop(make(), *size)
     left, top, right, bottom = expected(*size)
-    # A tenth of a pixel of what the model sees, or of the picture, whichever is larger.
+    # A tenth of a pixel of what the model sees, or of the image, whichever is larger.
     x, y = (max(1.0, edge / (side or edge)) / 10 for edge in (right - left, bottom - top))
     assert crop_box[::2] == pytest.approx((left, right), abs=x)
     assert crop_box[1::2] == pytest.approx((top, bottom), abs=y)
@@ -135,7 +135,7 @@ def test_a_crop_beyond_the_picture_has_no_area():
 
 
 def test_the_bent_values_at_the_ends_of_a_picture_do_not_count():
-    # 14 pixels for each of the picture's; no filter can look beyond the outermost.
+    # 14 pixels for each of the image's; no filter can look beyond the outermost.
     corner = v2.Lambda(lambda image: image.crop((0, 0, 112, 112)))
     crop_box = seen_crop(v2.Compose([v2.Resize((224, 224)), corner, *TO_TENSOR]), 16, 16)
     assert crop_box[:2] == (0, 0)

@@ -1,4 +1,4 @@
-"""A heat map over its picture: places, forms of what is given, parts of a picture, and colours."""
+"""A heat map over its image: places, forms of what is given, parts of an image, and colours."""
 
 import tracemalloc
 
@@ -62,10 +62,10 @@ def test_bytes_and_floats_give_the_same_overlay():
 @pytest.mark.parametrize(
     ("image", "heat", "message"),
     [
-        (np.zeros((4, 4)), np.zeros((4, 5)), r"4 × 5, its picture 4 × 4 pixels"),
+        (np.zeros((4, 4)), np.zeros((4, 5)), r"4 × 5, its image 4 × 4 pixels"),
         (np.zeros((4, 4)), np.zeros((2, 3, 4, 4)), r"of one example, .*, not \[2, 3, 4, 4\]: pick"),
         (np.zeros((4, 4)), np.zeros(4), r"\[H, W\] or \[C, H, W\], not \[4\]"),
-        (np.zeros((3, 4, 4)), np.zeros((4, 4)), r"picture is .*, not \[3, 4, 4\]"),
+        (np.zeros((3, 4, 4)), np.zeros((4, 4)), r"image is .*, not \[3, 4, 4\]"),
         (np.full((4, 4), 2.0), np.zeros((4, 4)), r"not 2 … 2: undo the model's normalisation"),
         (np.full((4, 4), np.nan), np.zeros((4, 4)), r"values are in 0 … 1"),
         (np.zeros((4, 4)), np.full((4, 4), np.inf), r"NaN or infinite"),
@@ -150,7 +150,7 @@ def test_overlay_says_what_is_no_picture(image, message):
         overlay(image, np.zeros((9, 9)))
 
 
-# ---------------------------------------------------------------- a part of the picture
+# ---------------------------------------------------------------- a part of the image
 
 PHOTO = np.random.default_rng(3).random((70, 100, 3))
 
@@ -211,7 +211,7 @@ def test_the_box_of_the_whole_picture_changes_nothing():
 
 
 def test_of_a_padded_picture_the_padding_is_left_out():
-    """A picture of 100 × 70 in the middle of a square of 100 × 100."""
+    """An image of 100 × 70 in the middle of a square of 100 × 100."""
     heat = smooth(100, 100)
     padded = overlay(PHOTO, heat, crop_box=(0, -15, 100, 85))
     assert np.abs(padded - overlay(PHOTO, heat[15:85], maximum=heat.max())).max() < 1e-9
@@ -236,8 +236,8 @@ def test_a_white_picture_shows_where_the_model_did_not_look():
         (None, r"or crop_box= must say .* \(centre_crop, or \(0, 0, 100, 70\) for all of it\)"),
         ((0, 0, 5), r"a box is \(left, top, right, bottom\) in pixels, not \[0, 0, 5\]"),
         ((9, 0, 5, 5), r"not \[9, 0, 5, 5\]"),
-        ((200, 0, 300, 70), r"no pixel of the picture, which is 100 wide and 70 high"),
-        ((5, 5, 5, 5), "no pixel of the picture"),
+        ((200, 0, 300, 70), r"no pixel of the image, which is 100 wide and 70 high"),
+        ((5, 5, 5, 5), "no pixel of the image"),
     ],
 )
 def test_overlay_says_which_area_is_none(crop_box, message):
@@ -343,7 +343,7 @@ def test_for_and_against_are_told_apart_by_all_eyes(eyes):
 
 
 def test_a_picture_shows_through_the_darkest_colour():
-    """Dark and light places of a picture stay apart, even where all of it is of most relevance."""
+    """Dark and light places of an image stay apart, even where all of it is of most relevance."""
     picture = np.tile([0.0, 1.0], (2, 1))
     dark, light = seen_by(overlay(picture, np.ones((2, 2))), "usual")[0]
     assert light[0] - dark[0] > 8
@@ -351,7 +351,7 @@ def test_a_picture_shows_through_the_darkest_colour():
 
 
 def test_figures_draw_large_pictures_smaller():
-    """Places on the axes stay pixels of the picture, and no pixel is left out."""
+    """Places on the axes stay pixels of the image, and no pixel is left out."""
     height, width = 1500, 4001
     picture = np.zeros((height, width, 3))
     picture[:, 1000:3000] = 1

@@ -29,7 +29,7 @@ WHITE = np.ones((16, 24))
 
 @pytest.fixture(scope="module")
 def vit():
-    """Two pictures of 4 × 4 patches behind a class token."""
+    """Two images of 4 × 4 patches behind a class token."""
     return GenericAttention(tiny_vit()).relevance(pictures(), target=[1, 3], keep_calls=True)
 
 
@@ -48,7 +48,7 @@ def swin():
 
 
 def shown(axes):
-    """The array of the one picture that axes show."""
+    """The array of the one image that axes show."""
     (picture,) = axes.images
     return np.asarray(picture.get_array())
 
@@ -283,7 +283,7 @@ def test_padding_is_no_token(vit) -> None:
 
 
 def test_keys_of_several_streams_stand_in_the_order_of_the_call(vit) -> None:
-    """Positions of two streams cannot be told apart: no picture is made of them."""
+    """Positions of two streams cannot be told apart: no image is made of them."""
     call = vit.calls[0]
     keys = torch.cat([torch.arange(9), torch.arange(8)]).expand(2, -1)
     mixed = dataclasses.replace(call, key_stream="x+y", key_tokens=keys)
@@ -495,7 +495,7 @@ def test_the_most_relevant_region_is_on_top(order) -> None:
     # The edges of those beneath are still seen.
     lefts = [p.get_x() + 0.5 for p in figure.axes[1].patches if not p.get_fill()]
     assert lefts == [10, 0, 8]
-    assert len(figure.axes[0].patches) == 0, "the picture itself comes first"
+    assert len(figure.axes[0].patches) == 0, "the image itself comes first"
 
 
 def test_the_most_relevant_regions_are_named() -> None:
