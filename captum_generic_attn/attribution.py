@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, TypedDict, cast
 
 import torch
-from captum._utils.typing import TargetType, TensorOrTupleOfTensorsGeneric
 from torch import Tensor
 
 from captum_generic_attn.captum_api.base import (
@@ -24,18 +23,19 @@ from captum_generic_attn.captum_api.base import (
     retry_with_copies,
 )
 from captum_generic_attn.captum_api.batching import parts_of
+from captum_generic_attn.captum_api.inputs import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_generic_attn.captum_api.options import complete
 from captum_generic_attn.captum_api.targets import OutputChoice
 from captum_generic_attn.capture import (
     AttentionRecord,
     Capture,
-    UnsupportedAttentionError,
     capture_forward,
     no_attention_message,
 )
 from captum_generic_attn.capture.blocks import computing_dtype
-from captum_generic_attn.lrp import RuleSet, attention_rules
+from captum_generic_attn.errors import UnsupportedAttentionError
 from captum_generic_attn.lrp.propagation import Propagated, Propagation
+from captum_generic_attn.lrp.rule_sets import RuleSet, attention_rules
 from captum_generic_attn.relevance import padding
 from captum_generic_attn.relevance.aggregator import (
     Aggregator,
@@ -297,11 +297,11 @@ class GenericAttention(AttentionAttribution):
             both, to the map of a call, `[G, Nq, Nk]`; `G` are examples or their windows. Eq. 8
             divides by sums of rows, so its values should not be negative.
         lrp: the authors' `use_lrp`: relevance of the probabilities by LRP takes their place in
-            eq. 5. `True` is by the rules of their LXMERT (`"ours"`); else a rule set or its name.
-            With signed rules the product is positive also where both factors speak against the
-            score, and a score that is a probability is refused (docs/baselines.md).
+            eq. 5. `True` takes the rules of their LXMERT (`"chefer2021"`); else a rule set or its
+            name. With signed rules the product is positive also where both factors speak against
+            the score, and a score that is a probability is refused (docs/baselines.md).
         output: field name, index or function that picks the output to explain; see
-            `captum_generic_attn.captum_api.targets.choose_output`.
+            `captum_generic_attn.choose_output`.
         interpolation: `"bilinear"` (the authors' pictures) or `"nearest"` (each element has the
             value of its token).
         strict: whether attention calls that cannot be explained raise, or are skipped with one
@@ -371,7 +371,7 @@ class GenericAttention(AttentionAttribution):
     @property
     def lrp_rules(self) -> RuleSet | None:
         """The rules of LRP, if its relevance takes the place of the probabilities in eq. 5."""
-        chosen = "ours" if self.lrp is True else self.lrp
+        chosen = "chefer2021" if self.lrp is True else self.lrp
         return attention_rules(chosen) if chosen else None
 
     @property

@@ -1,7 +1,7 @@
 """Hugging Face models, which take keywords, as Captum wants functions: tensors by position.
 
 `unpack` turns a model and what a processor returned into the three arguments of
-`GenericAttention`; `pairs` makes a dual encoder score each picture with its own text; `words` says
+`GenericAttention`; `pairs` makes a dual encoder score each image with its own text; `words` says
 which tokens make up which word. Nothing here imports transformers: any module whose `forward` takes
 keywords will do.
 """
@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
+
+__all__ = ["Keywords", "Piece", "Words", "pairs", "unpack", "words"]
 
 _PAIRED = ("pixel_values", "input_ids", "attention_mask")
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that are only part of a character
@@ -60,7 +62,7 @@ class Keywords:
         return inspect.Signature([inspect.Parameter(name, kind) for name in self.names])
 
     def __call__(self, *values: Any) -> Any:
-        """The model's output; of a paired model `[B]`, one score for each picture and its text."""
+        """The model's output; of a paired model `[B]`, one score for each image and its text."""
         if len(values) > len(self.names):
             raise TypeError(
                 f"{len(values)} arguments were given, but there are {len(self.names)}: "
@@ -81,16 +83,16 @@ def _diagonal(output: Any) -> Tensor:
     logits: Tensor = output["logits_per_image"]
     if logits.ndim != 2 or logits.shape[0] != logits.shape[1]:
         raise ValueError(
-            f"logits_per_image has shape {tuple(logits.shape)}: pass as many texts as pictures, "
-            "the text of a picture at its place"
+            f"logits_per_image has shape {tuple(logits.shape)}: pass as many texts as images, "
+            "the text of an image at its place"
         )
     return logits.diagonal()
 
 
 def pairs(model: Callable[..., Any], names: Sequence[str] = _PAIRED) -> Keywords:
-    """A dual encoder (CLIP, SigLIP, ...) that scores each picture with its own text.
+    """A dual encoder (CLIP, SigLIP, ...) that scores each image with its own text.
 
-    Dual encoders score all pictures with all texts, `[B, B]`: the scores of an example would depend
+    Dual encoders score all images with all texts, `[B, B]`: the scores of an example would depend
     on the others. This is the diagonal, `[B]`, to be explained with `target=None`.
 
     Args:
@@ -102,7 +104,7 @@ def pairs(model: Callable[..., Any], names: Sequence[str] = _PAIRED) -> Keywords
 
     Raises:
         ValueError: when it is called, if the model returns no `logits_per_image`, or there are not
-            as many texts as pictures.
+            as many texts as images.
 
     Example:
         >>> import torch, transformers
@@ -112,8 +114,8 @@ def pairs(model: Callable[..., Any], names: Sequence[str] = _PAIRED) -> Keywords
         >>> model = transformers.CLIPModel(transformers.CLIPConfig(
         ...     text_config=tiny | dict(vocab_size=9, max_position_embeddings=4, eos_token_id=8),
         ...     vision_config=tiny | dict(image_size=16, patch_size=8))).eval()
-        >>> pictures, ids = torch.rand(2, 3, 16, 16), torch.tensor([[1, 2, 8], [3, 8, 0]])
-        >>> maps = GenericAttention(hf.pairs(model)).attribute((pictures, ids))
+        >>> images, ids = torch.rand(2, 3, 16, 16), torch.tensor([[1, 2, 8], [3, 8, 0]])
+        >>> maps = GenericAttention(hf.pairs(model)).attribute((images, ids))
         >>> [tuple(m.shape) for m in maps]
         [(2, 3, 16, 16), (2, 3)]
     """
@@ -131,14 +133,14 @@ def unpack(
         model: a module that takes keywords, or what `pairs` made of one.
         encoding: keyword arguments of the model: a `BatchEncoding`, or any mapping.
         inputs: name or names of what to explain. `None` takes all that carries tokens: integers
-            named `input_ids` (`decoder_input_ids`, ...), and floating tensors (pictures, audio,
+            named `input_ids` (`decoder_input_ids`, ...), and floating tensors (images, audio,
             region features and boxes), but for those with "mask" in their name.
 
     Returns:
         `forward, inputs, rest`, for `GenericAttention(forward).attribute(inputs, target, rest)`:
         a function; a tensor, or a tuple of several; a tuple of all other tensors. What is no tensor
         is fixed in the function. Tensors to explain that hold the examples one behind the other
-        (the patches of all pictures, `[B n, ...]`) are unfolded to `[B, n, ...]`.
+        (the patches of all images, `[B n, ...]`) are unfolded to `[B, n, ...]`.
 
     Raises:
         KeyError: if `inputs` names what is not there; the message lists what is.
@@ -161,46 +163,61 @@ def unpack(
         raise TypeError(f"encoding must map names to tensors, not be {type(encoding).__name__}")
     given = dict(encoding.items())
     tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-    if inputs is None:
-        names = [name for name, value in tensors.items() if _carries_tokens(name, value)]
-        if not names:
-            raise ValueError(
-                f"none of {list(given)} carries tokens (no input_ids, no floating tensor); name "
-                "them with inputs="
-            )
-    else:
-        names = [inputs] if isinstance(inputs, str) else list(inputs)
-        if missing := [name for name in names if name not in given]:
-            raise KeyError(f"inputs= names {missing}, but the encoding has {list(given)}")
-        if other := [name for name in names if name not in tensors]:
-            raise TypeError(f"inputs= names {other}, which are no tensors")
-    examples = _examples({name: tensors[name] for name in names})
-    folded = [name for name in names if len(tensors[name]) != examples]
+    names = _carriers(given, tensors) if inputs is None else _chosen(given, tensors, inputs)
+    explained, folded = _unfolded({name: tensors[name] for name in names})
+    others = [name for name in tensors if name not in names]
+    forward = Keywords(
+        model.model if isinstance(model, Keywords) else model,
+        [*names, *others],
+        {name: value for name, value in given.items() if name not in tensors},
+        folded=folded,
+        paired=isinstance(model, Keywords) and model.paired,
+    )
+    rest = tuple(tensors[name] for name in others)
+    return forward, explained[0] if len(explained) == 1 else explained, rest
+
+
+def _carriers(given: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of all that carries tokens."""
+    names = [name for name, value in tensors.items() if _carries_tokens(name, value)]
+    if not names:
+        raise ValueError(
+            f"none of {list(given)} carries tokens (no input_ids, no floating tensor); name them "
+            "with inputs="
+        )
+    return names
+
+
+def _chosen(
+    given: Mapping[str, Any], tensors: Mapping[str, Tensor], inputs: str | Sequence[str]
+) -> list[str]:
+    """The names that the user gave, all of them of tensors."""
+    names = [inputs] if isinstance(inputs, str) else list(inputs)
+    if missing := [name for name in names if name not in given]:
+        raise KeyError(f"inputs= names {missing}, but the encoding has {list(given)}")
+    if other := [name for name in names if name not in tensors]:
+        raise TypeError(f"inputs= names {other}, which are no tensors")
+    return names
+
+
+def _unfolded(tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], list[str]]:
+    """The tensors with the examples along their first axis, and the names of those that held them
+    one behind the other, `[B n, ...]`, which are `[B, n, ...]` now.
+    """
+    examples = _examples(tensors)
+    folded = [name for name, value in tensors.items() if len(value) != examples]
     for name in folded:
         if len(tensors[name]) % examples:
             raise ValueError(
                 f"{name} holds {len(tensors[name])} rows for {examples} examples: as it is, what "
-                "belongs to which example cannot be told. One picture for several texts: repeat "
+                "belongs to which example cannot be told. One image for several texts: repeat "
                 "it, once for each"
             )
     explained = tuple(
-        tensors[name].reshape(examples, -1, *tensors[name].shape[1:])
-        if name in folded
-        else tensors[name]
-        for name in names
+        value.reshape(examples, -1, *value.shape[1:]) if name in folded else value
+        for name, value in tensors.items()
     )
-    others = [name for name in tensors if name not in names]
-    constants = {name: value for name, value in given.items() if name not in tensors}
-    paired = isinstance(model, Keywords) and model.paired
-    forward = Keywords(
-        model.model if isinstance(model, Keywords) else model,
-        [*names, *others],
-        constants,
-        folded=folded,
-        paired=paired,
-    )
-    rest = tuple(tensors[name] for name in others)
-    return forward, explained[0] if len(explained) == 1 else explained, rest
+    return explained, folded
 
 
 def _carries_tokens(name: str, tensor: Tensor) -> bool:

@@ -171,7 +171,7 @@ def test_copies_give_the_same(bert, copy_of) -> None:
 
 
 class Packed(nn.Module):
-    """Takes the patches of all pictures one behind the other."""
+    """Takes the patches of all images one behind the other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ def test_errors_say_what_is_there(bert, clip) -> None:
         hf.unpack(bert, [torch.ones(2, 3)])
     with pytest.raises(ValueError, match=r"none of \['attention_mask'\] carries tokens"):
         hf.unpack(bert, {"attention_mask": torch.ones(2, 3)})
-    with pytest.raises(ValueError, match=r"shape \(2, 1\): pass as many texts as pictures"):
+    with pytest.raises(ValueError, match=r"shape \(2, 1\): pass as many texts as images"):
         hf.pairs(clip)(pictures(), sentences()["input_ids"][:1])
     with pytest.raises(ValueError, match="returns logits_per_image; this one returns"):
         hf.pairs(bert, ["input_ids"])(sentences()["input_ids"])

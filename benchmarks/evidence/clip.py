@@ -35,7 +35,7 @@ from torch.nn.functional import normalize
 from vqa import among
 
 from captum_generic_attn import demo, hf
-from captum_generic_attn.compare import run
+from captum_generic_attn.comparison import run
 from captum_generic_attn.metrics import Estimate, estimate, pointing
 
 SEED = 2021

@@ -21,7 +21,7 @@ from tables import Column, Table, percent, timed, versions
 from torch import Tensor
 
 from captum_generic_attn import demo
-from captum_generic_attn.compare import run
+from captum_generic_attn.comparison import run
 from captum_generic_attn.metrics import (
     Detections,
     DetectionScores,
@@ -32,7 +32,7 @@ from captum_generic_attn.metrics import (
     otsu_masks,
     pointing,
 )
-from captum_generic_attn.models.detectors import Detector, load_detector
+from captum_generic_attn.models import Detector, load_detector
 
 SEED = 2021
 """Of the canvases, all of the test split."""

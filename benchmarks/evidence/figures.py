@@ -30,9 +30,9 @@ from tables import RANDOM, Table
 from vqa import SEED, asked, attributions
 
 from captum_generic_attn import GenericAttention, demo, hf
-from captum_generic_attn.models.detectors import load_detector
+from captum_generic_attn.models import load_detector
 from captum_generic_attn.visualization import detections_figure, pairs_figure
-from captum_generic_attn.visualization.overlays import checked_picture
+from captum_generic_attn.visualization.overlays import checked_image
 from captum_generic_attn.visualization.regions import draw_regions
 from captum_generic_attn.visualization.words import colours_of
 
@@ -90,7 +90,7 @@ def questions(split: Split) -> Figure:
     ):
         boxes = question.boxes.astype(np.float64)
         shares = _shares(regions[: len(boxes)])
-        draw_regions(axes, checked_picture(picture(question, split)), boxes, shares, 1.0)
+        draw_regions(axes, checked_image(picture(question, split)), boxes, shares, 1.0)
         for left, top, right, bottom in boxes[list(question.deciding_regions)].tolist():
             corner = left - 0.5, top - 0.5  # Matplotlib's pixels have whole numbers in their middle
             axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, linewidth=1.6))

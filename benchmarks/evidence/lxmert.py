@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import LxmertConfig, LxmertForQuestionAnswering
 
 from captum_generic_attn import hf
-from captum_generic_attn.demo.models import filled, read_weights
+from captum_generic_attn.demo import filled, read_weights
 from captum_generic_attn.metrics import TOKENS
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "garments" / "lxmert.safetensors"

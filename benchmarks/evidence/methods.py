@@ -99,7 +99,7 @@ def of_vit(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
 
 _CROSSING: dict[str, Options] = {
     "grad_cam": {"weights_from": "all", "scale": None},
-    "partial_lrp": {"rules": "ours", "clamp": False, "scale": "minmax"},
+    "partial_lrp": {"rules": "chefer2021", "clamp": False, "scale": "minmax"},
 }
 """Where streams attend to each other."""
 

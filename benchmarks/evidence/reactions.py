@@ -44,7 +44,7 @@ from captum_generic_attn import (
     RawAttention,
     TransformerAttribution,
 )
-from captum_generic_attn.compare import run
+from captum_generic_attn.comparison import run
 from captum_generic_attn.lrp import RULE_SETS
 from captum_generic_attn.metrics import (
     TOKENS,
@@ -239,7 +239,7 @@ def methods(forward: Forward) -> Methods:
         ),
         "Partial LRP": PartialLrp(forward),
         "LRP rollout": LrpRollout(forward),
-        "LRP": Lrp(forward, rules=replace(RULE_SETS["original"], **at_words)),
+        "LRP": Lrp(forward, rules=replace(RULE_SETS["chefer2021_full"], **at_words)),
         "LRP, frozen": Lrp(forward, rules="frozen"),
         RANDOM: RandomAttribution(forward),
     }

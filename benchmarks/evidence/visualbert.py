@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import VisualBertConfig, VisualBertForQuestionAnswering
 
 from captum_generic_attn import hf
-from captum_generic_attn.demo.models import filled, read_weights
+from captum_generic_attn.demo import filled, read_weights
 from captum_generic_attn.metrics import VISUALBERT_REGIONS
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "garments" / "visualbert.safetensors"

@@ -20,7 +20,7 @@ from tables import Column, Found, Points, Table, percent, points, through, versi
 from torch import Tensor, nn
 
 from captum_generic_attn import demo
-from captum_generic_attn.compare import patch_mask, run
+from captum_generic_attn.comparison import patch_mask, run
 from captum_generic_attn.metrics import (
     PIXELS,
     Estimate,

@@ -28,7 +28,7 @@ from methods import Methods
 from tables import Column, Found, Points, Table, percent, points, through, versions
 from torch import Tensor
 
-from captum_generic_attn.compare import run
+from captum_generic_attn.comparison import run
 from captum_generic_attn.metrics import (
     TOKENS,
     Estimate,

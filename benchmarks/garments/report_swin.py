@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from captum_generic_attn import demo
-from captum_generic_attn.demo.models import read_weights
+from captum_generic_attn.demo import read_weights
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS = HERE / "swin.safetensors"

@@ -17,8 +17,8 @@ from captum_generic_attn.captum_api.base import (
 )
 from captum_generic_attn.captum_api.targets import OutputChoice
 from captum_generic_attn.capture.blocks import computing_dtype
-from captum_generic_attn.lrp import Rules, rule_set
 from captum_generic_attn.lrp.propagation import Propagation
+from captum_generic_attn.lrp.rule_sets import Rules, rule_set
 
 
 class Lrp(ModelAttribution):
@@ -31,9 +31,10 @@ class Lrp(ModelAttribution):
 
     Args:
         forward_func: a module, a bound method, a `functools.partial`, or a closure round modules.
-        rules: the rule set, by its name in `lrp.RULE_SETS` or as a `RuleSet`: `"original"`,
-            `"ours"`, `"detr"` (the authors' variants, from 1), or, signed and from the score,
-            `"epsilon"`, `"gamma"`, and `"frozen"`, which conserves exactly without biases.
+        rules: the rule set, by its name in `lrp.RULE_SETS` or as a `RuleSet`: `"chefer2021_full"`,
+            `"chefer2021"`, `"chefer2021_detr"` (the authors' variants, which start from 1), or,
+            signed and from the score, `"epsilon"`, `"gamma"`, and `"frozen"`, which conserves
+            exactly without biases.
         output: as in `GenericAttention`.
 
     Raises:
@@ -67,7 +68,7 @@ class Lrp(ModelAttribution):
         self,
         forward_func: Callable[..., Any],
         *,
-        rules: Rules = "original",
+        rules: Rules = "chefer2021_full",
         output: OutputChoice = None,
     ) -> None:
         super().__init__(forward_func, output)

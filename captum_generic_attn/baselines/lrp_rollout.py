@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from captum_generic_attn.attribution import AttentionOptions
 from captum_generic_attn.baselines.composition import ComposedAttribution, CompositionOptions
-from captum_generic_attn.lrp import Rules, RuleSet, attention_rules
+from captum_generic_attn.lrp.rule_sets import Rules, RuleSet, attention_rules
 from captum_generic_attn.relevance.method import CallGradients
 
 
@@ -20,7 +20,7 @@ class LrpRollout(ComposedAttribution):
     Args:
         forward_func: as in `GenericAttention`.
         start_layer: leave out the first `start_layer` calls of each pair of streams.
-        rules: the LRP rules, `"ours"`, another name of `lrp.RULE_SETS`, or a `RuleSet`.
+        rules: the LRP rules, `"chefer2021"`, another name of `lrp.RULE_SETS`, or a `RuleSet`.
 
     Raises:
         UnsupportedOperationError: if an operation of the model has no relevance rule.
@@ -43,7 +43,7 @@ class LrpRollout(ComposedAttribution):
         forward_func: Callable[..., Any],
         *,
         start_layer: int = 0,
-        rules: Rules = "ours",
+        rules: Rules = "chefer2021",
         **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__(forward_func, start_layer=start_layer, **options)

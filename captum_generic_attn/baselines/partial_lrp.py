@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from captum_generic_attn.attribution import AttentionOptions, check_choice
 from captum_generic_attn.baselines.composition import LastCallAttribution
 from captum_generic_attn.baselines.scaling import Scale, min_max
-from captum_generic_attn.lrp import Rules, RuleSet, attention_rules
+from captum_generic_attn.lrp.rule_sets import Rules, RuleSet, attention_rules
 from captum_generic_attn.relevance.attention_maps import AttentionMap, DenseMap
 from captum_generic_attn.relevance.method import CallGradients
 
@@ -25,7 +25,7 @@ class PartialLrp(LastCallAttribution):
         forward_func: as in `GenericAttention`.
         clamp: whether negative relevance counts as none.
         scale: `"minmax"`: each example's whole matrix is scaled to reach from 0 to 1; `None`: not.
-        rules: the LRP rules, `"original"`, another name of `lrp.RULE_SETS`, or a `RuleSet`.
+        rules: the LRP rules, `"chefer2021_full"`, another name of `lrp.RULE_SETS`, or a `RuleSet`.
 
     Raises:
         UnsupportedOperationError: if an operation of the model has no relevance rule.
@@ -48,7 +48,7 @@ class PartialLrp(LastCallAttribution):
         *,
         clamp: bool = True,
         scale: Scale = None,
-        rules: Rules = "original",
+        rules: Rules = "chefer2021_full",
         **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__(forward_func, **options)

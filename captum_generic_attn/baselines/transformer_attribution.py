@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from captum_generic_attn.attribution import AttentionOptions
 from captum_generic_attn.baselines.composition import ComposedAttribution, CompositionOptions
-from captum_generic_attn.lrp import Rules, RuleSet, attention_rules
+from captum_generic_attn.lrp.rule_sets import Rules, RuleSet, attention_rules
 from captum_generic_attn.relevance.equations import positive_contribution
 from captum_generic_attn.relevance.method import CallGradients
 
@@ -25,7 +25,7 @@ class TransformerAttribution(ComposedAttribution):
         forward_func: as in `GenericAttention`.
         row_normalize: whether the rows of each factor are scaled to sum to 1.
         start_layer: leave out the first `start_layer` calls of each pair of streams.
-        rules: the LRP rules, `"ours"`, another name of `lrp.RULE_SETS`, or a `RuleSet`.
+        rules: the LRP rules, `"chefer2021"`, another name of `lrp.RULE_SETS`, or a `RuleSet`.
 
     Raises:
         UnsupportedOperationError: if an operation of the model has no relevance rule.
@@ -50,7 +50,7 @@ class TransformerAttribution(ComposedAttribution):
         *,
         row_normalize: bool = False,
         start_layer: int = 0,
-        rules: Rules = "ours",
+        rules: Rules = "chefer2021",
         **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__(forward_func, start_layer=start_layer, **options)

@@ -11,7 +11,7 @@ a score depends on. `unsupported` says why a call cannot be explained.
 """
 
 from captum_generic_attn.capture.captured import Capture, name_of_input, no_attention_message
-from captum_generic_attn.capture.forward import UnsupportedAttentionError, capture_forward
+from captum_generic_attn.capture.forward import capture_forward
 from captum_generic_attn.capture.graph import Reached, reached_by
 from captum_generic_attn.capture.record import AttentionRecord
 from captum_generic_attn.capture.unsupported import Refusal
@@ -22,7 +22,6 @@ __all__ = [
     "Capture",
     "Reached",
     "Refusal",
-    "UnsupportedAttentionError",
     "Witness",
     "capture_forward",
     "name_of_input",

@@ -26,23 +26,8 @@ from captum_generic_attn.capture.tracking.shadow import Shadow
 from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.capture.unsupported import Refusal, foreign_kernel
 from captum_generic_attn.capture.witness import Witness
+from captum_generic_attn.errors import UnsupportedAttentionError
 from captum_generic_attn.tokens.spaces import TokenSpaces
-
-
-class UnsupportedAttentionError(ValueError):
-    """An attention call that cannot be explained, or no attention call at all.
-
-    The message names each module, says what was seen there and what can be done.
-
-    Example:
-        >>> import torch
-        >>> from captum_generic_attn import GenericAttention
-        >>> try:
-        ...     GenericAttention(torch.nn.Linear(3, 2)).attribute(torch.zeros(1, 3), target=0)
-        ... except UnsupportedAttentionError as error:
-        ...     print(str(error).split(":")[0])
-        no attention was found in the forward pass
-    """
 
 
 def capture_forward(

@@ -65,6 +65,7 @@ class Saved:
     """
 
     node: Node
+    result: Tensor  # in PyTorch 2.6 a node frees what it saves when its result is gone
 
     def read(self) -> tuple[Tensor, ...]:
         """The tensors."""
@@ -78,5 +79,6 @@ def save(*tensors: Tensor, copies: bool = False) -> Operands | Saved:
         tensors: what a call reads.
         copies: keep copies of tensors that the graph does not keep.
     """
-    node = _Keep.apply(*tensors).grad_fn
-    return Operands.of(*tensors, copies=copies) if node is None else Saved(node)
+    result = _Keep.apply(*tensors)
+    node = result.grad_fn
+    return Operands.of(*tensors, copies=copies) if node is None else Saved(node, result)

@@ -1,8 +1,8 @@
-"""The command `captum-generic-attn`: which parts of a picture, and which words, made a model give a
+"""The command `captum-generic-attn`: which parts of an image, and which words, made a model give a
 score, and whether what explains it is right.
 
-Here are the commands and their options; `classes`, `texts` and `detections` explain a model of each
-kind. What a command alone needs is imported when it runs.
+Here are the commands and their options; `kinds` has what differs between kinds of models. What a
+command alone needs is imported when it runs, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from typing import Annotated
 import typer
 
 from captum_generic_attn.cli.choices import Choices
-from captum_generic_attn.cli.classes import explain_classes
 from captum_generic_attn.cli.comparing import chosen_methods
-from captum_generic_attn.cli.detections import explain_detections
+from captum_generic_attn.cli.options import ImageFile, ModelName, Texts, WeightsFile
 from captum_generic_attn.cli.terminal import fail, loaded, warn, wrong
-from captum_generic_attn.cli.texts import explain_texts
 
 __all__ = ["main"]
 
@@ -59,47 +57,10 @@ def _options(
 
 @app.command()
 def explain(
-    image: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="IMAGE",
-            help="The picture to explain, of at most 89 million pixels; without it, one that comes "
-            "with the package.",
-            exists=True,
-            dir_okay=False,
-            readable=True,
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="A timm or torchvision name (vit_tiny_patch16_224, vit_b_16); the Hugging Face id "
-            "(owner/model) or folder of an image classifier, a dual encoder (CLIP, SigLIP) or a "
-            "detector (DETR); or one of the small models that come with the package: garments-vit "
-            "(the default), garments-clip, garments-detr.",
-            show_default=False,
-        ),
-    ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="A state dict for the timm or torchvision model (safetensors or torch.save), in "
-            "place of its pretrained weights.",
-            exists=True,
-            dir_okay=False,
-            readable=True,
-        ),
-    ] = None,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="For a dual encoder: a text to compare the picture with; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    image: ImageFile = None,
+    model: ModelName = None,
+    weights: WeightsFile = None,
+    text: Texts = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -132,86 +93,50 @@ def explain(
     methods: Annotated[
         str,
         typer.Option(
-            metavar="ours|all|NAME,...",
-            help="Which methods explain: ours; all, which draws them side by side for one class, "
-            "text or detection; or some of these by name.",
+            metavar="generic|all|NAME,...",
+            help="Which methods explain: generic, the method of this package; all, which draws "
+            "them side by side for one class, text or detection; or some of these by name.",
         ),
-    ] = "ours",
+    ] = "generic",
 ) -> None:
-    """Explain what a transformer sees in a picture.
+    """Explain what a transformer sees in an image.
 
-    Prints what the model says of the picture, and writes a figure: the picture,
+    Prints what the model says of the image, and writes a figure: the image,
     and a heat map for each explained score. What lies outside of the part that
-    the model saw is paler, and without colours. A picture that is transparent
+    the model saw is paler, and without colours. An image that is transparent
     in places is laid on white.
 
     An image classifier gives the scores of its classes. A dual encoder gives
-    that of the picture with each --text, and the words are coloured as well.
+    that of the image with each --text, and the words are coloured as well.
     A detector gives those of its detections, the queries whose most probable
     class has a probability above 0.5, and their boxes are drawn.
     """
-    from captum_generic_attn.models.kinds import brings_weights, kind_of
+    from captum_generic_attn.cli.explaining import explain_image
+    from captum_generic_attn.cli.kinds import kind_of
 
     _check_output(output, image)
-    if weights is not None and model is None:
-        wrong("--weights", "give the model that they belong to as well: --model NAME")
-    if weights is not None and brings_weights(model):
-        wrong(
-            "--weights",
-            f"{model} brings its own weights: leave them out, or give a timm or torchvision name",
-        )
+    _check_weights(weights, model)
     choices = Choices(
         image, model, weights, tuple(text or ()), tuple(target or ()), top, output, start_layer,
         chosen_methods(methods, start_layer),
     )  # fmt: skip
-    explaining = {
-        "image classifier": explain_classes,
-        "dual encoder": explain_texts,
-        "detector": explain_detections,
-    }
-    explaining[loaded(lambda: kind_of(model))](choices)
+    kind = loaded(lambda: kind_of(model))
+    explain_image(kind(choices))
     typer.echo(f"Wrote {output}")
 
 
 @app.command()
 def verify(
-    image: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="IMAGE",
-            help="A picture to check with; without it, one that comes with the package.",
-            exists=True,
-            dir_okay=False,
-            readable=True,
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="A model, as of the command explain.", show_default=False
-        ),
-    ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="A state dict for the timm or torchvision model, as of the command explain.",
-            exists=True,
-            dir_okay=False,
-            readable=True,
-        ),
-    ] = None,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT", help="For a dual encoder: two texts or more.", show_default=False
-        ),
-    ] = None,
+    image: ImageFile = None,
+    model: ModelName = None,
+    weights: WeightsFile = None,
+    text: Texts = None,
     target: Annotated[
         str | None,
         typer.Option(
             metavar="CLASS|INDEX",
-            help="Of a classifier: the class that is explained. Without it, the most probable one.",
+            help="The class that is explained; of a detector, by the most probable detection of "
+            "it. Without it, the most probable class or detection.",
             show_default=False,
         ),
     ] = None,
@@ -219,18 +144,17 @@ def verify(
     """Check that the maps of a model are what they should be.
 
     Compares what was captured of the model with its own derivatives: attention,
-    tokens, explained rows, what was read of the picture, examples, heads, and
+    tokens, explained rows, what was read of the image, examples, heads, and
     that nothing is left behind. Prints a line for each check, and leaves with
     code 1 if one fails.
     """
-    from captum_generic_attn.cli.verifying import verify_model
-    from captum_generic_attn.models.kinds import kind_of
+    from captum_generic_attn.cli.explaining import verify_model
+    from captum_generic_attn.cli.kinds import kind_of
 
-    choices = Choices(
-        image, model, weights, tuple(text or ()), (target,) if target else (), None,
-        Path("explanation.png"), 0, (),
-    )  # fmt: skip
-    verify_model(choices, loaded(lambda: kind_of(model)))
+    _check_weights(weights, model)
+    choices = Choices(image, model, weights, tuple(text or ()), (target,) if target else ())
+    kind = loaded(lambda: kind_of(model))
+    verify_model(kind(choices))
 
 
 @app.command()
@@ -239,7 +163,7 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="CONFIG.toml",
-            help="What to evaluate: the model, the pictures or texts, methods and metrics.",
+            help="What to evaluate: the model, the images or texts, methods and metrics.",
             exists=True,
             dir_okay=False,
             readable=True,
@@ -254,17 +178,17 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Measure on many pictures or texts whether explanations are right.
+    """Measure on many images or texts whether explanations are right.
 
     Prints what each method comes to by each metric, beside a random control.
     The file says which model, data, methods and metrics; all but the data may
     be left out, and docs/evaluate.toml in the sources shows every key.
     """
-    from captum_generic_attn.evaluation import DataError, PlanError, read_plan
+    from captum_generic_attn.errors import DataError, PlanError, UnavailableWeightsError
     from captum_generic_attn.evaluation import evaluate as run
+    from captum_generic_attn.evaluation import read_plan
     from captum_generic_attn.evaluation.report import FORMATS
     from captum_generic_attn.evaluation.terminal import print_report
-    from captum_generic_attn.models.checkpoints import UnavailableWeightsError
 
     if output is not None:
         if output.suffix.lower() not in FORMATS:
@@ -290,14 +214,29 @@ def evaluate(
         typer.echo(f"Wrote {output}")
 
 
+def _check_weights(weights: Path | None, model: str | None) -> None:
+    """Complain about weights of a model that is not named, or that has its own."""
+    if weights is None:
+        return
+    from captum_generic_attn.cli.kinds import brings_weights
+
+    if model is None:
+        wrong("--weights", "give the model that they belong to as well: --model NAME")
+    if brings_weights(model):
+        wrong(
+            "--weights",
+            f"{model} brings its own weights: leave them out, or give a timm or torchvision name",
+        )
+
+
 def _check_output(output: Path, image: Path | None) -> None:
     """Complain about an unusable place before minutes of work, not after."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     formats = FigureCanvasBase.get_supported_filetypes()
     if output.suffix[1:].lower() not in formats:
-        wrong("--output", f"{output.name!r} ends with no picture format: {', '.join(formats)}")
+        wrong("--output", f"{output.name!r} ends with no image format: {', '.join(formats)}")
     if output.is_dir() or not output.parent.is_dir():
         wrong("--output", f"{str(output)!r} is no file in an existing folder")
     if image is not None and output.exists() and output.samefile(image):
-        wrong("--output", f"{str(output)!r} is the picture to explain: it would be overwritten")
+        wrong("--output", f"{str(output)!r} is the image to explain: it would be overwritten")

@@ -1,4 +1,4 @@
-"""What the user of `captum-generic-attn explain` chose."""
+"""The options of `captum-generic-attn explain` and `verify`, as the user chose them."""
 
 from __future__ import annotations
 
@@ -10,44 +10,45 @@ from captum_generic_attn.cli.seen import Seen, see
 from captum_generic_attn.cli.terminal import fail, passed_on, short
 
 if TYPE_CHECKING:
-    from captum_generic_attn.models.preprocessing import PictureModel
+    from captum_generic_attn.models.preprocessing import ImageModel
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What the options come to; `methods` are those to compare, none where ours alone explains."""
+    """The options as values; `methods` are those to compare, empty for `GenericAttention` alone."""
 
     image: Path | None
     model: str | None
     weights: Path | None
     texts: tuple[str, ...]
     targets: tuple[str, ...]
-    top: int | None
-    output: Path
-    start_layer: int
-    methods: tuple[str, ...]
+    top: int | None = None
+    output: Path = Path("explanation.png")
+    start_layer: int = 0
+    methods: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
-        """What to call the picture."""
-        return short("picture" if self.image is None else self.image.name)
+        """What to call the image."""
+        return short("image" if self.image is None else self.image.name)
 
     @property
     def several_methods(self) -> bool:
-        """Whether other methods than ours explain."""
+        """Whether other methods than `GenericAttention` explain."""
         return bool(self.methods)
 
-    def seen(self, model: PictureModel) -> Seen:
-        """The picture, and what the model sees of it; if it cannot be read, that is said."""
+    def seen(self, model: ImageModel) -> Seen:
+        """The image, and what the model sees of it; if it cannot be read, that is said."""
         from captum_generic_attn import demo
-        from captum_generic_attn.files.images import UnreadablePictureError, open_rgb
+        from captum_generic_attn.errors import UnreadableImageError
+        from captum_generic_attn.files.images import open_rgb
 
         try:
             if self.image is None:
-                picture = demo.canvases()[0].image()
+                image = demo.canvases()[0].image()
             else:
                 with passed_on():
-                    picture = open_rgb(self.image)
-        except UnreadablePictureError as error:
+                    image = open_rgb(self.image)
+        except UnreadableImageError as error:
             fail(str(error))
-        return see(model, picture)
+        return see(model, image)

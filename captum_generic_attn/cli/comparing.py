@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,33 +11,33 @@ from captum_generic_attn.cli.choices import Choices
 from captum_generic_attn.cli.terminal import fail, save, short, told, warn, wrong
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from captum_generic_attn.cli.kind import Score
     from captum_generic_attn.cli.seen import Seen
 
 
 def chosen_methods(given: str, start_layer: int) -> tuple[str, ...]:
-    """The names of the methods that `--methods` compares, none where ours alone explains; what
-    cannot be chosen is said, before a model is loaded.
+    """The names of the methods that `--methods` compares, empty for `GenericAttention` alone.
+
+    A wrong choice ends the command before a model is loaded.
     """
-    if given == "ours":
+    if given == "generic":
         return ()
     from torch import nn
 
-    from captum_generic_attn.compare import all_methods
+    from captum_generic_attn.comparison import all_methods
 
     if start_layer != 0:
-        wrong("--start-layer", "it is an option of our method alone: leave --methods out")
+        wrong("--start-layer", "it is an option of generic attention alone: leave --methods out")
     names = tuple(all_methods(nn.Identity()))
     if given == "all":
         return names
-    known = {("ours",): names[0]} | {tuple(name.split(", ")): name for name in names}
+    known = {("generic",): names[0]} | {tuple(name.split(", ")): name for name in names}
     chosen, rest = [], [part.strip() for part in given.split(",")]
     while rest:
         # Names may hold a comma ("LRP, frozen"): the longest that fits is meant.
         fitting = [parts for parts in known if tuple(rest[: len(parts)]) == parts]
         if not fitting:
-            wrong("--methods", f"{rest[0]!r}: there are all; ours; {'; '.join(names)}")
+            wrong("--methods", f"{rest[0]!r}: there are all; generic; {'; '.join(names)}")
         parts = max(fitting, key=len)
         chosen.append(known[parts])
         rest = rest[len(parts) :]
@@ -49,33 +48,29 @@ def compare_methods(
     choices: Choices,
     name: str,
     seen: Seen,
-    forward: Callable[..., Any],
-    inputs: Tensor | tuple[Tensor, ...],
-    target: object,
-    rest: tuple[Tensor, ...] = (),
+    score: Score,
     *,
     title: str,
 ) -> None:
-    """Prints how long each method took, and writes a figure of what they say of the picture.
+    """Prints how long each method took, and writes a figure of what they say of the image.
 
     Args:
         choices: which methods, and where the figure goes.
         name: of the model whose scores are explained.
-        seen: the picture, and what the model saw of it.
-        forward: returns them as a tensor.
-        inputs: one example: the picture `[1, 3, H, W]`, or a tuple that begins with it.
-        target: which score.
-        rest: further arguments of `forward`.
+        seen: the image, and what the model saw of it.
+        score: of one example; its `forward` returns a tensor.
         title: what is explained, in words.
     """
-    from captum_generic_attn.compare import all_methods, compare
+    from captum_generic_attn.comparison import all_methods, compare
     from captum_generic_attn.visualization import comparison_figure
 
-    every = all_methods(forward)
+    every = all_methods(score.forward)
     methods = {method: every[method] for method in choices.methods}
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("default", UserWarning)  # those of left out methods are printed below
-        found = compare(methods, inputs, target, rest, strict=False, show_progress=True)
+        found = compare(
+            methods, score.inputs, score.target, score.rest, strict=False, show_progress=True
+        )
     for method, seconds in found.seconds.items():
         typer.echo(f"{method:24} {seconds:8.2f} s")
     for method, reason in found.refused.items():
@@ -84,5 +79,5 @@ def compare_methods(
         fail(f"{name}: no method could explain it")
     drawn = seen.drawn()
     with told(name):
-        figure = comparison_figure(drawn.picture, found, title=short(title), area=drawn.area)
+        figure = comparison_figure(drawn.image, found, title=short(title), crop_box=drawn.crop_box)
         save(figure, choices.output)

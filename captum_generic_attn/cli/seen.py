@@ -1,4 +1,4 @@
-"""The picture to explain, as its model takes it and as people will see it in the figure."""
+"""The image to explain, as its model takes it and as people will see it in the figure."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from captum_generic_attn.models.preprocessing import PictureModel
-    from captum_generic_attn.models.seen_area import Area
+    from captum_generic_attn.files.images import Box
+    from captum_generic_attn.models.preprocessing import ImageModel
 
 # On its longer side, in pixels: as many as a panel of a figure can show to one who looks closely.
 _DRAWN = 1200
@@ -22,64 +22,64 @@ _NARROWEST = 8
 
 @dataclass(frozen=True)
 class Seen:
-    """A picture, and what a model saw of it.
+    """An image, and what a model saw of it.
 
     Attributes:
         pixels: `[3, H, W]`, as the model takes it.
-        picture: the user's own; or what the model got, where its place in the former is not known.
-        area: the part of `picture` that the model saw, (left, top, right, bottom) in its pixels.
-        own: whether `picture` is the user's own.
+        image: the user's own; or what the model got, where its place in the former is not known.
+        crop_box: the part of `image` that the model saw, in pixels.
+        own: whether `image` is the user's own.
     """
 
     pixels: Tensor
-    picture: Image.Image
-    area: Area
+    image: Image.Image
+    crop_box: Box
     own: bool
 
-    def on_picture(self, box: Area) -> Area:
-        """A box in pixels of what the model got, in pixels of `picture`."""
+    def on_image(self, box: Box) -> Box:
+        """A box in pixels of what the model got, in pixels of `image`."""
         height, width = self.pixels.shape[-2:]
-        left, top, right, bottom = self.area
+        left, top, right, bottom = self.crop_box
         x, y = (right - left) / width, (bottom - top) / height
         return left + box[0] * x, top + box[1] * y, left + box[2] * x, top + box[3] * y
 
     def drawn(self) -> Seen:
-        """The same, with a picture no larger than a figure can show."""
-        size = self.picture.size
+        """The same, with an image no larger than a figure can show."""
+        size = self.image.size
         if max(size) <= _DRAWN:
             return self
         width, height = (max(1, round(side * _DRAWN / max(size))) for side in size)
         x, y = width / size[0], height / size[1]
-        left, top, right, bottom = self.area
+        left, top, right, bottom = self.crop_box
         return replace(
             self,
-            picture=self.picture.resize((width, height), reducing_gap=3),
-            area=(left * x, top * y, right * x, bottom * y),
+            image=self.image.resize((width, height), reducing_gap=3),
+            crop_box=(left * x, top * y, right * x, bottom * y),
         )
 
 
-def see(model: PictureModel, picture: Image.Image) -> Seen:
-    """What the model sees of an RGB picture; if it cannot take it, or if the figure will show
-    another picture than the user's own, that is said.
+def see(model: ImageModel, image: Image.Image) -> Seen:
+    """What the model sees of an RGB image; if it cannot take it, or if the figure will show
+    another image than the user's own, that is said.
     """
     import numpy as np
     from PIL import Image
 
-    from captum_generic_attn.models.seen_area import seen_area
+    from captum_generic_attn.models.seen_crop import seen_crop
 
-    narrow = max(picture.size) > _NARROWEST * min(picture.size)
+    narrow = max(image.size) > _NARROWEST * min(image.size)
     try:
-        pixels = model.preprocess(picture)
-        area = None if narrow else seen_area(model.preprocess, *picture.size)
+        pixels = model.preprocess(image)
+        crop_box = None if narrow else seen_crop(model.preprocess, *image.size)
     except ValueError as error:
         fail(f"{model.name}: {error}")
-    if area is not None:
-        return Seen(pixels, picture, area, own=True)
+    if crop_box is not None:
+        return Seen(pixels, image, crop_box, own=True)
     reason = (
-        f"the picture is too narrow for a figure ({picture.width} × {picture.height} pixels)"
+        f"the image is too narrow for a figure ({image.width} × {image.height} pixels)"
         if narrow
-        else f"which part of the picture {model.name} sees cannot be told from its preprocessing"
+        else f"which part of the image {model.name} sees cannot be told from its preprocessing"
     )
     warn(f"{reason}: the figure shows it as the model got it")
-    got = Image.fromarray((255 * model.picture(pixels)).round().astype(np.uint8))
+    got = Image.fromarray((255 * model.image(pixels)).round().astype(np.uint8))
     return Seen(pixels, got, (0.0, 0.0, float(got.width), float(got.height)), own=False)

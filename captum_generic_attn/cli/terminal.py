@@ -34,8 +34,7 @@ def warn(message: str) -> None:
 
 def loaded(load: Callable[[], T]) -> T:
     """What `load` returns; if there is no such model, or it cannot be had, that is said."""
-    from captum_generic_attn.models.checkpoints import UnavailableWeightsError
-    from captum_generic_attn.models.classifiers import UnknownModelError
+    from captum_generic_attn.errors import UnavailableWeightsError, UnknownModelError
 
     try:
         return load()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 
-from captum_generic_attn.demo.pictures import FOLDER
+from captum_generic_attn.demo.images import FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+
+VIT, CLIP, DETR = "garments-vit", "garments-clip", "garments-detr"
+"""Names of the shipped models, by which `captum_generic_attn.models` loads them."""
 
 PAD, START, END = "[PAD]", "[START]", "[END]"
 _WORDS = (
@@ -34,8 +37,8 @@ def load_model() -> nn.Module:
     """The trained model: timm's `VisionTransformer` (64 × 64 pixels, patches of 8, width 96, 4
     layers, class token), as timm has it, float32, in evaluation mode.
 
-    Takes pictures `[B, 3, 64, 64]` from `preprocess`; returns logits `[B, 7]`, one per entry of
-    `CLASSES`. Each says by itself whether its class is on the picture (`sigmoid`, not `softmax`).
+    Takes images `[B, 3, 64, 64]` from `preprocess`; returns logits `[B, 7]`, one per entry of
+    `CLASSES`. Each says by itself whether its class is on the image (`sigmoid`, not `softmax`).
 
     Raises:
         ImportError: timm is not installed.
@@ -57,7 +60,7 @@ def load_model() -> nn.Module:
 
 def load_clip() -> nn.Module:
     """The trained dual encoder: Hugging Face's `CLIPModel` (64 × 64 pixels, patches of 8, width 96
-    and 4 layers for pictures, width 64 and 2 layers for text), float32, in evaluation mode.
+    and 4 layers for images, width 64 and 2 layers for text), float32, in evaluation mode.
 
     Takes `pixel_values` `[B, 3, 64, 64]` from `preprocess` and `input_ids` `[T, N]` from
     `tokenize`; `logits_per_image` `[B, T]` of what it returns are cosine similarities times

@@ -1,6 +1,6 @@
 r"""Metrics from a TOML file: `captum-generic-attn evaluate`, and the same from Python.
 
-`plan` understands the file, `pictures` and `texts` are the data with the model that is explained on
+`plan` understands the file, `images` and `texts` are the data with the model that is explained on
 them, `run` goes through them batch by batch, `scores` computes one metric on one batch, and
 `report` holds what came out.
 
@@ -19,10 +19,8 @@ Example:
     1
 """
 
-from captum_generic_attn.evaluation.batch import DataError
 from captum_generic_attn.evaluation.plan import Plan, read_plan
 from captum_generic_attn.evaluation.report import Report
 from captum_generic_attn.evaluation.run import evaluate
-from captum_generic_attn.evaluation.tables import PlanError
 
-__all__ = ["DataError", "Plan", "PlanError", "Report", "evaluate", "read_plan"]
+__all__ = ["Plan", "Report", "evaluate", "read_plan"]

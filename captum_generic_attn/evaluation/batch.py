@@ -1,4 +1,4 @@
-"""What `pictures` and `texts` hand over: some examples, ready to be explained and measured."""
+"""What `images` and `texts` hand over: some examples, ready to be explained and measured."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.metrics import Removal
-
-
-class DataError(ValueError):
-    """Pictures or texts that cannot be evaluated; the message says which, and why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +31,11 @@ class Batch:
     Attributes:
         first: the place of the first one in the data set.
         forward: the model, from `inputs` and `rest` to scores `[B, K]`.
-        inputs: what is explained: pictures `[B, C, H, W]` or token ids `[B, N]`.
+        inputs: what is explained: images `[B, C, H, W]` or token ids `[B, N]`.
         rest: further arguments of the model.
         targets: `[B]`, the explained class of each.
         removal: by metric, what is removed of the inputs.
-        right: of pictures with masks `[B, H, W]`, true in the right place.
+        right: of images with masks `[B, H, W]`, true in the right place.
         present: of texts `[B, N]`, true where a token is no padding.
         rationales: of texts, what people marked; `None` for texts without.
     """
@@ -56,12 +52,12 @@ class Batch:
 
 
 class Examples(Protocol):
-    """A data set with its model: `PictureSet`, `TextSet`."""
+    """A data set with its model: `ImageSet`, `TextSet`."""
 
     multi_label: bool
     """Whether the model judges each class by itself."""
     metrics: tuple[str, ...]
-    """Those that are to be computed, of `plan.METRICS`."""
+    """Those that are to be computed, of `scores.METRICS`."""
     batch_size: int
     """At most so many examples go through the model at once."""
     fractions: tuple[float, ...]

@@ -9,32 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
-from captum_generic_attn.evaluation.tables import PlanError, Table, read_tables
+from captum_generic_attn.errors import PlanError
+from captum_generic_attn.evaluation.scores import METRICS, names_of
+from captum_generic_attn.evaluation.tables import Table, read_tables
 
-OURS = "ours"
+GENERIC = "generic"
 """How the method of this package may be called, as on the command line."""
-FAITHFULNESS = ("positive", "negative", "deletion", "insertion", "saco")
-"""Metrics of whether the model needs what an explanation points at."""
-METRICS = (*FAITHFULNESS, "pointing", "segmentation", "token_f1")
-"""All metrics, by the names that a TOML file gives them."""
 REMOVED = ("black", "mean", "blur")
-"""What removed pixels become: black, the picture's own mean colour, the picture out of focus."""
-PUBLISHED = MappingProxyType(
-    {
-        "positive": "black",
-        "negative": "black",
-        "deletion": "black",
-        "insertion": "blur",
-        "saco": "mean",
-    }
-)
-"""What removed pixels become in the papers that each metric is from."""
-
-_OF_PICTURES = ("pointing", "segmentation")
-_OF_TEXTS = ("token_f1",)
+"""What removed pixels become: black, the image's own mean colour, the image out of focus."""
 _ON_IDS = "made for continuous inputs, while token ids are whole numbers"
 _KEYS = {
     "model": ("name", "weights", "device"),
@@ -46,8 +30,8 @@ _KEYS = {
 
 
 @dataclass(frozen=True)
-class PictureData:
-    """A folder of pictures, and perhaps one of masks with the right place in each."""
+class ImageData:
+    """A folder of images, and perhaps one of masks with the right place in each."""
 
     images: Path
     masks: Path | None
@@ -69,13 +53,13 @@ class Plan:
         model: name of the model; `None` for the shipped one.
         weights: its weights; `None` for those that its library has.
         device: where it runs, as PyTorch names it.
-        data: pictures or texts.
+        data: images or texts.
         limit: at most so many of them, drawn at random; `None`: all.
         methods: names as in `compare.all_methods`.
         left_out: methods that "all" does not stand for here, and why.
-        metrics: some of `METRICS`; `None`: all that the data allow.
+        metrics: some of `scores.METRICS`; `None`: all that the data allow.
         explain: the model's own first class, or the class that the data name.
-        removed: one of `REMOVED` for all metrics; `None`: for each what is `PUBLISHED`.
+        removed: one of `REMOVED` for all metrics; `None`: for each what its paper has.
         patch: side of the patches that are removed as one, in pixels; `None`: single pixels.
         batch_size: at most so many examples go through the model at once.
         seed: of all random numbers.
@@ -85,7 +69,7 @@ class Plan:
     model: str | None
     weights: Path | None
     device: str
-    data: PictureData | TextData
+    data: ImageData | TextData
     limit: int | None
     methods: tuple[str, ...]
     left_out: Mapping[str, str]
@@ -98,7 +82,7 @@ class Plan:
 
     def removed_in(self, metric: str) -> str:
         """What removed pixels become in a metric."""
-        return self.removed or PUBLISHED[metric]
+        return self.removed or str(METRICS[metric].removed)
 
 
 def read_plan(file: Path) -> Plan:
@@ -117,7 +101,7 @@ def read_plan(file: Path) -> Plan:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = Path(folder, "plan.toml")
-        ...     _ = file.write_text('[data]\nimages = "."\n[evaluation]\nmethods = ["ours"]')
+        ...     _ = file.write_text('[data]\nimages = "."\n[evaluation]\nmethods = ["generic"]')
         ...     read_plan(file).methods
         ('Generic attention',)
     """
@@ -151,7 +135,7 @@ def read_plan(file: Path) -> Plan:
     )  # fmt: skip
 
 
-def _source(data: Table) -> PictureData | TextData:
+def _source(data: Table) -> ImageData | TextData:
     if ("images" in data) == ("texts" in data):
         raise PlanError(
             f"{data.file}, [data]: either images = FOLDER or texts = FILE is needed"
@@ -159,7 +143,7 @@ def _source(data: Table) -> PictureData | TextData:
         )
     images, texts = data.folder("images"), data.existing_file("texts")
     if images is not None:
-        return PictureData(images, data.folder("masks"))
+        return ImageData(images, data.folder("masks"))
     if "masks" in data:
         data.wrong("masks", "they belong to images; texts have a rationale in each line")
     assert texts is not None  # noqa: S101 - one of the two is there
@@ -201,7 +185,7 @@ def _methods(chosen: Table, *, texts: bool) -> tuple[tuple[str, ...], dict[str, 
     from torch.nn import Identity
 
     from captum_generic_attn.captum_api.base import ModelAttribution
-    from captum_generic_attn.compare import all_methods
+    from captum_generic_attn.comparison import all_methods
 
     known = all_methods(Identity())
     unfit = {
@@ -209,15 +193,15 @@ def _methods(chosen: Table, *, texts: bool) -> tuple[tuple[str, ...], dict[str, 
         for name, method in known.items()
         if texts and not isinstance(method, ModelAttribution)
     }
-    ours = next(iter(known))
-    if chosen.values.get("methods", [OURS]) == "all":
+    generic = next(iter(known))
+    if chosen.values.get("methods", [GENERIC]) == "all":
         return tuple(name for name in known if name not in unfit), unfit
     if isinstance(chosen.values.get("methods"), str):
-        chosen.wrong("methods", '"all", or a list of names is needed, such as ["ours", "LRP"]')
-    given = chosen.some_of("methods", [OURS, *known]) or (OURS,)
-    names = tuple(ours if name == OURS else name for name in given)
+        chosen.wrong("methods", '"all", or a list of names is needed, such as ["generic", "LRP"]')
+    given = chosen.some_of("methods", [GENERIC, *known]) or (GENERIC,)
+    names = tuple(generic if name == GENERIC else name for name in given)
     if len(set(names)) < len(names):
-        chosen.wrong("methods", f"{OURS!r} and {ours!r} are the same method")
+        chosen.wrong("methods", f"{GENERIC!r} and {generic!r} are the same method")
     for name in names:
         if name in unfit:
             fit = [one for one in known if one not in unfit]
@@ -225,13 +209,14 @@ def _methods(chosen: Table, *, texts: bool) -> tuple[tuple[str, ...], dict[str, 
     return names, {}
 
 
-def _metrics(chosen: Table, source: PictureData | TextData) -> tuple[str, ...] | None:
-    metrics = chosen.some_of("metrics", METRICS)
+def _metrics(chosen: Table, source: ImageData | TextData) -> tuple[str, ...] | None:
+    metrics = chosen.some_of("metrics", tuple(METRICS))
+    texts = isinstance(source, TextData)
     for metric in metrics or ():
-        if isinstance(source, TextData) and metric in _OF_PICTURES:
-            chosen.wrong("metrics", f"{metric!r} is a metric of pictures, not of texts")
-        if isinstance(source, PictureData) and metric in _OF_TEXTS:
-            chosen.wrong("metrics", f"{metric!r} is a metric of texts, not of pictures")
-        if isinstance(source, PictureData) and metric in _OF_PICTURES and source.masks is None:
+        if texts and metric not in names_of("rationales"):
+            chosen.wrong("metrics", f"{metric!r} is a metric of images, not of texts")
+        if not texts and metric not in names_of("masks"):
+            chosen.wrong("metrics", f"{metric!r} is a metric of texts, not of images")
+        if isinstance(source, ImageData) and source.masks is None and metric not in names_of():
             chosen.wrong("metrics", f"{metric!r} needs masks = FOLDER under [data]")
     return metrics

@@ -6,7 +6,9 @@ import platform
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from captum.attr import Attribution, KernelShap
@@ -14,15 +16,15 @@ from torch import Tensor
 
 from captum_generic_attn.baselines import Lrp
 from captum_generic_attn.captum_api.base import ModelAttribution
-from captum_generic_attn.compare import all_methods, compare, patch_mask
+from captum_generic_attn.comparison import all_methods, compare, patch_mask
 from captum_generic_attn.evaluation.batch import Batch, Examples
-from captum_generic_attn.evaluation.pictures import PictureSet
-from captum_generic_attn.evaluation.plan import PictureData, Plan
+from captum_generic_attn.evaluation.images import ImageSet
+from captum_generic_attn.evaluation.plan import ImageData, Plan
 from captum_generic_attn.evaluation.report import Report
-from captum_generic_attn.evaluation.scores import AREAS, Part, figures, score
+from captum_generic_attn.evaluation.scores import METRICS, figures
 from captum_generic_attn.evaluation.texts import TextSet
 from captum_generic_attn.extras import needed
-from captum_generic_attn.metrics import Curve, RandomAttribution, joined
+from captum_generic_attn.metrics import Curve, Estimate, RandomAttribution, joined
 from captum_generic_attn.progress import bar
 
 Grid = tuple[int, int] | None
@@ -51,12 +53,48 @@ def evaluate(plan: Plan, *, show_progress: bool = False) -> Report:
     """
     # At the end of the run would be late to tell.
     needed("scipy.stats")
-    examples: Examples = PictureSet(plan) if isinstance(plan.data, PictureData) else TextSet(plan)
-    if "segmentation" in examples.metrics:
-        needed("torchmetrics.functional.classification")
+    examples: Examples = ImageSet(plan) if isinstance(plan.data, ImageData) else TextSet(plan)
+    for library in _libraries(examples):
+        needed(library)
     controls, notes = _controls(plan, examples)
+    found = _scored(plan, examples, controls, show_progress=show_progress)
+    done = [name for name in (*plan.methods, *controls) if name not in found.refused]
+    return Report(
+        about={**examples.about, "explained": plan.explain},
+        settings=_settings(plan, examples),
+        versions=_versions(examples),
+        figures={name: _figures(found.parts[name], examples, plan.seed) for name in done},
+        curves={name: _curves(found.parts[name]) for name in done},
+        controls=tuple(controls),
+        refused=found.refused,
+        left_out=plan.left_out,
+        notes=(*examples.notes, *notes, *_placeless(found, examples), *_told(found.warned)),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """What all batches came to.
+
+    `parts` holds for each method and metric the values of each batch, `refused` the reasons of the
+    methods that could not explain one, `warned` what methods warned of; `placeless` counts the
+    masks that mark nothing.
+    """
+
+    parts: Mapping[str, dict[str, list[Any]]]
+    refused: Mapping[str, str]
+    warned: Mapping[str, list[str]]
+    placeless: int
+
+
+def _scored(
+    plan: Plan, examples: Examples, controls: Mapping[str, Grid], *, show_progress: bool
+) -> _Scored:
+    """Each method on each batch, and each metric on what it returned."""
     names = (*plan.methods, *controls)
-    parts: dict[str, dict[str, list[Part]]] = {name: defaultdict(list) for name in names}
+    parts: dict[str, dict[str, list[Any]]] = {
+        name: {metric: [] for metric in examples.metrics} for name in names
+    }
     refused: dict[str, str] = {}
     warned: dict[str, list[str]] = defaultdict(list)
     placeless = 0
@@ -72,42 +110,51 @@ def evaluate(plan: Plan, *, show_progress: bool = False) -> Report:
                     if isinstance(found, str):
                         refused[name] = found
                     else:
-                        for metric in examples.metrics:
-                            part = score(metric, examples, batch, found)
-                            if part is not None:
-                                parts[name][metric].append(part)
+                        _score(parts[name], examples, batch, found)
                 advance()
-    if placeless and {"pointing", "segmentation"} & set(examples.metrics):
-        notes.append(
-            f"{placeless} of {len(examples)} masks mark nothing in what the model is shown: left "
-            "out of pointing and segmentation"
-        )
-    done = [name for name in names if name not in refused]
-    return Report(
-        about={**examples.about, "explained": plan.explain},
-        settings=_settings(plan, examples),
-        versions=_versions(examples),
-        figures={
-            name: {
-                key: figure
-                for metric in examples.metrics
-                for key, figure in figures(
-                    metric, parts[name][metric], examples.ks, plan.seed
-                ).items()
-            }
-            for name in done
-        },
-        curves={
-            name: {
-                metric: _mean(parts[name][metric]) for metric in examples.metrics if metric in AREAS
-            }
-            for name in done
-        },
-        controls=tuple(controls),
-        refused=refused,
-        left_out=plan.left_out,
-        notes=(*examples.notes, *notes, *_told(warned)),
-    )
+    return _Scored(parts, refused, warned, placeless)
+
+
+def _score(
+    parts: Mapping[str, list[Any]], examples: Examples, batch: Batch, attributions: Tensor
+) -> None:
+    """Add what each metric says of one batch."""
+    for metric, found in parts.items():
+        part = METRICS[metric].score(examples, batch, attributions)
+        if part is not None:
+            found.append(part)
+
+
+def _figures(parts: Mapping[str, list[Any]], examples: Examples, seed: int) -> dict[str, Estimate]:
+    found: dict[str, Estimate] = {}
+    for metric, of_batches in parts.items():
+        found |= figures(metric, of_batches, examples.ks, seed)
+    return found
+
+
+def _curves(parts: Mapping[str, list[Any]]) -> dict[str, Curve]:
+    """The mean curve of each metric that has curves."""
+    whole = {
+        metric: joined(found)
+        for metric, found in parts.items()
+        if found and isinstance(found[0], Curve)
+    }
+    return {metric: Curve(curve.fractions, curve.means[:, None]) for metric, curve in whole.items()}
+
+
+def _placeless(found: _Scored, examples: Examples) -> list[str]:
+    """How many masks mark nothing, where a metric would ask for them."""
+    of_masks = [name for name, metric in METRICS.items() if metric.needs == "masks"]
+    if not found.placeless or not set(of_masks) & set(examples.metrics):
+        return []
+    of = f"{found.placeless} of {len(examples)} masks mark nothing in what the model is shown"
+    return [f"{of}: left out of {' and '.join(of_masks)}"]
+
+
+def _libraries(examples: Examples) -> list[str]:
+    """The modules that the metrics need beside those that the package requires."""
+    needs = (METRICS[metric].library for metric in examples.metrics)
+    return [library for library in needs if library is not None]
 
 
 def _explained(
@@ -154,7 +201,7 @@ def _controls(plan: Plan, examples: Examples) -> tuple[dict[str, Grid], list[str
     Maps over tokens are smooth, those of gradients are not, and chance does differently well by
     either.
     """
-    if not isinstance(plan.data, PictureData):
+    if not isinstance(plan.data, ImageData):
         return {"Random": None}, []
     batch = examples.batch(range(1))
     methods = {name: all_methods(batch.forward)[name] for name in plan.methods}
@@ -182,7 +229,7 @@ def _by_pixels(method: Attribution) -> bool:
 
 
 def _grids(methods: list[Attribution], batch: Batch) -> Iterator[tuple[int, int]]:
-    """Tokens down and across a picture, as each of the methods sees them, if it does."""
+    """Tokens down and across an image, as each of the methods sees them, if it does."""
     for method in methods:
         if isinstance(method, KernelShap):
             patches = patch_mask(batch.inputs.shape)[0, 0]
@@ -198,11 +245,6 @@ def _grids(methods: list[Attribution], batch: Batch) -> Iterator[tuple[int, int]
             yield values.shape[1], values.shape[2]
 
 
-def _mean(parts: list[Part]) -> Curve:
-    curve = joined([part for part in parts if isinstance(part, Curve)])
-    return Curve(curve.fractions, curve.means[:, None])
-
-
 def _settings(plan: Plan, examples: Examples) -> dict[str, object]:
     settings: dict[str, object] = {
         "methods": list(plan.methods),
@@ -213,11 +255,11 @@ def _settings(plan: Plan, examples: Examples) -> dict[str, object]:
         "device": plan.device,
         "seed": plan.seed,
     }
-    if isinstance(plan.data, PictureData):
+    if isinstance(plan.data, ImageData):
         settings["removed"] = {
             metric: plan.removed_in(metric)
             for metric in examples.metrics
-            if metric in AREAS or metric == "saco"
+            if METRICS[metric].removed
         }
         settings["patch"] = plan.patch
     else:
@@ -227,8 +269,7 @@ def _settings(plan: Plan, examples: Examples) -> dict[str, object]:
 
 def _versions(examples: Examples) -> dict[str, str]:
     libraries = list(_LIBRARIES)
-    if "segmentation" in examples.metrics:
-        libraries.append("torchmetrics")
+    libraries += dict.fromkeys(name.partition(".")[0] for name in _libraries(examples))
     if isinstance(examples, TextSet):
         libraries.append("transformers")
     return {"python": platform.python_version(), **{name: version(name) for name in libraries}}

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from captum_generic_attn.evaluation.plan import FAITHFULNESS
-from captum_generic_attn.evaluation.scores import Column, column
+from captum_generic_attn.evaluation.scores import METRICS, Column, column, metric_of
 from captum_generic_attn.metrics import Estimate
 
 # A terminal has no room for sixteen columns; the JSON has them all.
 _SHOWN_WORDS = (5, 10, 20, 40, 80)
 _MISSING = "–"
-_BECOME = {"black": "black", "mean": "the picture's mean colour", "blur": "blurred"}
+_BECOME = {"black": "black", "mean": "the image's mean colour", "blur": "blurred"}
 
 
 @dataclass(frozen=True)
@@ -44,20 +43,11 @@ def sheets(figures: Mapping[str, Mapping[str, Estimate]], controls: Sequence[str
         (('SaCo ↑',), ('0.50 ± 0.10',))
     """
     keys = list(dict.fromkeys(key for found in figures.values() for key in found))
-    groups: dict[str, list[str]] = {
-        "Does the model need what the explanation points at?": [],
-        "Does it point at the right place?": [],
-        "Does it put first the words that people marked?": [],
-    }
-    needs, places, words = groups.values()
+    groups: dict[str, list[str]] = {metric.question: [] for metric in METRICS.values()}
     for key in keys:
-        metric = column(key).metric
-        if metric in FAITHFULNESS:
-            needs.append(key)
-        elif metric != "token_f1":
-            places.append(key)
-        elif int(key.partition("@")[2]) in _SHOWN_WORDS:
-            words.append(key)
+        number = key.partition("@")[2]
+        if not number or int(number) in _SHOWN_WORDS:
+            groups[metric_of(key).question].append(key)
     return [
         Sheet(
             title,
@@ -95,30 +85,17 @@ def legend(about: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
         f"{count} {kind if count > 1 else kind[:-1]}{chosen}, explained: {explained}.",
         f"↑ more is better, ↓ less is; ± half of the 95 % interval (bootstrap over {kind}).",
     ]
-    metrics = settings["metrics"]
-    if {"positive", "negative"} & set(metrics):
-        most = 100 if kind == "texts" else 90  # pixels are removed up to 0.9 of them
-        named = "names the class" if about["multi_label"] else "puts the class first"
-        lines.append(
-            f"positive, negative: area × 100 under the share that still {named}, while the most "
-            f"or the least relevant parts are removed; {most} is the most."
-        )
-    if {"deletion", "insertion"} & set(metrics):
-        lines.append("deletion, insertion: area × 100 under the class's probability.")
-    if "saco" in metrics:
-        lines.append("SaCo: from -1 to 1; chance is 0.")
-    if "pointing" in metrics:
-        lines.append("pointing game: the share of maps whose highest value is in the right place.")
-    if "segmentation" in metrics:
-        lines.append("pixel accuracy, mean IoU: of what is above a map's mean, as foreground.")
-    if "token_f1" in metrics:
-        lines.append("F1 at k: of the k words that come first, against the marked ones.")
+    named = "names the class" if about["multi_label"] else "puts the class first"
+    most = 100 if kind == "texts" else 90  # pixels are removed up to 0.9 of them
+    computed = [metric for name, metric in METRICS.items() if name in settings["metrics"]]
+    lines += dict.fromkeys(metric.legend.format(named=named, most=most) for metric in computed)
     if settings.get("removed"):
         patch = settings["patch"]
         parts = "pixels" if patch is None else f"patches of {patch} × {patch} pixels"
         by_colour: dict[str, list[str]] = {}
         for metric, colour in settings["removed"].items():
-            by_colour.setdefault(colour, []).append(column(metric).title)
+            titles = [shown.title for shown in METRICS[metric].columns.values()]
+            by_colour.setdefault(colour, []).extend(titles)
         told = ", ".join(f"{_BECOME[colour]} ({', '.join(of)})" for colour, of in by_colour.items())
         lines.append(f"Removed {parts} become {told}.")
     return lines

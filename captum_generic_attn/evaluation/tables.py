@@ -11,11 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from captum_generic_attn.errors import PlanError
 from captum_generic_attn.extras import needed
-
-
-class PlanError(ValueError):
-    """A TOML file asks for what is not possible; the message says in which key, and what is."""
 
 
 class Table:
@@ -35,7 +32,7 @@ class Table:
         >>> table.whole("limit", least=1)
         Traceback (most recent call last):
             ...
-        captum_generic_attn.evaluation.tables.PlanError: plan.toml, [data] limit = 0: a whole number
+        captum_generic_attn.errors.PlanError: plan.toml, [data] limit = 0: a whole number
         of at least 1 is needed
     """
 

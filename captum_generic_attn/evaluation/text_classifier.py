@@ -1,4 +1,4 @@
-"""Hugging Face's text classifiers with their tokenizers: `classifiers` loads those of pictures."""
+"""Hugging Face's text classifiers with their tokenizers: `classifiers` loads those of images."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from captum_generic_attn.errors import UnavailableWeightsError
 from captum_generic_attn.evaluation.tables import nearest
-from captum_generic_attn.models.checkpoints import (
-    UnavailableWeightsError,
-    from_hugging_face,
-)
+from captum_generic_attn.models.checkpoints import from_hugging_face
 
 _UNSET = 10**6  # tokenizers without a limit of their own have an astronomic one
 

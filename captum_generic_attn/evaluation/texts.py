@@ -14,9 +14,10 @@ from torch import Tensor
 
 from captum_generic_attn import hf
 from captum_generic_attn.captum_api.targets import choose_output
-from captum_generic_attn.evaluation.batch import Batch, DataError, Examples, Rationale, drawn
-from captum_generic_attn.evaluation.plan import FAITHFULNESS, Plan, TextData
-from captum_generic_attn.evaluation.tables import PlanError
+from captum_generic_attn.errors import DataError, PlanError
+from captum_generic_attn.evaluation.batch import Batch, Examples, Rationale, drawn
+from captum_generic_attn.evaluation.plan import Plan, TextData
+from captum_generic_attn.evaluation.scores import METRICS, names_of
 from captum_generic_attn.evaluation.text_classifier import TextClassifier, load_text_classifier
 from captum_generic_attn.metrics import TOKENS, Tokens
 from captum_generic_attn.metrics.rationales import WORD_COUNTS
@@ -238,9 +239,9 @@ class TextSet(Examples):
                 f"{plan.file}, [evaluation] metrics: 'token_f1' needs texts with marked words: "
                 'none has a "rationale" that marks a word'
             )
-        metrics = plan.metrics or (*FAITHFULNESS, *(("token_f1",) if has else ()))
+        metrics = plan.metrics or names_of(*(["rationales"] if has else []))
         bare = next((e for e in self._encoded if not any(e["special_tokens_mask"])), None)
-        if bare is not None and set(metrics) & set(FAITHFULNESS):
+        if bare is not None and any(METRICS[metric].removed for metric in metrics):
             raise PlanError(
                 f"{plan.file}, [evaluation] metrics: the tokenizer of {self.classifier.name} adds "
                 "no special token, so that nothing is left of a text whose words are all dropped; "

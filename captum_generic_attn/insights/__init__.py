@@ -10,26 +10,33 @@ a script::
 
     insights.register()
     visualizer = AttributionVisualizer(
-        model, classes, ImageFeature("picture", None, [normalise]),
-        dataset=[Batch(pictures, labels)], score_func=lambda logits: logits.softmax(-1),
+        model, classes, ImageFeature("image", None, [normalise]),
+        dataset=[Batch(images, labels)], score_func=lambda logits: logits.softmax(-1),
     )
     insights.select(visualizer, "Generic Attention")
     visualizer.serve(debug=True)  # goes on in a thread; insights.serve(visualizer) stays here
 
 Each example needs a label, and with `debug=True` errors are seen. `(per token)` behind a method's
-name: each token counts once, however many pixels it has, so that the contributions of pictures and
+name: each token counts once, however many pixels it has, so that the contributions of images and
 words can be compared. `python -m captum_generic_attn.insights` shows the models that come with the
 package (`visualizers`). `entries` has what the page calls, `fields` its arguments.
 """
 
 from captum_generic_attn.insights.entries import per_token, register, select, unregister
 from captum_generic_attn.insights.server import serve
-from captum_generic_attn.insights.visualizers import caption_visualizer, picture_visualizer
+from captum_generic_attn.insights.visualizers import (
+    CaptionChoice,
+    caption_visualizer,
+    captions_of,
+    image_visualizer,
+)
 
 __all__ = [
+    "CaptionChoice",
     "caption_visualizer",
+    "captions_of",
+    "image_visualizer",
     "per_token",
-    "picture_visualizer",
     "register",
     "select",
     "serve",

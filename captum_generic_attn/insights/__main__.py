@@ -8,7 +8,7 @@ import typer
 
 from captum_generic_attn.cli.terminal import fail, wrong
 from captum_generic_attn.insights.server import serve
-from captum_generic_attn.insights.visualizers import caption_visualizer, picture_visualizer
+from captum_generic_attn.insights.visualizers import caption_visualizer, image_visualizer
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
@@ -23,7 +23,7 @@ def show(
         bool,
         typer.Option(
             "--multimodal",
-            help="The CLIP that comes with the package, on pictures and captions, in place of its "
+            help="The CLIP that comes with the package, on images and captions, in place of its "
             "image classifier.",
         ),
     ] = False,
@@ -34,7 +34,7 @@ def show(
     Ctrl-C. Captum 0.8 is needed, the last release that has Insights.
     """
     try:
-        visualizer = caption_visualizer() if multimodal else picture_visualizer()
+        visualizer = caption_visualizer() if multimodal else image_visualizer()
     except ImportError as error:
         fail(str(error))
     try:

@@ -105,7 +105,7 @@ def register() -> None:
         >>> register()  # doctest: +SKIP
         >>> from captum.insights.attr_vis import config  # doctest: +SKIP
         >>> config.ATTRIBUTION_METHOD_CONFIG["Lrp"].params  # doctest: +SKIP
-        {'rules': StrEnumConfig(value='original', ...), 'output': StrConfig(value='', ...)}
+        {'rules': StrEnumConfig(value='chefer2021_full', ...), 'output': StrConfig(value='', ...)}
         >>> unregister()  # doctest: +SKIP
     """
     methods, configs = _lists()
@@ -145,7 +145,7 @@ def select(visualizer: AttributionVisualizer, method: str = "Generic Attention")
         ValueError: if the page's list has no such method.
 
     Example:
-        >>> visualizer = picture_visualizer()  # doctest: +SKIP
+        >>> visualizer = image_visualizer()  # doctest: +SKIP
         >>> select(visualizer, "Attention Rollout")  # doctest: +SKIP
         >>> visualizer.get_insights_config()["selected_method"]  # doctest: +SKIP
         'Attention Rollout'

@@ -24,7 +24,7 @@ CAPTIONS = ("both are there", "one is there", "none is there")
 """What is true of the garments that the three captions of a canvas name."""
 
 
-def picture_visualizer(method: str = "Generic Attention") -> AttributionVisualizer:
+def image_visualizer(method: str = "Generic Attention") -> AttributionVisualizer:
     """The shipped vision transformer and the 24 canvases, four a page, over and over.
 
     A class's score is its probability, each by itself: a canvas has several right answers. A
@@ -38,7 +38,7 @@ def picture_visualizer(method: str = "Generic Attention") -> AttributionVisualiz
         ValueError: if there is no such method.
 
     Example:
-        >>> picture_visualizer().classes[:3]  # doctest: +SKIP
+        >>> image_visualizer().classes[:3]  # doctest: +SKIP
         ['top', 'trouser', 'dress']
     """
     require_insights()
@@ -112,12 +112,12 @@ def caption_visualizer(method: str = "Generic Attention (per token)") -> Attribu
 
 
 class CaptionChoice(nn.Module):
-    """A dual encoder as a classifier, whose classes are the captions that come with a picture.
+    """A dual encoder as a classifier, whose classes are the captions that come with an image.
 
     Args:
         model: takes `pixel_values` and `input_ids`; returns `image_embeds` and `text_embeds`, and
             has a `logit_scale`, as Hugging Face's CLIP.
-        captions: how many each picture has.
+        captions: how many each image has.
 
     Example:
         >>> from captum_generic_attn import demo
@@ -133,7 +133,7 @@ class CaptionChoice(nn.Module):
         self.captions = captions
 
     def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
-        """Logits `[B, captions]`, of pictures `[B, 3, H, W]` and ids `[B, captions · N]`."""
+        """Logits `[B, captions]`, of images `[B, 3, H, W]` and ids `[B, captions · N]`."""
         # Captions stand one behind the other, as CLIP takes them.
         each = ids.reshape(len(ids) * self.captions, -1)
         found = self.model(pixel_values=pixels, input_ids=each)
@@ -163,7 +163,7 @@ def captions_of(canvas: Canvas) -> tuple[str, ...]:
 
 
 def _shown(pixels: Tensor) -> Tensor:
-    """The picture as it was before `demo.preprocess`, in 0 … 1."""
+    """The image as it was before `demo.preprocess`, in 0 … 1."""
     from captum_generic_attn import demo
 
     return (pixels * demo.STD + demo.MEAN).clamp(0, 1)

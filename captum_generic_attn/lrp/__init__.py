@@ -6,12 +6,31 @@ that its backward pass applies it. `propagation` goes through a model; `baseline
 that users call.
 """
 
-from captum_generic_attn.lrp.rule_sets import (
-    RULE_SETS,
-    Rules,
-    RuleSet,
-    attention_rules,
-    rule_set,
+from captum_generic_attn.lrp.rule_sets import RULE_SETS, RuleSet
+from captum_generic_attn.lrp.rules import (
+    AlphaBeta,
+    Balanced,
+    Conserved,
+    Epsilon,
+    Gamma,
+    Halved,
+    JointRule,
+    Proportional,
+    WeightedRule,
+    ZBox,
 )
 
-__all__ = ["RULE_SETS", "RuleSet", "Rules", "attention_rules", "rule_set"]
+__all__ = [
+    "RULE_SETS",
+    "AlphaBeta",
+    "Balanced",
+    "Conserved",
+    "Epsilon",
+    "Gamma",
+    "Halved",
+    "JointRule",
+    "Proportional",
+    "RuleSet",
+    "WeightedRule",
+    "ZBox",
+]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from captum_generic_attn.capture.tracking.operations import argument, canonical, tensors_in
+from captum_generic_attn.errors import UnsupportedOperationError
 from captum_generic_attn.lrp.choice import Args, Choice, Kwargs, Rule, Tokens, without_aliasing
 from captum_generic_attn.lrp.operations import Kind, kind_of
 from captum_generic_attn.lrp.rule_sets import RuleSet
@@ -27,21 +28,6 @@ _REFUSAL = (
     "{} has no relevance rule: write that step with other operations, or use a method that needs "
     "none (GenericAttention without lrp=True)"
 )
-
-
-class UnsupportedOperationError(ValueError):
-    """An operation of the model has no relevance rule; the message names it.
-
-    Example:
-        >>> import torch
-        >>> from captum_generic_attn import Lrp
-        >>> model = lambda x: torch.linalg.inv(x)[:, 0]
-        >>> try:
-        ...     Lrp(model).attribute(torch.eye(2)[None], target=0)
-        ... except UnsupportedOperationError as error:
-        ...     print(str(error).split(":")[0])
-        linalg_inv has no relevance rule
-    """
 
 
 Note = Callable[[Tensor, Sequence[Tensor | None]], None]

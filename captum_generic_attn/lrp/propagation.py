@@ -16,7 +16,8 @@ from captum_generic_attn.capture import Capture, capture_forward, name_of_input
 from captum_generic_attn.capture.record import AttentionRecord
 from captum_generic_attn.capture.tracking.shadow import Role
 from captum_generic_attn.capture.tracking.transfer import Transfer
-from captum_generic_attn.lrp.mode import RelevanceMode, UnsupportedOperationError
+from captum_generic_attn.errors import UnsupportedOperationError
+from captum_generic_attn.lrp.mode import RelevanceMode
 from captum_generic_attn.lrp.rule_sets import RuleSet
 from captum_generic_attn.lrp.rules import Examples
 from captum_generic_attn.lrp.signs import lost_at

@@ -12,7 +12,6 @@ from typing import Literal
 from captum_generic_attn.lrp.rules import (
     AlphaBeta,
     Balanced,
-    Box,
     Conserved,
     Epsilon,
     Gamma,
@@ -20,6 +19,7 @@ from captum_generic_attn.lrp.rules import (
     JointRule,
     Proportional,
     WeightedRule,
+    ZBox,
 )
 
 
@@ -58,7 +58,7 @@ class RuleSet:
 
     Example:
         >>> from dataclasses import replace
-        >>> replace(ORIGINAL, inert=True).linear
+        >>> replace(CHEFER2021_FULL, inert=True).linear
         AlphaBeta(alpha=1, beta=0, joint=False)
     """
 
@@ -95,9 +95,9 @@ class RuleSet:
         return self.start == "score"
 
 
-ORIGINAL = RuleSet(
+CHEFER2021_FULL = RuleSet(
     linear=AlphaBeta(alpha=1, beta=0, joint=False),
-    patches=Box(),
+    patches=ZBox(),
     product=Halved(),
     addition=Proportional(),
     pooling=Proportional(),
@@ -106,9 +106,9 @@ ORIGINAL = RuleSet(
 )
 """The rules that the authors use for LRP itself (full and partial)."""
 
-OURS = RuleSet(
+CHEFER2021 = RuleSet(
     linear=AlphaBeta(alpha=1, beta=0, joint=True),
-    patches=Box(),
+    patches=ZBox(),
     product=Halved(),
     addition=Balanced(),
     pooling=Proportional(),
@@ -117,9 +117,9 @@ OURS = RuleSet(
 )
 """The rules of transformer attribution (arXiv 2012.09838)."""
 
-DETR = RuleSet(
+CHEFER2021_DETR = RuleSet(
     linear=Conserved(AlphaBeta(alpha=1, beta=0, joint=True)),
-    patches=Box(),
+    patches=ZBox(),
     product=Halved(),
     addition=Balanced(),
     pooling=Proportional(),
@@ -127,7 +127,7 @@ DETR = RuleSet(
     inert=True,
     divided_copies=True,
 )
-"""`OURS` as the authors' DETR has them: linear layers conserve, position codes get nothing."""
+"""`CHEFER2021` as in the authors' DETR: linear layers conserve, position codes get nothing."""
 
 EPSILON = RuleSet(
     linear=Epsilon(1e-6),
@@ -164,9 +164,9 @@ Without biases it conserves exactly: the relevance of all inputs sums to the sco
 """
 
 RULE_SETS = {
-    "original": ORIGINAL,
-    "ours": OURS,
-    "detr": DETR,
+    "chefer2021_full": CHEFER2021_FULL,
+    "chefer2021": CHEFER2021,
+    "chefer2021_detr": CHEFER2021_DETR,
     "epsilon": EPSILON,
     "gamma": GAMMA,
     "frozen": FROZEN,

@@ -230,11 +230,11 @@ class AlphaBeta:
 
 
 @dataclass(frozen=True)
-class Box:
-    """zᴮ, for what reads a picture: elements between its least and its greatest value.
+class ZBox:
+    """zᴮ, for what reads an image: elements between its least and its greatest value.
 
     `S = R / (x W − lo W⁺ − hi W⁻)`, relevance `x (S W) − lo (S W⁺) − hi (S W⁻)`; `lo` and `hi` are
-    those of each example's picture.
+    those of each example's image.
     """
 
     def __call__(self, step: Step, x: Tensor, weight: Tensor) -> Tensor:  # noqa: D102

@@ -6,22 +6,26 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from captum._utils.common import _format_output, _is_tuple
-from captum._utils.typing import TargetType, TensorOrTupleOfTensorsGeneric
 from captum.attr import Attribution
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from captum_generic_attn.captum_api.inputs import (
+    TargetType,
+    TensorOrTupleOfTensorsGeneric,
+    shaped_like,
+)
 
 
 class RandomAttribution(Attribution):
     """Random numbers of the grain of the method to compare with.
 
     A figure means something only beside what chance gives, and chance depends on the grain: single
-    random pixels destroy a picture sooner than random patches do.
+    random pixels destroy an image sooner than random patches do.
 
     Args:
         forward_func: the model, which is never called.
-        grid: tokens down and across a picture: one number for each, resized bilinearly like the
+        grid: tokens down and across an image: one number for each, resized bilinearly like the
             maps of attention methods; `None`: one number for each pixel.
         seed: of the numbers of each call; `None`: they go on from PyTorch's own random numbers, as
             those of Captum's methods do.
@@ -51,11 +55,11 @@ class RandomAttribution(Attribution):
         """Uniform numbers in 0 … 1, in the shape of the inputs.
 
         Args:
-            inputs: a tensor or a tuple of tensors, batch first. Pictures `[B, C, H, W]` get one map
+            inputs: a tensor or a tuple of tensors, batch first. Images `[B, C, H, W]` get one map
                 for all channels, other inputs one number for each entry along axis 1.
             target: not used.
             additional_forward_args: not used.
-            return_input_shape: `False` gives the numbers themselves: `[B, h, w]` of pictures,
+            return_input_shape: `False` gives the numbers themselves: `[B, h, w]` of images,
                 `[B, N]` of other inputs.
 
         Returns:
@@ -69,8 +73,7 @@ class RandomAttribution(Attribution):
             self._of(part, generator, whole=return_input_shape).to(part.device).contiguous()
             for part in parts
         )
-        formatted: TensorOrTupleOfTensorsGeneric = _format_output(_is_tuple(inputs), maps)
-        return formatted
+        return shaped_like(inputs, maps)
 
     def _of(self, part: Tensor, generator: torch.Generator, *, whole: bool) -> Tensor:
         if part.ndim == 4:

@@ -21,7 +21,7 @@ from captum_generic_attn.metrics.statistics import Estimate, estimate
 from captum_generic_attn.progress import bar
 
 PIXELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""The fractions of pixels that the authors remove from pictures."""
+"""The fractions of pixels that the authors remove from images."""
 TOKENS = (0.0, 0.25, 0.5, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 """The fractions of words and of regions that they remove from LXMERT's inputs, and of words from
 VisualBERT's."""
@@ -203,7 +203,7 @@ def insertion(
 
     Args:
         forward: as in `perturbation`.
-        removal: as in `perturbation`; RISE starts from pictures out of focus:
+        removal: as in `perturbation`; RISE starts from images out of focus:
             `Pixels(images, baseline=blurred(images))`.
         attributions: as in `perturbation`.
         measure: as in `deletion`.

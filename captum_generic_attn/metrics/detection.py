@@ -1,7 +1,7 @@
 """COCO's average precision and recall of masks, with intervals: how well maps segment objects.
 
 For those who have a mask of each detected object (`localization.otsu_masks` makes them of maps) and
-the true ones. pycocotools does the matching, in memory; pictures are drawn anew for the intervals.
+the true ones. pycocotools does the matching, in memory; images are drawn anew for the intervals.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SIZES = ("", "small", "medium", "large")  # the first stands for all objects
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What was found in one picture: `masks` bool `[Q, H, W]`, `labels` `[Q]`, `scores` `[Q]`."""
+    """What was found in one image: `masks` bool `[Q, H, W]`, `labels` `[Q]`, `scores` `[Q]`."""
 
     masks: Tensor
     labels: Tensor
@@ -38,7 +38,7 @@ class Detections:
 
 @dataclass(frozen=True, eq=False)
 class Objects:
-    """What is in one picture: `masks` bool `[G, H, W]`, `labels` `[G]`; `G` may be 0."""
+    """What is in one image: `masks` bool `[G, H, W]`, `labels` `[G]`; `G` may be 0."""
 
     masks: Tensor
     labels: Tensor
@@ -49,7 +49,7 @@ class DetectionScores:
     """Average precision (AP) and average recall (AR), in 0 … 1, of all objects and by their size.
 
     Means over labels and thresholds, or at one threshold (`AP50`, `AP75`; None if it was not among
-    them). Of a size that no object has: None. An estimate's `count` is the number of pictures that
+    them). Of a size that no object has: None. An estimate's `count` is the number of images that
     hold such an object.
     """
 
@@ -76,17 +76,17 @@ def detection_scores(
     resamples: int = 200,
     seed: int = 0,
 ) -> DetectionScores:
-    """COCO's scores of masks, with percentile bootstrap intervals over pictures.
+    """COCO's scores of masks, with percentile bootstrap intervals over images.
 
     Args:
-        found: of each picture, what was found; labels that no object has do not count, as in COCO.
-        truth: of each picture, what there is; the masks have the size of those found.
+        found: of each image, what was found; labels that no object has do not count, as in COCO.
+        truth: of each image, what there is; the masks have the size of those found.
         thresholds: overlaps (intersection over union), 0 … 1, from which a detection is right.
         areas: in pixels, where small ends and large begins; COCO's by default. An object at a
             border counts on both sides, as in COCO.
-        max_detections: how many of each label count in a picture, the highest scores first.
+        max_detections: how many of each label count in an image, the highest scores first.
         confidence: how often such an interval holds the true figure, in 0 … 1.
-        resamples: how often the pictures are drawn anew, with replacement. A draw without an
+        resamples: how often the images are drawn anew, with replacement. A draw without an
             object of some size says nothing of that size.
         seed: of these draws.
 
@@ -108,21 +108,13 @@ def detection_scores(
         >>> print(scores.AP, scores.AP_large)
         1 (1 to 1, n = 1) None
     """
-    if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
-        raise ValueError(f"thresholds={list(thresholds)}: they must be in 0 … 1, 0 left out")
-    if not 0 < areas[0] < areas[1]:
-        raise ValueError(f"areas={areas}: they must be two rising borders, in pixels")
-    for name, number in (("max_detections", max_detections), ("resamples", resamples)):
-        if number < 1:
-            raise ValueError(f"{name}={number}: it must be at least 1")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence}: it must be between 0 and 1")
+    _check_options(thresholds, areas, max_detections, confidence, resamples)
     if len(found) != len(truth):
-        raise ValueError(f"{len(found)} pictures with detections, {len(truth)} with objects")
-    for picture, (detections, objects) in enumerate(zip(found, truth, strict=True)):
-        _check(picture, detections, objects)
+        raise ValueError(f"{len(found)} images with detections, {len(truth)} with objects")
+    for image, (detections, objects) in enumerate(zip(found, truth, strict=True)):
+        _check(image, detections, objects)
     if not any(len(objects.labels) for objects in truth):
-        raise ValueError(f"there is no object in any of {len(truth)} pictures")
+        raise ValueError(f"there is no object in any of {len(truth)} images")
     ranges = [(0.0, 1e10), (0.0, areas[0]), areas, (areas[1], 1e10)]
     with redirect_stdout(io.StringIO()):
         evaluator = needed("pycocotools.cocoeval").COCOeval(*_coco(found, truth), iouType="segm")
@@ -139,12 +131,27 @@ def detection_scores(
             evaluator.evalImgs = matches[:, :, drawn].ravel().tolist()
             for name, value in _figures(evaluator).items():
                 draws[name].append(value)
-    counts = {size: _pictures_with(truth, *ends) for size, ends in zip(SIZES, ranges, strict=True)}
+    counts = {size: _images_with(truth, *ends) for size, ends in zip(SIZES, ranges, strict=True)}
     estimates: dict[str, Any] = {
         name: _estimate(name, value, draws[name], counts[name.partition("_")[2]], confidence)
         for name, value in values.items()
     }
     return DetectionScores(**estimates)
+
+
+def _check_options(
+    thresholds: Sequence[float], areas: tuple[float, float], max_detections: int,
+    confidence: float, resamples: int,
+) -> None:  # fmt: skip
+    if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
+        raise ValueError(f"thresholds={list(thresholds)}: they must be in 0 … 1, 0 left out")
+    if not 0 < areas[0] < areas[1]:
+        raise ValueError(f"areas={areas}: they must be two rising borders, in pixels")
+    for name, number in (("max_detections", max_detections), ("resamples", resamples)):
+        if number < 1:
+            raise ValueError(f"{name}={number}: it must be at least 1")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence}: it must be between 0 and 1")
 
 
 def _figures(evaluator: Any) -> dict[str, float]:
@@ -181,7 +188,7 @@ def _estimate(
     return Estimate(value, float(low), float(high), count)
 
 
-def _pictures_with(truth: Iterable[Objects], least: float, most: float) -> int:
+def _images_with(truth: Iterable[Objects], least: float, most: float) -> int:
     areas = (objects.masks.sum((1, 2)) for objects in truth)
     return sum(bool(((least <= area) & (area <= most)).any()) for area in areas)
 
@@ -191,29 +198,29 @@ def _coco(found: Sequence[Detections], truth: Sequence[Objects]) -> tuple[Any, A
     labels = sorted({int(label) for objects in truth for label in objects.labels})
     common = {
         "images": [
-            {"id": picture, "height": objects.masks.shape[1], "width": objects.masks.shape[2]}
-            for picture, objects in enumerate(truth)
+            {"id": image, "height": objects.masks.shape[1], "width": objects.masks.shape[2]}
+            for image, objects in enumerate(truth)
         ],
         "categories": [{"id": label} for label in labels],
     }
     known, detected = (needed("pycocotools.coco").COCO() for _ in range(2))
-    for coco, pictures in ((known, truth), (detected, found)):
-        coco.dataset = {**common, "annotations": _annotations(pictures)}
+    for coco, images in ((known, truth), (detected, found)):
+        coco.dataset = {**common, "annotations": _annotations(images)}
         coco.createIndex()
     return known, detected
 
 
-def _annotations(pictures: Sequence[Detections | Objects]) -> list[dict[str, Any]]:
+def _annotations(images: Sequence[Detections | Objects]) -> list[dict[str, Any]]:
     encode = needed("pycocotools.mask").encode
     entries: list[dict[str, Any]] = []
-    for picture, content in enumerate(pictures):
+    for image, content in enumerate(images):
         scores = content.scores if isinstance(content, Detections) else content.labels  # not read
         for index, mask in enumerate(content.masks.cpu().numpy()):
             entries.append(
                 {
                     # pycocotools takes 0 for "not matched", so numbers begin at 1.
                     "id": len(entries) + 1,
-                    "image_id": picture,
+                    "image_id": image,
                     "category_id": int(content.labels[index]),
                     "segmentation": encode(np.asfortranarray(mask, dtype=np.uint8)),
                     "area": int(mask.sum()),
@@ -224,27 +231,27 @@ def _annotations(pictures: Sequence[Detections | Objects]) -> list[dict[str, Any
     return entries
 
 
-def _check(picture: int, found: Detections, truth: Objects) -> None:
+def _check(image: int, found: Detections, truth: Objects) -> None:
     for name, content in (("detections", found), ("objects", truth)):
         masks, labels = content.masks, content.labels
         if masks.ndim != 3 or labels.shape != masks.shape[:1]:
             raise ValueError(
-                f"picture {picture}: {name} need masks [N, H, W] and labels [N], not "
+                f"image {image}: {name} need masks [N, H, W] and labels [N], not "
                 f"{tuple(masks.shape)} and {tuple(labels.shape)}"
             )
         if masks.dtype != torch.bool:
-            raise TypeError(f"picture {picture}: masks of {name} must be bool, not {masks.dtype}")
+            raise TypeError(f"image {image}: masks of {name} must be bool, not {masks.dtype}")
     if found.scores.shape != found.labels.shape or not found.scores.isfinite().all():
         raise ValueError(
-            f"picture {picture}: {len(found.labels)} detections need as many finite scores"
+            f"image {image}: {len(found.labels)} detections need as many finite scores"
         )
     if found.masks.shape[1:] != truth.masks.shape[1:]:
         raise ValueError(
-            f"picture {picture}: masks of detections are {tuple(found.masks.shape[1:])}, those of "
+            f"image {image}: masks of detections are {tuple(found.masks.shape[1:])}, those of "
             f"objects {tuple(truth.masks.shape[1:])}; resize the ones to the others"
         )
     empty = (~truth.masks.flatten(1).any(1)).nonzero().flatten().tolist()
     if empty:
         raise ValueError(
-            f"picture {picture}: the masks of the objects {empty} are empty; take these objects out"
+            f"image {image}: the masks of the objects {empty} are empty; take these objects out"
         )

@@ -1,6 +1,6 @@
 """Whether a map is high where the thing that it explains is: pointing, segmentation, masks.
 
-For those who have maps beside pictures with known places of things; `statistics.estimate` makes
+For those who have maps beside images with known places of things; `statistics.estimate` makes
 figures with intervals of what comes out, `detection` scores the masks of several things.
 """
 
@@ -24,9 +24,9 @@ def pointing(maps: Tensor, right: Tensor, *, tolerance: float = 0) -> Tensor:
     """The pointing game: whether the highest value lies in the right place.
 
     Args:
-        maps: `[B, H, W]` of pictures, or `[B, N]` of tokens or regions.
+        maps: `[B, H, W]` of images, or `[B, N]` of tokens or regions.
         right: bool, of the same shape: the places of the thing that is explained.
-        tolerance: how many pixels beside it still count, in Euclidean distance; of pictures only.
+        tolerance: how many pixels beside it still count, in Euclidean distance; of images only.
             The paper allows 15.
 
     Returns:
@@ -35,7 +35,7 @@ def pointing(maps: Tensor, right: Tensor, *, tolerance: float = 0) -> Tensor:
 
     Raises:
         ValueError: if shapes differ, a map is not finite, an example has no right place, or there
-            is a tolerance without pictures.
+            is a tolerance without images.
         TypeError: if `right` is not bool.
 
     Source: J. Zhang et al., *Top-down neural attention by excitation backprop*, ECCV 2016, 4.1.
@@ -53,7 +53,7 @@ def pointing(maps: Tensor, right: Tensor, *, tolerance: float = 0) -> Tensor:
                 "number of pixels, for maps [B, H, W]; leave it out"
             )
         distance = needed("scipy.ndimage").distance_transform_edt
-        away = np.stack([distance(picture) for picture in (~right).numpy()])
+        away = np.stack([distance(image) for image in (~right).numpy()])
         right = torch.from_numpy(away <= tolerance)
     values = maps.flatten(1)
     highest = values == values.amax(1, keepdim=True)
@@ -62,7 +62,7 @@ def pointing(maps: Tensor, right: Tensor, *, tolerance: float = 0) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """How well thresholded maps cover a foreground: counts of pixels, for each picture.
+    """How well thresholded maps cover a foreground: counts of pixels, for each image.
 
     `correct`, `total`: `[B]`, pixels on the right side, and all. `intersection`, `union`: `[B, 2]`,
     of map and truth, for background and foreground. `average_precision`: `[B]`, in 0 … 1.
@@ -77,7 +77,7 @@ class Segmentation:
 
     @classmethod
     def joined(cls, parts: Sequence[Segmentation]) -> Segmentation:
-        """Those of several batches as one; the pictures of each may have a size of their own."""
+        """Those of several batches as one; the images of each may have a size of their own."""
         return cls(*(torch.cat([getattr(p, field.name) for p in parts]) for field in fields(cls)))
 
     def pixel_accuracy(self, **options: Any) -> Estimate:
@@ -93,7 +93,7 @@ class Segmentation:
         return estimate(*counts, statistic=_mean_iou, **options)
 
     def mean_average_precision(self, **options: Any) -> Estimate:
-        """The mean over pictures of the average precision of the maps' values, in 0 … 1."""
+        """The mean over images of the average precision of the maps' values, in 0 … 1."""
         return estimate(self.average_precision, **options)
 
 
@@ -113,7 +113,7 @@ def segment(
         a pixel's score, equal values count as one; it is computed in single precision.
 
     Raises:
-        ValueError: if shapes differ, a map is not finite, a picture has no foreground, or the
+        ValueError: if shapes differ, a map is not finite, an image has no foreground, or the
             threshold is none of the three.
         TypeError: if `truth` is not bool.
 

@@ -13,7 +13,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
-from torchvision.transforms.v2 import functional as transforms
 
 Attributions = Tensor | tuple[Tensor, ...]
 
@@ -37,12 +36,12 @@ class Removal(Protocol):
 
 
 class Pixels:
-    """Pictures whose pixels, or square patches of them, are painted over.
+    """Images whose pixels, or square patches of them, are painted over.
 
     Args:
         images: `[B, C, H, W]`, as the model takes them.
         baseline: what a removed pixel becomes: a number, a tensor that broadcasts to `images`
-            (`[C, 1, 1]` for black before normalisation), or a whole picture such as `blurred`.
+            (`[C, 1, 1]` for black before normalisation), or a whole image such as `blurred`.
         patch: side of the patches that are removed as one, in pixels, which must divide height and
             width; `None`: single pixels.
         further: more arguments of the model, tensors `[B, ...]`.
@@ -52,8 +51,8 @@ class Pixels:
 
     Example:
         >>> removal = Pixels(torch.ones(1, 1, 2, 2), baseline=0)
-        >>> [(rows, (pictures,))] = removal.perturbed(torch.tensor([[True, False, True, True]]), 8)
-        >>> pictures[0, 0].tolist()
+        >>> [(rows, (images,))] = removal.perturbed(torch.tensor([[True, False, True, True]]), 8)
+        >>> images[0, 0].tolist()
         [[1.0, 0.0], [1.0, 1.0]]
     """
 
@@ -62,15 +61,13 @@ class Pixels:
         further: Sequence[Tensor] = (),
     ) -> None:  # fmt: skip
         if images.ndim != 4:
-            raise ValueError(f"pictures are [B, C, H, W], not {list(images.shape)}")
+            raise ValueError(f"images are [B, C, H, W], not {list(images.shape)}")
         height, width = images.shape[-2:]
         self.patch = 1 if patch is None else patch
         if self.patch < 1 or height % self.patch or width % self.patch:
             raise ValueError(f"patches of {patch} pixels do not tile {height} × {width} pixels")
         if not images.is_floating_point():
-            raise ValueError(
-                f"pictures must be floats, as the model takes them, not {images.dtype}"
-            )
+            raise ValueError(f"images must be floats, as the model takes them, not {images.dtype}")
         _check_sizes(images, further)
         self.images = images
         fill = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
@@ -78,8 +75,8 @@ class Pixels:
             self.baseline = fill.broadcast_to(images.shape)
         except RuntimeError:
             raise ValueError(
-                f"a baseline {list(fill.shape)} does not broadcast to pictures "
-                f"{list(images.shape)}: pass a number, [C, 1, 1], or pictures"
+                f"a baseline {list(fill.shape)} does not broadcast to images "
+                f"{list(images.shape)}: pass a number, [C, 1, 1], or images"
             ) from None
         self.further = tuple(further)
         self.grid = height // self.patch, width // self.patch
@@ -100,7 +97,7 @@ class Pixels:
             maps = maps[:, 0] if alike else maps.sum(1)
         if maps.shape != (len(self.images), *self.images.shape[-2:]):
             raise ValueError(
-                f"attributions {list(maps.shape)} do not fit pictures {list(self.images.shape)}"
+                f"attributions {list(maps.shape)} do not fit images {list(self.images.shape)}"
             )
         return avg_pool2d(maps.double()[:, None], self.patch).flatten(1)
 
@@ -114,8 +111,8 @@ class Pixels:
         for rows in torch.split(torch.arange(len(keep), device=keep.device), batch_size):
             kept = keep[rows].view(-1, 1, *self.grid)
             kept = kept.repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3)
-            pictures = torch.where(kept, self.images[rows], self.baseline[rows])
-            yield rows, (pictures, *(tensor[rows] for tensor in self.further))
+            images = torch.where(kept, self.images[rows], self.baseline[rows])
+            yield rows, (images, *(tensor[rows] for tensor in self.further))
 
 
 class Tokens:
@@ -240,7 +237,7 @@ def _check_sizes(first: object, others: Sequence[object]) -> None:
 
 
 def blurred(images: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:
-    """The pictures out of focus: what insertion starts from.
+    """The images out of focus: what insertion starts from.
 
     Args:
         images: `[B, C, H, W]`.
@@ -248,7 +245,7 @@ def blurred(images: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:
         sigma: its standard deviation, in pixels.
 
     Raises:
-        ValueError: if a picture is smaller than half the kernel.
+        ValueError: if an image is smaller than half the kernel.
 
     Source: V. Petsiuk, A. Das, K. Saenko, *RISE*, BMVC 2018, whose kernel is the default.
 
@@ -261,5 +258,7 @@ def blurred(images: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:
             f"a kernel of {size} pixels is too large for {images.shape[-2]} × {images.shape[-1]} "
             "pixels: pass a smaller size="
         )
+    from torchvision.transforms.v2 import functional as transforms
+
     soft: Tensor = transforms.gaussian_blur(images, [size, size], [sigma, sigma])
     return soft

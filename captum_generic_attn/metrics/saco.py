@@ -41,7 +41,7 @@ def saco(
 
     Args:
         forward: the model; called without gradients.
-        removal: the inputs and what is removed of them. The paper replaces pixels by the picture's
+        removal: the inputs and what is removed of them. The paper replaces pixels by the image's
             mean: `Pixels(images, baseline=images.mean((2, 3), keepdim=True))`.
         attributions: of these inputs, from any method.
         measure: the model's confidence, such as `probability(targets)`.

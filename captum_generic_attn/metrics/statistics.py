@@ -73,7 +73,7 @@ def estimate(
         values: one array or more, each with one value for each example; several are drawn together.
         statistic: makes one figure of them along `axis`; `mean`, `ratio`, or a function of one's
             own.
-        groups: which examples belong together (explanations of one picture): groups are drawn
+        groups: which examples belong together (explanations of one image): groups are drawn
             instead of examples. Only with one array of values and its mean.
         confidence: how often such an interval holds the true figure, in 0 … 1.
         resamples: how often the examples are drawn anew, with replacement.
@@ -97,21 +97,7 @@ def estimate(
         raise ValueError(f"confidence={confidence}: it must lie between 0 and 1, such as 0.95")
     if resamples < 1:
         raise ValueError(f"resamples={resamples}: it must be at least 1")
-    arrays = [_array(part) for part in values]
-    if not arrays or not arrays[0].size:
-        raise ValueError("there is no value to estimate from")
-    lengths = {array.shape for array in arrays}
-    if len(lengths) > 1 or arrays[0].ndim != 1:
-        raise ValueError(
-            "each array needs one value for each example; these have the shapes "
-            f"{[array.shape for array in arrays]}"
-        )
-    for array in arrays:
-        if not np.isfinite(array).all():
-            raise ValueError(
-                f"{int((~np.isfinite(array)).sum())} of {array.size} values are NaN or infinite: "
-                "leave these examples out, and say how many"
-            )
+    arrays = _checked([_array(part) for part in values])
     if groups is not None:
         if len(arrays) != 1 or statistic is not mean:
             raise ValueError("groups= serve the mean of one array of values")
@@ -139,6 +125,25 @@ def estimate(
             "them (a sum of denominators is 0?): there is no interval"
         )
     return found
+
+
+def _checked(arrays: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    """The arrays, if each has one finite value for each example."""
+    if not arrays or not arrays[0].size:
+        raise ValueError("there is no value to estimate from")
+    lengths = {array.shape for array in arrays}
+    if len(lengths) > 1 or arrays[0].ndim != 1:
+        raise ValueError(
+            "each array needs one value for each example; these have the shapes "
+            f"{[array.shape for array in arrays]}"
+        )
+    for array in arrays:
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"{int((~np.isfinite(array)).sum())} of {array.size} values are NaN or infinite: "
+                "leave these examples out, and say how many"
+            )
+    return arrays
 
 
 def _array(values: ArrayLike | torch.Tensor) -> NDArray[np.float64]:

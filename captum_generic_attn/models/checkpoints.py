@@ -1,6 +1,4 @@
-"""Weights of models: read from files safely, or found to be out of reach without a long wait. The
-loaders in `classifiers`, `dual_encoders`, `detectors` and `evaluation` call it.
-"""
+"""Weights of models: read from files safely, or found to be out of reach without a long wait."""
 
 from __future__ import annotations
 
@@ -15,18 +13,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from captum_generic_attn.errors import UnavailableWeightsError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
 
 _ADVICE = "Give a file of weights with --weights FILE (safetensors or torch.save)."
-
-
-class UnavailableWeightsError(ValueError):
-    """The model is known, its weights are not to be had or do not fit; the message says how to give
-    them.
-    """
 
 
 @contextmanager
@@ -119,6 +113,17 @@ def from_hugging_face(
     return model.float().eval(), companion, what
 
 
+def is_hugging_face(name: str) -> bool:
+    """Whether a name is that of a folder or of a model of the hub (`owner/model`).
+
+    Example:
+        >>> is_hugging_face("openai/clip-vit-base-patch32"), is_hugging_face("timm/test_vit")
+        (True, False)
+    """
+    owner, slash, _ = name.partition("/")
+    return Path(name).is_dir() or (bool(slash) and owner not in {"timm", "torchvision"})
+
+
 def hugging_face_config(name: str) -> Any:
     """The configuration of a model of transformers, from a folder or from the hub.
 
@@ -128,6 +133,19 @@ def hugging_face_config(name: str) -> Any:
     """
     with _library(name, "model") as (transformers, options, _):
         return transformers.AutoConfig.from_pretrained(name, **options)
+
+
+def hugging_face_classes(table: str, config: Any) -> set[str]:
+    """The classes for a type of model in one of transformers' own tables of which class does what.
+
+    Args:
+        table: its name in `transformers.models.auto.modeling_auto`.
+        config: of a model, from `hugging_face_config`.
+    """
+    from transformers.models.auto import modeling_auto
+
+    found = getattr(modeling_auto, table).get(config.model_type, ())
+    return {found} if isinstance(found, str) else set(found)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Image classifiers by name, with their own preprocessing and class names: the shipped one, timm's,
-torchvision's and Hugging Face's. The command line calls `load_classifier`; explaining a model needs
-none of this.
+torchvision's and Hugging Face's. Explaining a model of one's own needs none of this.
 """
 
 from __future__ import annotations
@@ -13,20 +12,16 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor, nn
 
+from captum_generic_attn import demo
+from captum_generic_attn.errors import UnavailableWeightsError, UnknownModelError
 from captum_generic_attn.models.checkpoints import (
-    UnavailableWeightsError,
     cached_file,
     fill,
     from_hugging_face,
+    is_hugging_face,
     pretrained_weights,
     read_state,
     require_host,
-)
-from captum_generic_attn.models.kinds import (
-    SHIPPED_CLIP,
-    SHIPPED_DETR,
-    SHIPPED_VIT,
-    is_hugging_face,
 )
 from captum_generic_attn.models.preprocessing import (
     ClassModel,
@@ -34,16 +29,12 @@ from captum_generic_attn.models.preprocessing import (
     shipped_preprocessing,
 )
 
-__all__ = ["ImageClassifier", "UnknownModelError", "load_classifier"]
-
-
-class UnknownModelError(ValueError):
-    """No library has a model of that name; the message lists the nearest names."""
+__all__ = ["ImageClassifier", "load_classifier"]
 
 
 @dataclass(frozen=True)
 class ImageClassifier(ClassModel):
-    """A model that says of a picture which of its classes it shows.
+    """A model that says of an image which of its classes it shows.
 
     Attributes:
         model: `[B, 3, H, W]` to logits `[B, K]` (or to an output with `.logits`).
@@ -88,15 +79,15 @@ def load_classifier(name: str | None = None, weights: Path | None = None) -> Ima
         >>> load_classifier().classes[:3]
         ('top', 'trouser', 'dress')
     """
-    if name is None or name == SHIPPED_VIT:
+    if name is None or name == demo.VIT:
         if weights is not None:
             raise UnavailableWeightsError(
                 "the shipped model brings its own weights: these need the name of the model that "
                 "they belong to (--model NAME)"
             )
         return _shipped()
-    if name in {SHIPPED_CLIP, SHIPPED_DETR}:
-        raise UnknownModelError(f"{name} is no image classifier; the shipped one is {SHIPPED_VIT}")
+    if name in {demo.CLIP, demo.DETR}:
+        raise UnknownModelError(f"{name} is no image classifier; the shipped one is {demo.VIT}")
     if weights is not None and not weights.is_file():
         raise UnavailableWeightsError(f"there is no file of weights {str(weights)!r}")
     if is_hugging_face(name):
@@ -120,8 +111,6 @@ def load_classifier(name: str | None = None, weights: Path | None = None) -> Ima
 
 
 def _shipped() -> ImageClassifier:
-    from captum_generic_attn import demo
-
     return ImageClassifier(
         "the shipped model", demo.load_model(), *shipped_preprocessing(), demo.CLASSES, True
     )

@@ -1,5 +1,5 @@
 """Detectors by name, with their own preprocessing, class names and boxes: the shipped DETR, and
-Hugging Face's. The command line calls `load_detector`; explaining a model needs none of this.
+Hugging Face's. Explaining a model of one's own needs none of this.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_generic_attn import demo
 from captum_generic_attn.models.checkpoints import from_hugging_face, require_transformers
-from captum_generic_attn.models.kinds import SHIPPED_DETR
 from captum_generic_attn.models.preprocessing import (
     ClassModel,
     preprocessing_of,
@@ -28,7 +28,7 @@ class Detection:
             both: `target=(query, target)` in `GenericAttention.attribute`.
         name: that class, in words.
         probability: of that class.
-        box: (left, top, right, bottom) in pixels of the picture that the model saw, cut off at its
+        box: (left, top, right, bottom) in pixels of the image that the model saw, cut off at its
             edges.
     """
 
@@ -56,7 +56,7 @@ class Detector(ClassModel):
 
     @torch.no_grad()
     def detections(self, pixels: Tensor, threshold: float = 0.5) -> tuple[Detection, ...]:
-        """What is on a picture, the most probable first.
+        """What is on an image, the most probable first.
 
         Args:
             pixels: `[3, H, W]`, as `preprocess` made it.
@@ -121,9 +121,7 @@ def load_detector(name: str) -> Detector:
         >>> load_detector("garments-detr").index("bag")
         5
     """
-    if name == SHIPPED_DETR:
-        from captum_generic_attn import demo
-
+    if name == demo.DETR:
         require_transformers("the shipped DETR")
         return Detector(
             "the shipped DETR", demo.load_detr(), *shipped_preprocessing(), demo.CLASSES

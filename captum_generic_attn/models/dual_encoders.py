@@ -1,6 +1,5 @@
 """Dual encoders by name, with their own preprocessing and tokens: the shipped CLIP, and Hugging
-Face's (CLIP, SigLIP, ...). The command line calls `load_dual_encoder`; explaining a model needs
-none of this.
+Face's (CLIP, SigLIP, ...). Explaining a model of one's own needs none of this.
 """
 
 from __future__ import annotations
@@ -13,15 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_generic_attn import hf
-from captum_generic_attn.models.checkpoints import (
-    UnavailableWeightsError,
-    from_hugging_face,
-    require_transformers,
-)
-from captum_generic_attn.models.kinds import SHIPPED_CLIP
+from captum_generic_attn import demo, hf
+from captum_generic_attn.errors import UnavailableWeightsError
+from captum_generic_attn.models.checkpoints import from_hugging_face, require_transformers
 from captum_generic_attn.models.preprocessing import (
-    PictureModel,
+    ImageModel,
     preprocessing_of,
     shipped_preprocessing,
 )
@@ -45,15 +40,15 @@ class Texts:
 
 
 class Scores(NamedTuple):
-    """How well a picture and each of T texts fit: `[T]` both."""
+    """How well an image and each of T texts fit: `[T]` both."""
 
     cosines: Tensor
     logits: Tensor
 
 
 @dataclass(frozen=True)
-class DualEncoder(PictureModel):
-    """A model that compares pictures with texts.
+class DualEncoder(ImageModel):
+    """A model that compares images with texts.
 
     Attributes:
         model: takes `pixel_values` `[B, 3, H, W]` and what `encode` makes of T texts; returns an
@@ -69,7 +64,7 @@ class DualEncoder(PictureModel):
 
     @torch.no_grad()
     def scores(self, pixels: Tensor, texts: Texts) -> Scores:
-        """Cosine similarity and logit of a picture `[3, H, W]` and each text.
+        """Cosine similarity and logit of an image `[3, H, W]` and each text.
 
         Raises:
             ValueError: the model returns no such logits and embeddings.
@@ -94,7 +89,7 @@ class DualEncoder(PictureModel):
         if any(embedding.ndim != 2 for embedding in embeddings):
             shapes = " and ".join(str(tuple(embedding.shape)) for embedding in embeddings)
             raise ValueError(
-                f"it returns embeddings {shapes}: one vector for the picture and one for each text "
+                f"it returns embeddings {shapes}: one vector for the image and one for each text "
                 "is needed"
             )
         cosines = F.cosine_similarity(*embeddings)
@@ -103,11 +98,11 @@ class DualEncoder(PictureModel):
     def pairs(
         self, pixels: Tensor, texts: Texts
     ) -> tuple[hf.Keywords, tuple[Tensor, Tensor], tuple[Tensor, ...]]:
-        """What is explained: the logit of the picture `[3, H, W]` and each text.
+        """What is explained: the logit of the image `[3, H, W]` and each text.
 
         Returns:
             `forward, (pixels, ids), rest` for `GenericAttention(forward).attribute(inputs, None,
-            rest)`: `[T, 3, H, W]`, the picture once for each text, and `[T, N]`.
+            rest)`: `[T, 3, H, W]`, the image once for each text, and `[T, N]`.
         """
         encoding = {"pixel_values": pixels.repeat(len(texts), 1, 1, 1), **texts.encoding}
         forward, inputs, rest = hf.unpack(
@@ -121,7 +116,7 @@ def load_dual_encoder(name: str) -> DualEncoder:
 
     Args:
         name: `garments-clip` for the shipped one; the id of a Hugging Face model (`owner/model`)
-            that classifies pictures zero-shot, or a folder that holds one.
+            that classifies images zero-shot, or a folder that holds one.
 
     Raises:
         UnavailableWeightsError: there is none, it was never trained, or it comes without an image
@@ -134,9 +129,7 @@ def load_dual_encoder(name: str) -> DualEncoder:
         >>> [piece.text for word in texts.words[0] for piece in word]
         ['a', 'bag', 'and', 'a', 'boot']
     """
-    if name == SHIPPED_CLIP:
-        from captum_generic_attn import demo
-
+    if name == demo.CLIP:
         require_transformers("the shipped CLIP")
         return DualEncoder(
             "the shipped CLIP", demo.load_clip(), *shipped_preprocessing(), _shipped_texts
@@ -161,8 +154,6 @@ def load_dual_encoder(name: str) -> DualEncoder:
 
 
 def _shipped_texts(texts: Sequence[str]) -> Texts:
-    from captum_generic_attn import demo
-
     # Each word is a token; the first one is behind the mark of the start.
     words = [
         tuple((hf.Piece(word, (place,)),) for place, word in enumerate(text.split(), 1))

@@ -1,4 +1,4 @@
-"""What models of pictures have in common, whatever they say of one: `classifiers`, `dual_encoders`
+"""What models of images have in common, whatever they say of one: `classifiers`, `dual_encoders`
 and `detectors` build on it.
 """
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from captum_generic_attn import demo
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -20,13 +22,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PictureModel:
-    """A model in evaluation mode with what is needed to feed it a picture and to show what it saw.
+class ImageModel:
+    """A model in evaluation mode with what is needed to feed it an image and to show what it saw.
 
     Attributes:
         name: how to call it in a message.
         model: takes `[B, 3, H, W]` first.
-        preprocess: a PIL picture to the model's `[3, H, W]`, normalised.
+        preprocess: a PIL image to the model's `[3, H, W]`, normalised.
         mean: what `preprocess` subtracted from each channel, for values in 0 … 1.
         std: what it divided each channel by.
     """
@@ -37,7 +39,7 @@ class PictureModel:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def picture(self, pixels: Tensor) -> NDArray[np.float32]:
+    def image(self, pixels: Tensor) -> NDArray[np.float32]:
         """What the model was shown, for people: `[3, H, W]` as `preprocess` made it to
         `[H, W, 3]` in 0 … 1.
         """
@@ -48,7 +50,7 @@ class PictureModel:
 
 
 @dataclass(frozen=True)
-class ClassModel(PictureModel):
+class ClassModel(ImageModel):
     """A model that names classes.
 
     Attributes:
@@ -101,7 +103,7 @@ class ClassModel(PictureModel):
 
 
 class Preprocessing(NamedTuple):
-    """The three fields of `PictureModel` that say how it is fed."""
+    """The three fields of `ImageModel` that say how it is fed."""
 
     preprocess: Callable[[Image], Tensor]
     mean: tuple[float, ...]
@@ -110,16 +112,14 @@ class Preprocessing(NamedTuple):
 
 def shipped_preprocessing() -> Preprocessing:
     """How the models that come with the package are fed: all alike."""
-    from captum_generic_attn import demo
-
     return Preprocessing(demo.preprocess, (demo.MEAN,) * 3, (demo.STD,) * 3)
 
 
 def preprocessing_of(processor: Any) -> Preprocessing:
     """How a Hugging Face model is fed by its image processor.
 
-    The padding that some processors add, so that pictures of several sizes make a batch, is cut off
-    again: a single picture needs none, and a detector's boxes are shares of the picture without it.
+    The padding that some processors add, so that images of several sizes make a batch, is cut off
+    again: a single image needs none, and a detector's boxes are shares of the image without it.
     """
 
     def preprocess(image: Image) -> Tensor:
@@ -127,8 +127,8 @@ def preprocessing_of(processor: Any) -> Preprocessing:
         pixels: Tensor = encoding["pixel_values"][0]
         if pixels.ndim != 3:
             raise ValueError(
-                f"its image processor makes {tuple(pixels.shape)} of a picture, on which nothing "
-                "can be drawn: a model of pictures (3, height, width) is needed"
+                f"its image processor makes {tuple(pixels.shape)} of an image, on which nothing "
+                "can be drawn: a model of images (3, height, width) is needed"
             )
         if "pixel_mask" in encoding:
             seen = encoding["pixel_mask"][0].bool()

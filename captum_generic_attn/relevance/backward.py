@@ -21,9 +21,9 @@ from captum_generic_attn.capture import (
     AttentionRecord,
     Capture,
     Refusal,
-    UnsupportedAttentionError,
 )
 from captum_generic_attn.capture.blocks import computing_dtype
+from captum_generic_attn.errors import UnsupportedAttentionError
 from captum_generic_attn.relevance.aggregator import (
     Aggregator,
     BufferedAggregator,

@@ -10,8 +10,8 @@ from captum_generic_attn.capture import (
     AttentionRecord,
     Capture,
     Reached,
-    UnsupportedAttentionError,
 )
+from captum_generic_attn.errors import UnsupportedAttentionError
 from captum_generic_attn.relevance.method import Layers, Method
 
 

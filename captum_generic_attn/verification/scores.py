@@ -10,8 +10,8 @@ from torch import Tensor
 from captum_generic_attn.attribution import AttentionAttribution
 from captum_generic_attn.captum_api.base import autograd_enabled
 from captum_generic_attn.capture import Capture
-from captum_generic_attn.lrp import rule_set
 from captum_generic_attn.lrp.propagation import Propagation
+from captum_generic_attn.lrp.rule_sets import rule_set
 from captum_generic_attn.tokens.streams import TokenStream
 from captum_generic_attn.verification.report import Check
 from captum_generic_attn.verification.subject import (

@@ -1,4 +1,4 @@
-"""Pictures of relevance: what `attribute` returns in, arrays or Matplotlib figures out. The command
+"""Images of relevance: what `attribute` returns in, arrays or Matplotlib figures out. The command
 line calls them; notebooks may.
 
 No function touches pyplot's state, so that figures can be made in threads and without a display; a
@@ -6,7 +6,7 @@ notebook shows a returned figure by itself, and `figure.savefig(path)` writes it
 they are: a `$` in them starts no formula.
 """
 
-from captum_generic_attn.visualization.areas import centre_crop
+from captum_generic_attn.visualization.crop_boxes import centre_crop
 from captum_generic_attn.visualization.detections import detections_figure
 from captum_generic_attn.visualization.figures import NotebookFigure
 from captum_generic_attn.visualization.grids import grid_figure

@@ -1,6 +1,6 @@
 """What attributions are drawn from: arrays of tensors of any kind, one value for each token.
 
-The figures of pictures, regions and words call it.
+The figures of images, regions and words call it.
 """
 
 from __future__ import annotations

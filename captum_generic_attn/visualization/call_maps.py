@@ -145,7 +145,7 @@ def of_keys(
     if call.key_stream not in relevance.streams:
         raise ValueError(
             f"{_named(call)} has keys of several streams ({call.key_stream}), which lie on no "
-            "picture: choose others by calls="
+            "image: choose others by calls="
         )
     stream = relevance.streams[call.key_stream]
     parts = ", ".join(f"{name!r} ({s.stop - s.start})" for name, s in stream.parts.items())

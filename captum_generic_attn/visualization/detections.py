@@ -1,4 +1,4 @@
-"""The figure of what a detector found: its boxes on the picture, and a heat map for each one."""
+"""The figure of what a detector found: its boxes on the image, and a heat map for each one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from captum_generic_attn.visualization.areas import Box, checked_box
+from captum_generic_attn.files.images import Box
+from captum_generic_attn.visualization.crop_boxes import checked_box
 from captum_generic_attn.visualization.heatmaps import panels_of
 from captum_generic_attn.visualization.labels import Label, write_labels
 from captum_generic_attn.visualization.overlays import (
     checked_heat,
-    checked_picture,
+    checked_image,
     scale_bar,
     show_map,
 )
@@ -43,25 +44,25 @@ def detections_figure(
     heatmaps: Sequence[ArrayLike] | NDArray[np.floating[Any]],
     *,
     title: str = "",
-    area: ArrayLike | None = None,
+    crop_box: ArrayLike | None = None,
     shared_scale: bool = False,
 ) -> NotebookFigure:
-    """A figure with the picture and all boxes, and one overlay per heat map with its own box.
+    """A figure with the image and all boxes, and one overlay per heat map with its own box.
 
     Each map has its own scale, which the bar under it shows, unless `shared_scale`. Red speaks for
     the score; blue, where values are negative, against it. A box has one colour throughout.
 
     Args:
         image: as `overlay` takes it.
-        boxes: at least one (left, top, right, bottom) in pixels; the left edge of the picture is 0,
+        boxes: at least one (left, top, right, bottom) in pixels; the left edge of the image is 0,
             the right one W.
         labels: one per box.
         heatmaps: as `overlay` takes them, one after the other: `[T, H, W]`, or what
-            `attribute_targets` returns of one picture, `[T, C, H, W]`. They belong to the first T
+            `attribute_targets` returns of one image, `[T, C, H, W]`. They belong to the first T
             boxes, of which there may be more.
-        title: stands over the picture.
-        area: the part of the picture that the model saw, as in `overlay`; boxes are in pixels of
-            the whole picture.
+        title: stands over the image.
+        crop_box: the part of the image that the model saw, as in `overlay`; boxes are in pixels
+            of the whole image.
         shared_scale: one scale for all, so that colours can be compared from map to map.
 
     Raises:
@@ -86,12 +87,12 @@ def detections_figure(
             f"there are {len(heatmaps)} heat maps and {len(placed)} boxes: each map needs the box "
             "of its detection, and one map at least is needed"
         )
-    picture = checked_picture(image)
+    array = checked_image(image)
     heats = [checked_heat(heatmap) for heatmap in heatmaps]
     scales = scales_of(heats, shared=shared_scale)
-    figure, panels = panels_of(picture, labels[: len(heats)], title)
+    figure, panels = panels_of(array, labels[: len(heats)], title)
     for place, (axes, heat, scale) in enumerate(zip(panels, heats, scales, strict=True)):
-        show_map(axes, picture, heat, scale, area)
+        show_map(axes, array, heat, scale, crop_box)
         _draw_box(axes, placed[place], _COLOURS[place % len(_COLOURS)])
         scale_bar(figure, axes, scale, "relevance", ONE if shared_scale else OWN)
     figure.draw_without_rendering()  # how large the panels are is known from here on
@@ -100,7 +101,7 @@ def detections_figure(
         colour = _COLOURS[place % len(_COLOURS)]
         _draw_box(figure.axes[0], box, colour)
         written.append(Label(box, label, back=colour, letters="white"))
-    height, width = picture.shape[:2]
+    height, width = array.shape[:2]
     write_labels(figure.axes[0], written, width, height, size=_LABEL, inside=False)
     return figure
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-# Half as fine again as Matplotlib's own, since pictures are looked into.
+# Half as fine again as Matplotlib's own, since images are looked into.
 _DPI = 150.0
 
 

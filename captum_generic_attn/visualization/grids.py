@@ -9,14 +9,14 @@ import numpy as np
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL.Image import Image
 
-from captum_generic_attn.visualization.areas import checked_boxes
+from captum_generic_attn.visualization.crop_boxes import checked_boxes
 from captum_generic_attn.visualization.figures import NotebookFigure
 from captum_generic_attn.visualization.overlays import (
     checked_heat,
-    checked_picture,
+    checked_image,
     scale_bar,
+    show_image,
     show_map,
-    show_picture,
 )
 from captum_generic_attn.visualization.scales import ONE, OWN, darkest, largest, scale_of
 from captum_generic_attn.visualization.titles import checked_titles, title_lines
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike, NDArray
 
-    from captum_generic_attn.compare import Attributions, Comparison
+    from captum_generic_attn.comparison import Attributions, Comparison
 
     Heats = Attributions | Sequence[ArrayLike] | NDArray[Any]
 
@@ -50,9 +50,9 @@ def grid_figure(
     title: str = "",
     scale: Literal["own", "row", "column", "all"] = "own",
     part: int = 0,
-    area: ArrayLike | None = None,
+    crop_box: ArrayLike | None = None,
 ) -> NotebookFigure:
-    """A figure of a batch: for each example its picture, then one overlay for each column.
+    """A figure of a batch: for each example its image, then one overlay for each column.
 
     Red speaks for the score; blue, in methods that tell, against it. The darkest colours stand for
     the largest value among the maps that share a scale; of a `Comparison`, for that of the 99.5th
@@ -62,17 +62,17 @@ def grid_figure(
         images: one for each example, each as `overlay` takes it; they may differ in size.
         columns: by title, what `attribute` returned for the batch, `[B, C, H, W]`; or a
             `Comparison`.
-        names: of the examples; they stand beside the pictures.
+        names: of the examples; they stand beside the images.
         title: stands over all.
         scale: `"own"`: each map its own; `"row"`: one for each example, to compare its targets;
             `"column"`: one for each column, to compare examples; `"all"`: one for all.
-        part: which input holds the pictures, where a method returned several.
-        area: the part of the pictures that the model saw, as in `overlay`: one box for all, or one
-            for each.
+        part: which input holds the images, where a method returned several.
+        crop_box: the part of the images that the model saw, as in `overlay`: one box for all, or
+            one for each.
 
     Raises:
-        TypeError: images are one picture, or names no sequence of strings.
-        ValueError: no example or no column, not one map, name or area for each example, no such
+        TypeError: images are one image, or names no sequence of strings.
+        ValueError: no example or no column, not one map, name or crop box for each example, no such
             scale, or shapes that do not fit.
 
     Example:
@@ -90,42 +90,24 @@ def grid_figure(
         raise ValueError(f"scale is one of {', '.join(map(repr, _SCALES))}, not {scale!r}")
     given: Mapping[str, Heats] = columns if isinstance(columns, Mapping) else columns.attributions
     top = largest if isinstance(columns, Mapping) else darkest
-    titles = list(given)
-    if isinstance(images, Image) or getattr(images, "ndim", 4) < 3:
-        raise TypeError("images are a sequence of pictures: of one picture, give [image]")
-    if len(images) == 0 or not titles:
-        raise ValueError(
-            f"there is nothing to draw: {len(images)} pictures and {len(titles)} columns"
-        )
-    maps = {
-        name: found[part] if isinstance(found, tuple) else found for name, found in given.items()
-    }
-    for name, batch in maps.items():
-        if len(batch) != len(images):
-            raise ValueError(
-                f"{name!r} has {len(batch)} maps for {len(images)} pictures; if there is one "
-                "picture, images are [image]"
-            )
+    heats = _checked_maps(images, given, part)
     if len(names) > 0:
-        names = checked_titles(names, len(images), of="pictures", name="names")
-    pictures = [checked_picture(image) for image in images]
-    areas = [None] * len(pictures) if area is None else checked_boxes(area, len(pictures))
-    heats = [[checked_heat(heat) for heat in batch] for batch in maps.values()]
-    sharing: dict[Any, list[NDArray[np.float64]]] = {}
+        names = checked_titles(names, len(images), of="images", name="names")
+    arrays = [checked_image(image) for image in images]
+    crop_boxes = [None] * len(arrays) if crop_box is None else checked_boxes(crop_box, len(arrays))
+    sharing = _sharing(scale, len(arrays), len(heats))
+    scales = {
+        shared: scale_of([heats[column][row] for row, column in cells], top)
+        for shared, cells in sharing.items()
+    }
+    of_cell = {cell: scales[shared] for shared, cells in sharing.items() for cell in cells}
 
-    def key(row: int, column: int) -> Any:
-        return {"own": (row, column), "row": row, "column": column, "all": None}[scale]
-
-    for row, column in np.ndindex(len(pictures), len(titles)):
-        sharing.setdefault(key(row, column), []).append(heats[column][row])
-    scales = {shared: scale_of(own, top) for shared, own in sharing.items()}
-
-    rows_of_bars = len(pictures) if scale in {"own", "row"} else 1
-    figure, panels = _panels(pictures, titles, names, rows_of_bars, title)
-    for row, (picture, box) in enumerate(zip(pictures, areas, strict=True)):
-        show_picture(panels[row, 0], picture)
+    rows_of_bars = len(arrays) if scale in {"own", "row"} else 1
+    figure, panels = _panels(arrays, list(given), names, rows_of_bars, title)
+    for row, (array, box) in enumerate(zip(arrays, crop_boxes, strict=True)):
+        show_image(panels[row, 0], array)
         for column, axes in enumerate(panels[row, 1:]):
-            show_map(axes, picture, heats[column][row], scales[key(row, column)], box)
+            show_map(axes, array, heats[column][row], of_cell[row, column], box)
     # Where the bar of each scale goes.
     under: dict[str, Callable[[Any], Axes]] = {
         "own": lambda at: panels[at[0], at[1] + 1],
@@ -138,8 +120,39 @@ def grid_figure(
     return figure
 
 
+def _checked_maps(
+    images: Sequence[ArrayLike | Image] | NDArray[Any], columns: Mapping[str, Heats], part: int
+) -> list[list[NDArray[np.float64]]]:
+    """The maps of each column, one for each image."""
+    if isinstance(images, Image) or getattr(images, "ndim", 4) < 3:
+        raise TypeError("images are a sequence of images: of one image, give [image]")
+    if len(images) == 0 or not columns:
+        raise ValueError(
+            f"there is nothing to draw: {len(images)} images and {len(columns)} columns"
+        )
+    maps = {
+        name: found[part] if isinstance(found, tuple) else found for name, found in columns.items()
+    }
+    for name, batch in maps.items():
+        if len(batch) != len(images):
+            raise ValueError(
+                f"{name!r} has {len(batch)} maps for {len(images)} images; if there is one "
+                "image, images are [image]"
+            )
+    return [[checked_heat(heat) for heat in batch] for batch in maps.values()]
+
+
+def _sharing(scale: str, rows: int, columns: int) -> dict[Any, list[tuple[int, int]]]:
+    """The cells (row, column) that share a scale."""
+    cells: dict[Any, list[tuple[int, int]]] = {}
+    for row, column in np.ndindex(rows, columns):
+        key = {"own": (row, column), "row": row, "column": column, "all": None}[scale]
+        cells.setdefault(key, []).append((row, column))
+    return cells
+
+
 def _panels(
-    pictures: list[NDArray[np.float64]],
+    arrays: list[NDArray[np.float64]],
     titles: list[str],
     names: Sequence[str],
     bars: int,
@@ -148,14 +161,14 @@ def _panels(
     """The figure, with room for so many rows of bars, and its empty panels `[B, 1 + columns]`."""
     count = 1 + len(titles)
     panel = min(max(_PAGE / count, _NARROWEST), _PANEL)
-    tall = [panel * picture.shape[0] / picture.shape[1] for picture in pictures]
+    tall = [panel * array.shape[0] / array.shape[1] for array in arrays]
     heading = title_lines(title, 0.95 * 72 * panel * count, _LETTERS) if title else []
-    around = 0.4 * bars + 0.06 * len(pictures) + 0.3 + _TITLE * len(heading)
+    around = 0.4 * bars + 0.06 * len(arrays) + 0.3 + _TITLE * len(heading)
     figure = NotebookFigure(
         figsize=(panel * count, sum(tall) + around),
         layout=ConstrainedLayoutEngine(compress=True, h_pad=0.06),
     )
-    panels = figure.subplots(len(pictures), count, squeeze=False, height_ratios=tall)
+    panels = figure.subplots(len(arrays), count, squeeze=False, height_ratios=tall)
     for axes in panels.ravel():
         axes.set_xticks([])
         axes.set_yticks([])

@@ -6,7 +6,7 @@ Notebooks call them with what `relevance(..., keep_calls=True)` returns.
 from __future__ import annotations
 
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from matplotlib.patches import Rectangle
@@ -20,7 +20,7 @@ from captum_generic_attn.visualization.call_maps import (
     sums_of_heads,
 )
 from captum_generic_attn.visualization.figures import NotebookFigure
-from captum_generic_attn.visualization.overlays import checked_picture, scale_bar, show_map, steps
+from captum_generic_attn.visualization.overlays import checked_image, scale_bar, show_map, steps
 from captum_generic_attn.visualization.regions import boxes_on, draw_regions
 from captum_generic_attn.visualization.scales import Scale
 from captum_generic_attn.visualization.titles import title_lines
@@ -93,18 +93,8 @@ def layers_figure(relevance: Relevance, *, example: int = 0, title: str = "") ->
     places = figure.add_gridspec(2, len(tables), width_ratios=widths, height_ratios=[tall, 0.09])
     for column, (name, values) in enumerate(sums.items()):
         axes = figure.add_subplot(places[0, column])
-        axes.imshow(values, cmap=steps(), vmin=0, vmax=scale.maximum or 1)
-        axes.set_anchor("N")
         axes.set_title(name, fontsize=9, parse_math=False)
-        heads = values.shape[1]
-        axes.set_xlabel("head", fontsize=8)
-        axes.set_xticks(range(0, heads, 1 + heads // 20))
-        axes.set_yticks(range(len(values)), _short(tables[name]), parse_math=False)
-        axes.tick_params(labelsize=7, length=0)
-        axes.spines[:].set_visible(False)
-        for row, call in enumerate(tables[name]):
-            if not call.used:
-                axes.add_patch(_hatched((-0.5, row - 0.5), call.heads, 1))
+        _draw_table(axes, values, tables[name], scale)
     bar = figure.add_subplot(places[1, :])
     scale_bar(figure, bar, scale, "map of a head, summed over queries and keys", fill=True)
     if reasons:
@@ -116,6 +106,23 @@ def layers_figure(relevance: Relevance, *, example: int = 0, title: str = "") ->
     return figure
 
 
+def _draw_table(
+    axes: Axes, values: NDArray[np.float64], calls: Sequence[Call], scale: Scale
+) -> None:
+    """The sums of the heads of calls, one call a row."""
+    axes.imshow(values, cmap=steps(), vmin=0, vmax=scale.maximum or 1)
+    axes.set_anchor("N")
+    heads = values.shape[1]
+    axes.set_xlabel("head", fontsize=8)
+    axes.set_xticks(range(0, heads, 1 + heads // 20))
+    axes.set_yticks(range(len(values)), _short(calls), parse_math=False)
+    axes.tick_params(labelsize=7, length=0)
+    axes.spines[:].set_visible(False)
+    for row, call in enumerate(calls):
+        if not call.used:
+            axes.add_patch(_hatched((-0.5, row - 0.5), call.heads, 1))
+
+
 def heads_figure(
     relevance: Relevance,
     *,
@@ -124,7 +131,7 @@ def heads_figure(
     grid: tuple[int, int] | None = None,
     boxes: ArrayLike | None = None,
     image: ArrayLike | Image | None = None,
-    area: ArrayLike | None = None,
+    crop_box: ArrayLike | None = None,
     calls: Iterable[int] | None = None,
     example: int = 0,
     title: str = "",
@@ -143,12 +150,12 @@ def heads_figure(
             token.
         key: the part of the key stream that is drawn, by its name in `Stream.parts`; by default all
             of the stream. Where a class token stands before the patches, name the patches' part.
-        grid: rows and columns of the patches, which cover the picture row by row. Over an `image`
+        grid: rows and columns of the patches, which cover the image row by row. Over an `image`
             they are interpolated as `attribute` does it, else each is a cell.
         boxes: (left, top, right, bottom) of each region in pixels of `image`.
         image: what the maps are laid over: `[H, W]`, `[H, W, 3]`, or what else `overlay` takes.
             Boxes need it.
-        area: the part of the picture that the model saw, as in `overlay`: the grid covers it.
+        crop_box: the part of the image that the model saw, as in `overlay`: the grid covers it.
         calls: their `index`; by default all that were used.
         example: which of the batch.
         title: stands over all.
@@ -174,81 +181,112 @@ def heads_figure(
     """
     check_kept(relevance)
     chosen = chosen_calls(relevance, calls)
-    picture = None if image is None else checked_picture(image)
-    placed = None
     if query is None:
         if any(given is not None for given in (key, grid, boxes, image)):
             raise ValueError(
                 "key=, grid=, boxes= and image= lay out what one token takes from the keys: give "
                 "query= as well, the token's position in its stream"
             )
-    elif (grid is None) == (boxes is None):
-        raise ValueError(
-            "what one token takes from the keys is laid out on a grid=(rows, columns) of patches, "
-            "or on the boxes= of regions: give one of them"
-        )
     else:
         check_one_stream(chosen)
-    if boxes is not None:
-        if picture is None:
-            raise ValueError("boxes= lie on a picture: give image= as well")
-        placed = boxes_on(boxes, picture)
+    layout = _layout(query, grid, boxes, image, crop_box)
+    wide, tall = _size_of_panels(layout, chosen)
 
-    if area is not None and (picture is None or grid is None):
-        raise ValueError("area= is the part of image= that grid= covers: give both of them as well")
-
-    mixed = len(set(map(_pair, chosen))) > 1
     columns = 1 + max(call.heads for call in chosen)
-    if query is None:  # a token is a line, which must be seen
-        longest = max(max(call.query_tokens.shape[1], call.key_tokens.shape[1]) for call in chosen)
-        wide = tall = min(max(_PANEL, longest * _LINE), _LARGEST)
-    else:
-        shape = grid or (1, 1) if picture is None else picture.shape
-        wide, tall = _PANEL, _PANEL * shape[0] / shape[1]
     across = _NAME + columns * wide
     heading, room = _over_all(title, across)
     figure = NotebookFigure(
         figsize=(across, len(chosen) * (tall + 0.08) + 0.6 + room), layout="constrained"
     )
     panels = figure.subplots(len(chosen), columns, squeeze=False)
+    mixed = len(set(map(_pair, chosen))) > 1
     for row, call, name in zip(panels, chosen, _short(chosen), strict=True):
         maps = maps_of(relevance, call, example)
-        if query is None:
-            heats = maps.values
-        else:
-            heats = of_keys(relevance, call, maps, query, key, grid, placed)
-        streams = f"{_pair(call)}\n" if mixed else ""
+        heats = (
+            maps.values
+            if query is None
+            else of_keys(relevance, call, maps, query, key, layout.grid, layout.boxes)
+        )
         most = float(heats.max())
         for axes, heat in zip(row, heats, strict=False):
-            _draw(axes, heat, Scale(most), picture, placed, area)
+            _draw(axes, heat, Scale(most), layout)
         for axes in row[len(heats) :]:
             axes.set_axis_off()
+        streams = f"{_pair(call)}\n" if mixed else ""
         row[0].annotate(
             f"{name}\n{streams}0 … {most:.2g}", (0, 0.5), (-14, 0), xycoords="axes fraction",
             textcoords="offset points", fontsize=7, ha="right", va="center", parse_math=False,
         )  # fmt: skip
-        if query is None:
-            row[0].set_ylabel("query", fontsize=7, labelpad=1)
-    for column, axes in enumerate(panels[0]):
-        axes.set_title(f"head {column - 1}" if column else "mean", fontsize=8)
-    if query is None:
-        for axes in panels[-1]:
-            axes.set_xlabel("key", fontsize=7, labelpad=1)
+    _name_panels(panels, whole=query is None)
     figure.suptitle(heading, fontsize=_LETTERS, parse_math=False)
     return figure
 
 
-def _draw(
-    axes: Axes, heat: NDArray[np.float64], scale: Scale, picture: NDArray[np.float64] | None,
-    boxes: NDArray[np.float64] | None, area: ArrayLike | None,
-) -> None:  # fmt: skip
-    if picture is None:
+class _Layout(NamedTuple):
+    """Where the keys of one token lie: on a grid or in boxes, perhaps over an image. All `None`:
+    panels are whole maps.
+    """
+
+    grid: tuple[int, int] | None = None
+    boxes: NDArray[np.float64] | None = None
+    image: NDArray[np.float64] | None = None
+    crop_box: ArrayLike | None = None
+
+
+def _layout(
+    query: int | None, grid: tuple[int, int] | None, boxes: ArrayLike | None,
+    image: ArrayLike | Image | None, crop_box: ArrayLike | None,
+) -> _Layout:  # fmt: skip
+    """The options of `heads_figure` that lay out keys, checked."""
+    if query is not None and (grid is None) == (boxes is None):
+        raise ValueError(
+            "what one token takes from the keys is laid out on a grid=(rows, columns) of patches, "
+            "or on the boxes= of regions: give one of them"
+        )
+    array = None if image is None else checked_image(image)
+    if boxes is not None and array is None:
+        raise ValueError("boxes= lie on an image: give image= as well")
+    if crop_box is not None and (array is None or grid is None):
+        raise ValueError(
+            "crop_box= is the part of image= that grid= covers: give both of them as well"
+        )
+    placed = None if boxes is None or array is None else boxes_on(boxes, array)
+    return _Layout(grid, placed, array, crop_box)
+
+
+def _size_of_panels(layout: _Layout, calls: Sequence[Call]) -> tuple[float, float]:
+    """Width and height in inches."""
+    if layout.image is not None:
+        height, width = layout.image.shape[:2]
+        return _PANEL, _PANEL * height / width
+    if layout.grid is not None:
+        return _PANEL, _PANEL * layout.grid[0] / layout.grid[1]
+    # A token of a whole map is a line, which must be seen.
+    longest = max(max(call.query_tokens.shape[1], call.key_tokens.shape[1]) for call in calls)
+    side = min(max(_PANEL, longest * _LINE), _LARGEST)
+    return side, side
+
+
+def _name_panels(panels: NDArray[np.object_], *, whole: bool) -> None:
+    """Titles of the columns, and what the axes of whole maps are."""
+    for column, axes in enumerate(panels[0]):
+        axes.set_title(f"head {column - 1}" if column else "mean", fontsize=8)
+    if whole:
+        for axes in panels[:, 0]:
+            axes.set_ylabel("query", fontsize=7, labelpad=1)
+        for axes in panels[-1]:
+            axes.set_xlabel("key", fontsize=7, labelpad=1)
+
+
+def _draw(axes: Axes, heat: NDArray[np.float64], scale: Scale, layout: _Layout) -> None:
+    if layout.image is None:
         axes.imshow(heat, cmap=steps(), vmin=0, vmax=scale.maximum or 1)
-    elif boxes is None:
-        whole = 0, 0, picture.shape[1], picture.shape[0]
-        show_map(axes, picture, heat, scale, whole if area is None else area)
+    elif layout.boxes is None:
+        whole = 0, 0, layout.image.shape[1], layout.image.shape[0]
+        crop_box = whole if layout.crop_box is None else layout.crop_box
+        show_map(axes, layout.image, heat, scale, crop_box)
     else:
-        draw_regions(axes, picture, boxes, heat, scale.maximum)
+        draw_regions(axes, layout.image, layout.boxes, heat, scale.maximum)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set(color="0.8", position=("outward", 1))  # it must not hide the first token

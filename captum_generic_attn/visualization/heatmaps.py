@@ -1,4 +1,4 @@
-"""Figures of a picture and heat maps over it: of several scores, or of several methods."""
+"""Figures of an image and heat maps over it: of several scores, or of several methods."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from captum_generic_attn.visualization.figures import NotebookFigure
 from captum_generic_attn.visualization.overlays import (
     checked_heat,
-    checked_picture,
+    checked_image,
     scale_bar,
+    show_image,
     show_map,
-    show_picture,
 )
 from captum_generic_attn.visualization.scales import ONE, OWN, darkest, scale_of, scales_of
 from captum_generic_attn.visualization.titles import checked_titles, title_lines
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from PIL.Image import Image
 
-    from captum_generic_attn.compare import Attributions, Comparison
+    from captum_generic_attn.comparison import Attributions, Comparison
 
 _PANEL = 2.6  # how wide a panel is, in inches
 _LETTERS = 11  # of titles, in points
@@ -37,10 +37,10 @@ def heatmap_figure(
     titles: Sequence[str] | None = None,
     *,
     title: str = "",
-    area: ArrayLike | None = None,
+    crop_box: ArrayLike | None = None,
     shared_scale: bool = False,
 ) -> NotebookFigure:
-    """A figure with the picture and one overlay per heat map, each over the bar of its scale.
+    """A figure with the image and one overlay per heat map, each over the bar of its scale.
 
     By default each map has its own scale, since one class often gets many times the relevance of
     another: the colours say where, the bars' numbers how much. The bars name the scale. Red speaks
@@ -49,10 +49,10 @@ def heatmap_figure(
     Args:
         image: as `overlay` takes it.
         heatmaps: at least one, as `overlay` takes them: `[T, H, W]`, or what `attribute_targets`
-            returns of one picture, `[T, C, H, W]`.
+            returns of one image, `[T, C, H, W]`.
         titles: one per heat map; a single one needs none.
-        title: stands over the picture.
-        area: the part of the picture that the model saw, as in `overlay`.
+        title: stands over the image.
+        crop_box: the part of the image that the model saw, as in `overlay`.
         shared_scale: one scale for all, so that colours can be compared from map to map.
 
     Raises:
@@ -70,12 +70,12 @@ def heatmap_figure(
     if len(heatmaps) == 0:
         raise ValueError("there is no heat map to draw")
     names = _names(heatmaps, titles)
-    picture = checked_picture(image)
+    array = checked_image(image)
     heats = [checked_heat(heatmap) for heatmap in heatmaps]
     scales = scales_of(heats, shared=shared_scale)
-    figure, panels = panels_of(picture, names, title)
+    figure, panels = panels_of(array, names, title)
     for axes, heat, scale in zip(panels, heats, scales, strict=True):
-        show_map(axes, picture, heat, scale, area)
+        show_map(axes, array, heat, scale, crop_box)
         scale_bar(figure, axes, scale, "relevance", ONE if shared_scale else OWN)
     return figure
 
@@ -87,28 +87,28 @@ def comparison_figure(
     example: int = 0,
     part: int = 0,
     title: str = "",
-    area: ArrayLike | None = None,
+    crop_box: ArrayLike | None = None,
 ) -> NotebookFigure:
-    r"""A figure with the picture and one overlay for each method of a comparison.
+    r"""A figure with the image and one overlay for each method of a comparison.
 
     Each has its own scale: methods have different units. Channels are summed, unless they are all
     alike. Red speaks for the score; blue, in methods that tell, against it. The darkest colours
     stand for the 99.5th percentile of a map's magnitudes, so that single pixels hide nothing.
 
     Args:
-        image: as `overlay` takes it: the picture of that example.
-        comparison: what `compare` returned, of pictures `[B, C, H, W]`.
+        image: as `overlay` takes it: the image of that example.
+        comparison: what `compare` returned, of images `[B, C, H, W]`.
         example: which of the batch.
-        part: which input holds the pictures, where there are several.
-        title: stands over the picture.
-        area: the part of the picture that the model saw, as in `overlay`.
+        part: which input holds the images, where there are several.
+        title: stands over the image.
+        crop_box: the part of the image that the model saw, as in `overlay`.
 
     Raises:
-        ValueError: if nothing of the comparison can be drawn, or it is of no pictures.
+        ValueError: if nothing of the comparison can be drawn, or it is of no images.
 
     Example:
         >>> import torch
-        >>> from captum_generic_attn.compare import Comparison
+        >>> from captum_generic_attn.comparison import Comparison
         >>> from captum_generic_attn.visualization import comparison_figure
         >>> found = Comparison({"ours": torch.rand(1, 3, 8, 8)}, {"ours": 0.25}, {}, {})
         >>> figure = comparison_figure(np.zeros((8, 8)), found)
@@ -117,35 +117,35 @@ def comparison_figure(
     """
     if not comparison.attributions:
         raise ValueError("no method of this comparison could be run: there is nothing to draw")
-    picture = checked_picture(image)
+    array = checked_image(image)
     took = {name: f"\n{seconds:.2g} s" for name, seconds in comparison.seconds.items()}
     titles = [name + took.get(name, "") for name in comparison.attributions]
-    figure, panels = panels_of(picture, titles, title)
+    figure, panels = panels_of(array, titles, title)
     for axes, (name, found) in zip(panels, comparison.attributions.items(), strict=True):
         heat = _one_map(found, example, part, name)
         scale = scale_of([heat], darkest)
-        show_map(axes, picture, heat, scale, area)
+        show_map(axes, array, heat, scale, crop_box)
         scale_bar(figure, axes, scale, "attribution", OWN)
     return figure
 
 
 def panels_of(
-    picture: NDArray[np.float64], titles: Sequence[str], title: str
+    array: NDArray[np.float64], titles: Sequence[str], title: str
 ) -> tuple[NotebookFigure, list[Axes]]:
-    """A figure that begins with the picture, and panels for what is said of it, empty but for their
+    """A figure that begins with the image, and panels for what is said of it, empty but for their
     titles, which are broken into lines.
 
     Args:
-        picture: `[H, W]` or `[H, W, 3]` in 0 … 1.
+        array: the image, `[H, W]` or `[H, W, 3]` in 0 … 1.
         titles: of the panels, at least one.
-        title: stands over the picture.
+        title: stands over the image.
     """
     rows = -(-(len(titles) + 1) // 4)
     columns = -(-(len(titles) + 1) // rows)
     broken = [title_lines(each, 72 * _PANEL, _LETTERS) for each in (title, *titles)]
-    # What a panel needs above and below a picture.
+    # What a panel needs above and below an image.
     around = 0.56 + 0.19 * max(map(len, broken))
-    height = _PANEL * picture.shape[0] / picture.shape[1] + around
+    height = _PANEL * array.shape[0] / array.shape[1] + around
     layout = ConstrainedLayoutEngine(compress=True, h_pad=0.08)
     figure = NotebookFigure(figsize=(_PANEL * columns, height * rows), layout=layout)
     grid = list(figure.subplots(rows, columns, squeeze=False).ravel())
@@ -153,7 +153,7 @@ def panels_of(
         axes.set_axis_off()
     for axes, lines in zip(grid, broken, strict=False):  # the last row may have room left
         axes.set_title("\n".join(lines), fontsize=_LETTERS, parse_math=False)
-    show_picture(grid[0], picture)
+    show_image(grid[0], array)
     return figure, grid[1 : len(titles) + 1]
 
 
@@ -168,14 +168,12 @@ def _names(
     except ValueError as error:
         if getattr(heatmaps, "ndim", 0) != 3:
             raise
-        raise ValueError(f"{error}; are they the channels of one picture? give [map]") from None
+        raise ValueError(f"{error}; are they the channels of one image? give [map]") from None
 
 
 def _one_map(found: Attributions, example: int, part: int, name: str) -> NDArray[np.float64]:
     """`[H, W]` of one example."""
     tensor = found[part] if isinstance(found, tuple) else found
     if tensor.ndim != 4:
-        raise ValueError(
-            f"{name} has attributions {tuple(tensor.shape)}; pictures are [B, C, H, W]"
-        )
+        raise ValueError(f"{name} has attributions {tuple(tensor.shape)}; images are [B, C, H, W]")
     return checked_heat(tensor[example])

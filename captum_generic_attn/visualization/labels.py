@@ -1,4 +1,4 @@
-"""Labels of boxes on a picture, which keep out of each other's way as far as they can.
+"""Labels of boxes on an image, which keep out of each other's way as far as they can.
 
 The figures of detections and of regions call it.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from captum_generic_attn.visualization.areas import Box
+    from captum_generic_attn.files.images import Box
 
 _PAD = 2.0  # beside the letters, in points
 
@@ -39,16 +39,16 @@ def write_labels(
     """Write each label where those before it cover least.
 
     Args:
-        axes: show the picture; their size must be known (`Figure.draw_without_rendering`).
+        axes: show the image; their size must be known (`Figure.draw_without_rendering`).
         labels: the first get the best places.
-        width: of the picture.
-        height: of the picture.
+        width: of the image.
+        height: of the image.
         size: of the letters, in points.
         inside: whether labels stay in their boxes: those that are wider are shortened, and left out
             if not a letter remains. Else over it comes first, and ever farther away last, and the
-            picture is all their room. What stays whole may be wider than its box.
+            image is all their room. What stays whole may be wider than its box.
     """
-    # A point, of which letters have sizes, in pixels of the picture.
+    # A point, of which letters have sizes, in pixels of the image.
     point = width / axes.get_window_extent().width * axes.figure.dpi / 72
     tall = 1.6 * size * point
     taken: list[Box] = []
@@ -94,7 +94,7 @@ def _around(box: Box, wide: float, tall: float, height: float) -> list[tuple[flo
 
 
 def _kept(spot: Box, width: float, height: float) -> Box:
-    """Moved into the picture."""
+    """Moved into the image."""
     right = min(max(spot[0], 0.0), max(width - (spot[2] - spot[0]), 0.0)) - spot[0]
     down = min(max(spot[1], 0.0), max(height - (spot[3] - spot[1]), 0.0)) - spot[1]
     return spot[0] + right, spot[1] + down, spot[2] + right, spot[3] + down

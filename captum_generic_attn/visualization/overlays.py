@@ -1,4 +1,4 @@
-"""Heat maps as colours over their picture, and the scale under them: the figures are made of it."""
+"""Heat maps as colours over their image, and the scale under them: the figures are made of it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from captum_generic_attn.files.images import rgb
-from captum_generic_attn.visualization.areas import checked_box, spread
 from captum_generic_attn.visualization.arrays import array_of, merged, numbers
+from captum_generic_attn.visualization.crop_boxes import checked_box, spread
 from captum_generic_attn.visualization.scales import nothing_of
 
 if TYPE_CHECKING:
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
     from captum_generic_attn.visualization.scales import Scale
 
-# The colours are laid over a pale grey picture, the more opaque the higher the relevance: nothing
+# The colours are laid over a pale grey image, the more opaque the higher the relevance: nothing
 # is hidden where nothing is relevant.
 _FOR, _AGAINST = "Reds", "Blues"
-# Their darkest ends are left out: they are as dark as what is dark in pictures.
+# Their darkest ends are left out: they are as dark as what is dark in images.
 _DARKEST = 0.88
 _OPACITY = 0.78
-# The darkest and the lightest grey: of what the model saw, and of the rest of the picture.
+# The darkest and the lightest grey: of what the model saw, and of the rest of the image.
 _SEEN, _UNSEEN = (0.4, 1.0), (0.75, 0.93)
-# How much wider than high a bar is, and its least and largest share of the height of a picture.
+# How much wider than high a bar is, and its least and largest share of the height of an image.
 _BAR_FLAT, _BAR_SHARE = 25, (0.15, 0.9)
 # On the longer side, in pixels: more than a panel shows, even in print.
 _DRAWN = 2000
@@ -45,24 +45,24 @@ def overlay(
     image: ArrayLike | Image,
     heatmap: ArrayLike,
     *,
-    area: ArrayLike | None = None,
+    crop_box: ArrayLike | None = None,
     maximum: float | None = None,
     signed: bool = False,
 ) -> NDArray[np.float64]:
-    """A heat map laid over its picture: `[H, W, 3]`, colours in 0 … 1.
+    """A heat map laid over its image: `[H, W, 3]`, colours in 0 … 1.
 
-    The picture is turned to a pale grey, so that every colour is the heat map's: none is 0, dark
+    The image is turned to a pale grey, so that every colour is the heat map's: none is 0, dark
     red is `maximum`, and the colours between fall evenly in lightness. Negative values count as 0
     (the method's relevance has none), unless `signed`: then they are blue.
 
     Args:
-        image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes; a PIL picture, whose
+        image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes; a PIL image, whose
             transparent places are white; or a tensor, which may also be `[3, H, W]`.
         heatmap: of one example, as `attribute` returns it: `[C, H, W]`, or `[H, W]`; an array or a
             tensor, one finite value per pixel. Channels are summed, unless they are all alike.
-        area: the part of the picture that the model saw, (left, top, right, bottom) in its pixels,
-            such as from `centre_crop`: the map is scaled to it, and what is outside stays paler.
-            By default all of it, in the map's size.
+        crop_box: the part of the image that the model saw, (left, top, right, bottom) in its
+            pixels, such as from `centre_crop`: the map is scaled to it, and what is outside stays
+            paler. By default all of it, in the map's size.
         maximum: the value drawn darkest; by default the map's own largest. Give the same to
             overlays that will be compared.
         signed: whether negative values are drawn, dark blue for `-maximum`.
@@ -75,58 +75,58 @@ def overlay(
         >>> from captum_generic_attn.visualization import overlay
         >>> heat = np.zeros((4, 4))
         >>> heat[1, 2] = 3.0
-        >>> picture = overlay(np.full((4, 4, 3), 0.5), heat)
-        >>> picture.shape
+        >>> image = overlay(np.full((4, 4, 3), 0.5), heat)
+        >>> image.shape
         (4, 4, 3)
-        >>> np.argwhere(np.ptp(picture, axis=2) > 0).tolist()  # where there is colour
+        >>> np.argwhere(np.ptp(image, axis=2) > 0).tolist()  # where there is colour
         [[1, 2]]
     """
     grey, heat = _grey(image), checked_heat(heatmap)
     largest = float(np.abs(heat).max() if signed else heat.max())
     top = largest if maximum is None else maximum
     behind = _between(_SEEN, grey)
-    if area is not None:
-        heat, seen = spread(heat, area, *grey.shape)
+    if crop_box is not None:
+        heat, seen = spread(heat, crop_box, *grey.shape)
         behind = np.where(seen, behind, _between(_UNSEEN, grey))
     elif grey.shape != heat.shape:
         raise ValueError(
-            f"the heat map is {_size(heat)}, its picture {_size(grey)} pixels: they must be of one "
+            f"the heat map is {_size(heat)}, its image {_size(grey)} pixels: they must be of one "
             "size (attribute with return_input_shape=True makes a map of the size that the model "
-            "got), or area= must say which part of the picture the map is of (centre_crop, or "
+            "got), or crop_box= must say which part of the image the map is of (centre_crop, or "
             f"(0, 0, {grey.shape[1]}, {grey.shape[0]}) for all of it)"
         )
-    # A map of zeros shows the picture alone.
+    # A map of zeros shows the image alone.
     share = (heat / top).clip(-1 if signed else 0, 1) if top > 0 else np.zeros_like(heat)
     return coloured(share, behind)
 
 
 def show_map(
-    axes: Axes, picture: NDArray[np.float64], heat: NDArray[np.float64], scale: Scale,
-    area: ArrayLike | None,
+    axes: Axes, array: NDArray[np.float64], heat: NDArray[np.float64], scale: Scale,
+    crop_box: ArrayLike | None,
 ) -> None:  # fmt: skip
-    """Show a picture with a map over it, as `overlay` does, in the colours of a scale.
+    """Show an image with a map over it, as `overlay` does, in the colours of a scale.
 
-    Large pictures are drawn smaller, as by `show_picture`.
+    Large images are drawn smaller, as by `show_image`.
     """
-    height, width = picture.shape[:2]
-    small = _reduced(picture)
-    if area is not None:
+    height, width = array.shape[:2]
+    small = _reduced(array)
+    if crop_box is not None:
         x, y = small.shape[1] / width, small.shape[0] / height
-        area = np.multiply(checked_box(area), (x, y, x, y))
+        crop_box = np.multiply(checked_box(crop_box), (x, y, x, y))
     elif heat.shape == (height, width):
         heat = _reduced(heat)
-    shown = overlay(small, heat, area=area, maximum=scale.maximum, signed=scale.signed)
+    shown = overlay(small, heat, crop_box=crop_box, maximum=scale.maximum, signed=scale.signed)
     axes.imshow(shown, extent=_extent(width, height))
 
 
-def show_picture(axes: Axes, picture: NDArray[np.float64]) -> None:
-    """Show a picture `[H, W]` or `[H, W, 3]` in 0 … 1; places on the axes are its pixels.
+def show_image(axes: Axes, array: NDArray[np.float64]) -> None:
+    """Show an image `[H, W]` or `[H, W, 3]` in 0 … 1; places on the axes are its pixels.
 
     If it is longer than a panel of a figure can show, to one who looks closely, it is drawn
     smaller: each pixel is the mean of those that it stands for.
     """
-    height, width = picture.shape[:2]
-    axes.imshow(_reduced(picture), cmap="gray", vmin=0, vmax=1, extent=_extent(width, height))
+    height, width = array.shape[:2]
+    axes.imshow(_reduced(array), cmap="gray", vmin=0, vmax=1, extent=_extent(width, height))
 
 
 def _extent(width: int, height: int) -> tuple[float, float, float, float]:
@@ -163,7 +163,7 @@ def scale_bar(
 
     Args:
         figure: of the axes.
-        axes: of a picture that is shown already, or empty ones.
+        axes: of an image that is shown already, or empty ones.
         scale: of the values.
         label: what the values are.
         extent: whether other panels have the same scale.
@@ -176,7 +176,7 @@ def scale_bar(
     if fill:
         bar = figure.colorbar(drawn, cax=axes, orientation="horizontal")
     else:
-        # Under a flat picture, the bar is more of its height, so as to be as wide.
+        # Under a flat image, the bar is more of its height, so as to be as wide.
         flat = 1 / axes.get_data_ratio()
         share = float(np.clip(flat / _BAR_FLAT, *_BAR_SHARE))
         bar = figure.colorbar(
@@ -207,7 +207,7 @@ def steps(*, signed: bool = False) -> ListedColormap:
     return ListedColormap(coloured(np.linspace(-1 if signed else 0, 1, 256), np.ones(256)))
 
 
-def checked_picture(image: ArrayLike | Image) -> NDArray[np.float64]:
+def checked_image(image: ArrayLike | Image) -> NDArray[np.float64]:
     """`[H, W]` or `[H, W, 3]` in 0 … 1, of all that `overlay` takes.
 
     Raises:
@@ -223,18 +223,18 @@ def checked_picture(image: ArrayLike | Image) -> NDArray[np.float64]:
                 "[H, W, 3]"
             )
         given = given.transpose(1, 2, 0)  # as models take it
-    picture = given / 255 if given.dtype == np.uint8 else given.astype(np.float64)
-    if picture.size == 0 or (picture.ndim != 2 and picture.shape[2:] != (3,)):
+    array = given / 255 if given.dtype == np.uint8 else given.astype(np.float64)
+    if array.size == 0 or (array.ndim != 2 and array.shape[2:] != (3,)):
         raise ValueError(
-            f"a picture is [H, W] or [H, W, 3] (a tensor also [3, H, W]), not "
+            f"an image is [H, W] or [H, W, 3] (a tensor also [3, H, W]), not "
             f"{list(np.shape(image))}"
         )
-    if not (picture.min() >= 0 and picture.max() <= 1):
+    if not (array.min() >= 0 and array.max() <= 1):
         raise ValueError(
-            f"a picture's values are in 0 … 1 (or bytes), not {picture.min():.3g} … "
-            f"{picture.max():.3g}: undo the model's normalisation first"
+            f"an image's values are in 0 … 1 (or bytes), not {array.min():.3g} … "
+            f"{array.max():.3g}: undo the model's normalisation first"
         )
-    return picture
+    return array
 
 
 def _between(ends: tuple[float, float], grey: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -242,8 +242,8 @@ def _between(ends: tuple[float, float], grey: NDArray[np.float64]) -> NDArray[np
 
 
 def _grey(image: ArrayLike | Image) -> NDArray[np.float64]:
-    picture = checked_picture(image)
-    return picture if picture.ndim == 2 else (picture @ _LUMA).clip(0, 1)
+    array = checked_image(image)
+    return array if array.ndim == 2 else (array @ _LUMA).clip(0, 1)
 
 
 def checked_heat(heatmap: ArrayLike) -> NDArray[np.float64]:

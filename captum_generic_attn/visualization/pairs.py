@@ -1,4 +1,4 @@
-"""The figure of a picture and texts: where in the picture and at which words a text fits it."""
+"""The figure of an image and texts: where in the image and at which words a text fits it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from captum_generic_attn.visualization.figures import NotebookFigure
 from captum_generic_attn.visualization.overlays import (
     checked_heat,
-    checked_picture,
+    checked_image,
     scale_bar,
+    show_image,
     show_map,
-    show_picture,
 )
 from captum_generic_attn.visualization.scales import OWN, scales_of
 from captum_generic_attn.visualization.texts import values_of
@@ -45,13 +45,13 @@ def pairs_figure(
     titles: Sequence[str],
     *,
     title: str = "",
-    area: ArrayLike | None = None,
+    crop_box: ArrayLike | None = None,
     shared_scale: bool = False,
 ) -> NotebookFigure:
-    """A figure with the picture, and for each text an overlay over the words in their colours.
+    """A figure with the image, and for each text an overlay over the words in their colours.
 
     Maps and texts have a scale of their own each, which the bars under them show: the relevance of
-    a word and that of a place in the picture are not measured alike. Red speaks for the score;
+    a word and that of a place in the image are not measured alike. Red speaks for the score;
     blue, where values are negative, against it.
 
     Args:
@@ -60,8 +60,8 @@ def pairs_figure(
         texts: one per heat map: its words, each a sequence of (text, relevance). A word is one such
             piece, or several that a tokenizer has broken it into.
         titles: one per heat map.
-        title: stands over the picture.
-        area: the part of the picture that the model saw, as in `overlay`.
+        title: stands over the image.
+        crop_box: the part of the image that the model saw, as in `overlay`.
         shared_scale: one scale for all maps, and one for all texts.
 
     Raises:
@@ -84,7 +84,7 @@ def pairs_figure(
     names = checked_titles(titles, len(heatmaps))
     if len(heatmaps) != len(texts):
         raise ValueError(f"{len(heatmaps)} heat maps need as many texts, not {len(texts)}")
-    picture = checked_picture(image)
+    array = checked_image(image)
     heats = [checked_heat(heatmap) for heatmap in heatmaps]
     map_scales = scales_of(heats, shared=shared_scale)
     values = [values_of(words, name) for words, name in zip(texts, names, strict=True)]
@@ -93,8 +93,8 @@ def pairs_figure(
     rows = -(-(len(texts) + 1) // 4)
     columns = -(-(len(texts) + 1) // rows)
     broken = [title_lines(name, 72 * _PANEL, _LETTERS) for name in (title, *names)]
-    tall = _PANEL * picture.shape[0] / picture.shape[1]
-    counts = [0, *map(len, lines)]  # the picture has no words
+    tall = _PANEL * array.shape[0] / array.shape[1]
+    counts = [0, *map(len, lines)]  # the image has no words
     # A row of panels is as high as its longest title and text need.
     in_rows = [slice(row * columns, (row + 1) * columns) for row in range(rows)]
     above = [_TITLE + _FURTHER * (max(map(len, broken[row])) - 1) for row in in_rows]
@@ -125,10 +125,10 @@ def pairs_figure(
         extent = f"one scale for all {sharing}" if shared_scale else OWN
         scale_bar(figure, axes, scale, "relevance", extent, fill=True)
 
-    show_picture(titled(0), picture)
+    show_image(titled(0), array)
     for place, own in enumerate(lines, 1):
         of_map, of_text = map_scales[place - 1], text_scales[place - 1]
-        show_map(titled(place), picture, heats[place - 1], of_map, area)
+        show_map(titled(place), array, heats[place - 1], of_map, crop_box)
         bar(place, tall + 0.06, of_map, "maps")
         below, high = tall + _BAR, LINE / 72 * len(own)
         words = axes_at(place, below, high)

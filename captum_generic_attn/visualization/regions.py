@@ -1,4 +1,4 @@
-"""The figure of regions: boxes of a picture in the colours of their relevance.
+"""The figure of regions: boxes of an image in the colours of their relevance.
 
 For models that read regions of a detector (LXMERT, VisualBERT); notebooks call it. The figures of
 words and of heads draw their regions by it.
@@ -16,7 +16,7 @@ from captum_generic_attn.visualization.arrays import merged, numbers
 from captum_generic_attn.visualization.heatmaps import panels_of
 from captum_generic_attn.visualization.labels import Label, write_labels
 from captum_generic_attn.visualization.overlays import (
-    checked_picture,
+    checked_image,
     coloured,
     scale_bar,
     show_map,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from PIL.Image import Image
 
-    from captum_generic_attn.compare import Comparison
+    from captum_generic_attn.comparison import Comparison
     from captum_generic_attn.visualization.figures import NotebookFigure
 
 _LABEL = 6.5  # the height of the letters in a label, in points
@@ -51,7 +51,7 @@ def regions_figure(
     example: int = 0,
     part: int = 0,
 ) -> NotebookFigure:
-    """A figure with the picture, and its regions in the colours of their relevance.
+    """A figure with the image, and its regions in the colours of their relevance.
 
     Where boxes overlap, the most relevant one is on top. Negative values, of methods that have
     them, are blue; features of a region are summed, unless they are all alike, as those of our own
@@ -59,7 +59,7 @@ def regions_figure(
 
     Args:
         image: as `overlay` takes it.
-        boxes: `[R, 4]`: (left, top, right, bottom) of each region in pixels of the picture. Those
+        boxes: `[R, 4]`: (left, top, right, bottom) of each region in pixels of the image. Those
             that a model takes are often shares of its width and height: multiply them by
             `[W, H, W, H]`.
         relevance: of one example, as `attribute` returns it, `[R, D]`, or `[R]`. With `titles`
@@ -70,7 +70,7 @@ def regions_figure(
             one is wider than its region, and left out where no letter of it fits; by default their
             relevance.
         named: how many regions of a panel that are.
-        title: stands over the picture.
+        title: stands over the image.
         shared_scale: one scale for all panels, so that colours can be compared from one to another.
         example: which of the batch, of a `Comparison`.
         part: which input holds the regions, of a `Comparison` with several.
@@ -78,7 +78,7 @@ def regions_figure(
     Raises:
         TypeError: titles or labels are no sequence of strings.
         ValueError: boxes, relevance, titles and labels do not fit together; a value is NaN or
-            infinite; the boxes are no boxes of this picture.
+            infinite; the boxes are no boxes of this image.
 
     Example:
         >>> import numpy as np
@@ -91,10 +91,10 @@ def regions_figure(
         >>> [text.get_text() for text in figure.axes[2].texts]
         ['5', '-3']
     """
-    from captum_generic_attn.compare import Comparison
+    from captum_generic_attn.comparison import Comparison
 
-    picture = checked_picture(image)
-    placed = boxes_on(boxes, picture)
+    array = checked_image(image)
+    placed = boxes_on(boxes, array)
     if labels is not None:
         labels = checked_titles(labels, len(placed), of="boxes", name="labels")
     if isinstance(relevance, Comparison):
@@ -106,9 +106,9 @@ def regions_figure(
     scales = scales_of(list(several.values()), shared=shared_scale)
     # A single panel shares its scale with none.
     extent = "" if len(several) == 1 else ONE if shared_scale else OWN
-    figure, panels = panels_of(picture, list(several), title)
+    figure, panels = panels_of(array, list(several), title)
     for axes, values, scale in zip(panels, several.values(), scales, strict=True):
-        draw_regions(axes, picture, placed, values, scale.maximum)
+        draw_regions(axes, array, placed, values, scale.maximum)
         scale_bar(figure, axes, scale, "relevance", extent)
     figure.draw_without_rendering()  # how large the panels are is known from here on
     for axes, values in zip(panels, several.values(), strict=True):
@@ -122,16 +122,16 @@ def regions_figure(
             Label(tuple(placed[place].tolist()), text, whole=labels is None)
             for place, text in texts.items()
         ]
-        height, width = picture.shape[:2]
+        height, width = array.shape[:2]
         write_labels(axes, written, width, height, size=_LABEL, inside=True)
     return figure
 
 
-def boxes_on(boxes: ArrayLike, picture: NDArray[np.float64]) -> NDArray[np.float64]:
+def boxes_on(boxes: ArrayLike, array: NDArray[np.float64]) -> NDArray[np.float64]:
     """`[R, 4]`, at least one.
 
     Raises:
-        ValueError: they are no boxes, or not in pixels of this picture.
+        ValueError: they are no boxes, or not in pixels of this image.
     """
     found = numbers(boxes)
     if found.ndim != 2 or found.shape[1] != 4 or len(found) == 0:
@@ -145,10 +145,10 @@ def boxes_on(boxes: ArrayLike, picture: NDArray[np.float64]) -> NDArray[np.float
             f"box {place} is {found[place].tolist()}: a box is (left, top, right, bottom), with "
             "right and bottom not the smaller ones"
         )
-    height, width = picture.shape[:2]
+    height, width = array.shape[:2]
     if found.max() <= 1 and max(height, width) > 1:
         raise ValueError(
-            f"the boxes lie in 0 … {found.max():.3g}, but the picture is {width} × {height} "
+            f"the boxes lie in 0 … {found.max():.3g}, but the image is {width} × {height} "
             f"pixels: if they are shares of it, multiply them by [{width}, {height}, {width}, "
             f"{height}]"
         )
@@ -157,7 +157,7 @@ def boxes_on(boxes: ArrayLike, picture: NDArray[np.float64]) -> NDArray[np.float
     if outside.any():
         place = int(outside.argmax())
         raise ValueError(
-            f"the middle of box {place}, {found[place].tolist()}, is outside of the picture, which "
+            f"the middle of box {place}, {found[place].tolist()}, is outside of the image, which "
             f"is {width} wide and {height} high: are the boxes those of another size of it?"
         )
     return found
@@ -165,13 +165,13 @@ def boxes_on(boxes: ArrayLike, picture: NDArray[np.float64]) -> NDArray[np.float
 
 def draw_regions(
     axes: Axes,
-    picture: NDArray[np.float64],
+    array: NDArray[np.float64],
     boxes: NDArray[np.float64],
     values: NDArray[np.float64],
     top: float,
 ) -> None:
-    """The picture and `[R]` values of its regions, of which `top` is drawn darkest."""
-    height, width = picture.shape[:2]
+    """The image and `[R]` values of its regions, of which `top` is drawn darkest."""
+    height, width = array.shape[:2]
     heat = np.zeros((height, width))
     across, down = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
     least_first = np.argsort(np.abs(values), kind="stable").tolist()
@@ -186,7 +186,7 @@ def draw_regions(
         frame.set_color(tuple(coloured(np.array([share]), np.array([_EDGE]))[0].tolist()))
         frame.set_linewidth(0.5 + abs(share))
         frames.append(frame)
-    show_map(axes, picture, heat, Scale(top, signed=True), None)
+    show_map(axes, array, heat, Scale(top, signed=True), None)
     for frame in frames:
         axes.add_patch(frame)
 

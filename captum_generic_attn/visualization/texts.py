@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from torch import Tensor
 
-    from captum_generic_attn.compare import Comparison
+    from captum_generic_attn.comparison import Comparison
     from captum_generic_attn.hf import Words
     from captum_generic_attn.visualization.scales import Scale
 
@@ -78,29 +78,33 @@ def word_relevance(
         raise TypeError(f"words are a sequence of strings, not the one string {words!r:.40}")
     if len(words) == 0:
         raise ValueError("there are no words")
-    if all(isinstance(word, str) for word in words):
-        if joined:
-            raise ValueError(
-                "strings do not say which of them are one word: to join them, give what "
-                "hf.words(tokenizer, ids) returns"
-            )
-        if len(words) != len(values):
-            raise ValueError(
-                f"{len(words)} words need as many values, not {len(values)}: relevance is "
-                f"{list(np.shape(relevance))}, and must be [N] or [N, D], of one example"
-            )
-        strings = cast(Sequence[str], words)
-        return [[(str(word), float(value))] for word, value in zip(strings, values, strict=True)]
-    pieces = cast("Words", words)
-    last = max(place for word in pieces for _, tokens in word for place in tokens)
+    shape = list(np.shape(relevance))
+    if not all(isinstance(word, str) for word in words):
+        return _of_pieces(cast("Words", words), values, shape, joined=joined)
+    if joined:
+        raise ValueError(
+            "strings do not say which of them are one word: to join them, give what "
+            "hf.words(tokenizer, ids) returns"
+        )
+    if len(words) != len(values):
+        raise ValueError(
+            f"{len(words)} words need as many values, not {len(values)}: relevance is {shape}, and "
+            "must be [N] or [N, D], of one example"
+        )
+    return [[(str(word), float(value))] for word, value in zip(words, values, strict=True)]
+
+
+def _of_pieces(
+    words: Words, values: NDArray[np.float64], shape: list[int], *, joined: bool
+) -> list[Word]:
+    """Words by their pieces, each with the sum of its tokens."""
+    last = max(place for word in words for _, tokens in word for place in tokens)
     if last >= len(values):
         raise ValueError(
             f"the words are of {last + 1} tokens at least, but there are {len(values)} values: "
-            f"relevance is {list(np.shape(relevance))}, and must be [N] or [N, D], of one example"
+            f"relevance is {shape}, and must be [N] or [N, D], of one example"
         )
-    found = [
-        [(text, float(values[list(tokens)].sum())) for text, tokens in word] for word in pieces
-    ]
+    found = [[(text, float(values[list(tokens)].sum())) for text, tokens in word] for word in words]
     if not joined:
         return list(found)
     return [
@@ -134,7 +138,7 @@ def compared_words(
 
     Example:
         >>> import torch
-        >>> from captum_generic_attn.compare import Comparison
+        >>> from captum_generic_attn.comparison import Comparison
         >>> from captum_generic_attn.visualization import compared_words, text_figure
         >>> found = Comparison({"ours": torch.tensor([[0.5, 2.0]])}, {"ours": 0.1}, {}, {})
         >>> compared_words(["two", "cats"], found)

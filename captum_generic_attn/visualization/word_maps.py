@@ -1,4 +1,4 @@
-"""The figure of text × image maps: which words look at which patches or regions of a picture.
+"""The figure of text × image maps: which words look at which patches or regions of an image.
 
 For models whose words and patches attend to each other (ViLT, LXMERT, VisualBERT); notebooks call
 it with what `Relevance.matrix` returns.
@@ -15,10 +15,10 @@ import numpy as np
 from captum_generic_attn.visualization.arrays import numbers
 from captum_generic_attn.visualization.figures import NotebookFigure
 from captum_generic_attn.visualization.overlays import (
-    checked_picture,
+    checked_image,
     scale_bar,
+    show_image,
     show_map,
-    show_picture,
 )
 from captum_generic_attn.visualization.regions import boxes_on, draw_regions
 from captum_generic_attn.visualization.scales import OWN, scales_of
@@ -48,10 +48,10 @@ def word_maps_figure(
     grid: tuple[int, int] | None = None,
     boxes: ArrayLike | None = None,
     title: str = "",
-    area: ArrayLike | None = None,
+    crop_box: ArrayLike | None = None,
     shared_scale: bool = True,
 ) -> NotebookFigure:
-    """A figure with the picture, and for each word an overlay of what it looks at.
+    """A figure with the image, and for each word an overlay of what it looks at.
 
     By default one scale holds for all words, so that a word that looks at nothing stays pale. Red
     speaks for the score; blue, where values are negative, against it.
@@ -61,18 +61,18 @@ def word_maps_figure(
         words: one for each row of `matrix`; or words by their pieces, each a text and the places
             of its tokens, as `hf.words` gives them: then the rows of a word's tokens are summed,
             and rows that are in no word are left out.
-        matrix: `[Nt, Ni]`: of one example, what the picture's tokens gave to those of the text,
+        matrix: `[Nt, Ni]`: of one example, what the image's tokens gave to those of the text,
             `relevance.matrix("input_ids", "pixel_values")[0]`. Its rows may be fewer, if `words`
             are the same.
-        grid: rows and columns of the patches, which cover the picture (or `area`) row by row.
+        grid: rows and columns of the patches, which cover the image (or `crop_box`) row by row.
         boxes: in place of a grid, (left, top, right, bottom) of each region in pixels.
-        title: stands over the picture.
-        area: the part of the picture that the model saw, as in `overlay`.
+        title: stands over the image.
+        crop_box: the part of the image that the model saw, as in `overlay`.
         shared_scale: one scale for all words; else each has its own.
 
     Raises:
         ValueError: shapes do not fit, a value is NaN or infinite, or all are 0: the words never
-            looked at the picture, as in models whose towers meet in the score alone (CLIP).
+            looked at the image, as in models whose towers meet in the score alone (CLIP).
         IndexError: a word has tokens that `matrix` has no rows for.
 
     Example:
@@ -84,30 +84,17 @@ def word_maps_figure(
         >>> [axes.get_title() for axes in figure.axes[:2]]
         ['', 'sandals']
     """
-    picture = checked_picture(image)
+    array = checked_image(image)
     rows = _rows(words, _checked_matrix(matrix))
-    columns = rows[0][1].size
-    if (grid is None) == (boxes is None):
-        raise ValueError(
-            "what the columns of the matrix are must be said: grid=(rows, columns) of patches, or "
-            "the boxes= of regions"
-        )
-    placed = None if boxes is None else boxes_on(boxes, picture)
-    if placed is not None and len(placed) != columns:
-        raise ValueError(f"there are {len(placed)} boxes, but {columns} columns in the matrix")
-    if grid is not None and math.prod(grid) != columns:
-        raise ValueError(
-            f"a grid of {grid[0]} × {grid[1]} has {math.prod(grid)} patches, but the matrix has "
-            f"{columns} columns: take those of the patches alone, without class tokens"
-        )
+    placed = _placed(array, rows[0][1].size, grid, boxes)
     scales = scales_of([values for _, values in rows], shared=shared_scale)
-    whole = (0, 0, picture.shape[1], picture.shape[0]) if area is None else area
+    whole = (0, 0, array.shape[1], array.shape[0]) if crop_box is None else crop_box
 
     titles = [title_lines(each, 72 * _PANEL, _LETTERS) for each in (title, *(w for w, _ in rows))]
     longest = max(map(len, titles))
     across = min(1 + len(rows), _ACROSS)
     down = -(-(1 + len(rows)) // across)
-    tall = _PANEL * picture.shape[0] / picture.shape[1]
+    tall = _PANEL * array.shape[0] / array.shape[1]
     # Under each row of panels is one for their own bars, or under all of them is the only one.
     heights = [tall, _BAR_ITSELF] * down if not shared_scale else [tall] * down + [_BAR_ITSELF]
     bars = 1 if shared_scale else down
@@ -122,12 +109,12 @@ def word_maps_figure(
     for axes, lines in zip(panels, titles, strict=True):
         axes.set_axis_off()
         axes.set_title("\n".join(lines), fontsize=_LETTERS, parse_math=False)
-    show_picture(panels[0], picture)
+    show_image(panels[0], array)
     for axes, (_, values), scale in zip(panels[1:], rows, scales, strict=True):
         if placed is not None:
-            draw_regions(axes, picture, placed, values, scale.maximum)
+            draw_regions(axes, array, placed, values, scale.maximum)
         else:
-            show_map(axes, picture, values.reshape(grid), scale, whole)
+            show_map(axes, array, values.reshape(grid), scale, whole)
     if shared_scale:
         bar = figure.add_subplot(places[down, :])
         scale_bar(figure, bar, scales[0], "relevance", "one scale for all words", fill=True)
@@ -136,6 +123,27 @@ def word_maps_figure(
             bar = figure.add_subplot(places[row + 1, column])
             scale_bar(figure, bar, scale, "", OWN, fill=True)
     return figure
+
+
+def _placed(
+    array: NDArray[np.float64], columns: int, grid: tuple[int, int] | None,
+    boxes: ArrayLike | None,
+) -> NDArray[np.float64] | None:  # fmt: skip
+    """The boxes of the columns of a matrix, `None` where they are the patches of a grid."""
+    if (grid is None) == (boxes is None):
+        raise ValueError(
+            "what the columns of the matrix are must be said: grid=(rows, columns) of patches, or "
+            "the boxes= of regions"
+        )
+    if grid is not None and math.prod(grid) != columns:
+        raise ValueError(
+            f"a grid of {grid[0]} × {grid[1]} has {math.prod(grid)} patches, but the matrix has "
+            f"{columns} columns: take those of the patches alone, without class tokens"
+        )
+    placed = None if boxes is None else boxes_on(boxes, array)
+    if placed is not None and len(placed) != columns:
+        raise ValueError(f"there are {len(placed)} boxes, but {columns} columns in the matrix")
+    return placed
 
 
 def _checked_matrix(matrix: ArrayLike) -> NDArray[np.float64]:
@@ -149,8 +157,8 @@ def _checked_matrix(matrix: ArrayLike) -> NDArray[np.float64]:
         raise ValueError("the matrix holds NaN or infinite values")
     if not found.any():
         raise ValueError(
-            "the matrix is all 0: these words never looked at the picture. Where the towers of a "
-            "model meet in the score alone (CLIP), pairs_figure shows the words and the picture "
+            "the matrix is all 0: these words never looked at the image. Where the towers of a "
+            "model meet in the score alone (CLIP), pairs_figure shows the words and the image "
             "beside each other"
         )
     return found

@@ -355,9 +355,9 @@ def test_wrong_options_are_named() -> None:
     with pytest.raises(TypeError, match="own"):
         Lrp(model, own="keep")
     for method in (Lrp, PartialLrp, TransformerAttribution, LrpRollout):
-        with pytest.raises(ValueError, match="rules='theirs' is none of original, ours"):
+        with pytest.raises(ValueError, match="rules='theirs' is none of chefer2021_full"):
             method(model, rules="theirs")
-    with pytest.raises(ValueError, match="rules='theirs' is none of original, ours"):
+    with pytest.raises(ValueError, match="rules='theirs' is none of chefer2021_full"):
         GenericAttention(model, lrp="theirs")
 
 
@@ -484,7 +484,7 @@ def test_a_tensor_with_itself() -> None:
     assert apart(ours, theirs) <= 1e-9
 
 
-@pytest.mark.parametrize("rules", ["ours", "epsilon", "frozen"])
+@pytest.mark.parametrize("rules", ["chefer2021", "epsilon", "frozen"])
 def test_products_with_a_factor_are_products(rules) -> None:
     torch.manual_seed(0)
     one, two = nn.Linear(8, 8).double(), nn.Linear(8, 3).double()
@@ -511,10 +511,13 @@ def test_conserving_products_keep_each_example() -> None:
         heads = torch.einsum("bnd,dhk->bhnk", x, weight)
         return two(heads.transpose(1, 2).flatten(2).mean(1))
 
-    together = Lrp(forward, rules="detr").attribute(x, 1)
+    together = Lrp(forward, rules="chefer2021_detr").attribute(x, 1)
     for i in range(2):
         assert (
-            apart(together[i : i + 1], Lrp(forward, rules="detr").attribute(x[i : i + 1], 1))
+            apart(
+                together[i : i + 1],
+                Lrp(forward, rules="chefer2021_detr").attribute(x[i : i + 1], 1),
+            )
             <= 1e-9
         )
 
@@ -528,7 +531,7 @@ def test_examples_are_not_mixed_where_tokens_are_lost() -> None:
     def forward(x):
         return head(layer(torch.cumsum(x, 1).transpose(0, 1) + 1)[0])
 
-    for rules in ("ours", "detr"):
+    for rules in ("chefer2021", "chefer2021_detr"):
         together = Lrp(forward, rules=rules).attribute(x, 1)
         for i in range(2):
             alone = Lrp(forward, rules=rules).attribute(x[i : i + 1], 1)

@@ -13,10 +13,10 @@ from helpers.command_line import explain, recorded, run
 from PIL import Image
 from safetensors.torch import save_file
 
-from captum_generic_attn import GenericAttention, all_methods, demo, visualization
+from captum_generic_attn import GenericAttention, all_methods, demo, verification, visualization
+from captum_generic_attn.errors import UnavailableWeightsError, UnknownModelError
 from captum_generic_attn.models import checkpoints
-from captum_generic_attn.models.checkpoints import UnavailableWeightsError
-from captum_generic_attn.models.classifiers import UnknownModelError, load_classifier
+from captum_generic_attn.models.classifiers import load_classifier
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def vit(tmp_path_factory):
     return model, folder
 
 
-# ---------------------------------------------------------------- the shipped model and picture
+# ---------------------------------------------------------------- the shipped model and image
 
 
 def test_without_arguments_it_explains_the_shipped_picture(figures):
@@ -87,7 +87,7 @@ def test_without_arguments_it_explains_the_shipped_picture(figures):
     assert np.abs(drawn["heatmaps"] - expected[:, 0, 0].numpy()).max() < 1e-6
     original = np.asarray(demo.canvases()[0].image()) / 255
     assert np.abs(np.asarray(drawn["image"]) / 255 - original).max() < 1e-6
-    assert drawn["area"] == (0, 0, 64, 64)
+    assert drawn["crop_box"] == (0, 0, 64, 64)
     assert drawn["titles"] == [
         f"{demo.CLASSES[index]}  {probabilities[index]:.2f}" for index in best.indices
     ]
@@ -253,9 +253,9 @@ def test_a_folder_of_hugging_face(problem, kind, tmp_path, figures):
     assert listed(output)[1] == (pytest.approx(float(share), abs=6e-4), True)
     expected = GenericAttention(model).attribute(pixels, 1)[0, 0].numpy()
     assert np.abs(figures[0]["heatmaps"][0] - expected).max() < 1e-6
-    # The model sees 32 × 32 pixels; people see their own picture.
+    # The model sees 32 × 32 pixels; people see their own image.
     assert figures[0]["image"].size == (64, 64)
-    assert figures[0]["area"] == (0, 0, 64, 64)
+    assert figures[0]["crop_box"] == (0, 0, 64, 64)
 
 
 def save_vit(folder):
@@ -308,7 +308,7 @@ def test_a_folder_without_an_image_processor_is_refused(tmp_path):
     ("arguments", "code", "message"),
     [
         (["missing.png"], 2, "'missing.png' does not exist"),
-        (["text.png"], 1, "'text.png' is no picture that Pillow can read"),
+        (["text.png"], 1, "'text.png' is no image that Pillow can read"),
         (["cut.png"], 1, "'cut.png' cannot be read"),
         (["--target", "shoe"], 2, "no class 'shoe' among its 7"),
         (["--target", "sneakr"], 2, "nearest: sneaker"),
@@ -327,14 +327,14 @@ def test_a_folder_without_an_image_processor_is_refused(tmp_path):
         (["--model", "."], 1, "no model can be loaded from the folder '.'"),
         (["--start-layer", "4"], 1, "start_layer=4"),
         (["--top", "0"], 2, "Invalid value for '--top'"),
-        (["--output", "figure.doc"], 2, "'figure.doc' ends with no picture format"),
-        (["--output", "figure"], 2, "'figure' ends with no picture format"),
+        (["--output", "figure.doc"], 2, "'figure.doc' ends with no image format"),
+        (["--output", "figure"], 2, "'figure' ends with no image format"),
         (["--output", "nowhere/figure.png"], 2, "no file in an existing folder"),
         (["canvas.png", "--output", "canvas.png"], 2, "it would be overwritten"),
     ],
 )
 def test_failures_say_what_to_do(arguments, code, message, tmp_path):
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     canvas = demo.canvases()[0].path.read_bytes()
     (tmp_path / "canvas.png").write_bytes(canvas)
     (tmp_path / "cut.png").write_bytes(canvas[: len(canvas) // 2])
@@ -443,7 +443,7 @@ def test_all_methods_explain_one_class(monkeypatch):
     drawn = recorded(monkeypatch, "comparison_figure")
     output = explain("--methods", "all", "--target", "sandal")
     ((_, comparison, options),) = drawn
-    assert options == {"title": "sandal", "area": (0, 0, 64, 64)}
+    assert options == {"title": "sandal", "crop_box": (0, 0, 64, 64)}
     assert list(comparison.attributions) == list(all_methods(demo.load_model()))
     pixels = demo.preprocess(demo.canvases()[0].image())[None]
     ours = GenericAttention(demo.load_model()).attribute(pixels, demo.CLASSES.index("sandal"))
@@ -459,7 +459,7 @@ def test_all_methods_explain_one_class(monkeypatch):
     [
         ("Generic attention, LRP", ["Generic attention", "LRP"]),
         ("LRP, frozen", ["LRP, frozen"]),
-        ("LRP,LRP, frozen , ours", ["LRP", "LRP, frozen", "Generic attention"]),
+        ("LRP,LRP, frozen , generic", ["LRP", "LRP, frozen", "Generic attention"]),
         ("Raw attention,Raw attention", ["Raw attention"]),
     ],
 )
@@ -474,10 +474,10 @@ def test_some_methods_by_name(given, names, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "LRP,theirs, LRP"], "'theirs': there are all; ours; Generic attention; Raw"),
-        (["--methods", "LRP,,LRP"], "'': there are all; ours; Generic attention; Raw"),
+        (["--methods", "LRP,theirs, LRP"], "'theirs': there are all; generic; Generic attention"),
+        (["--methods", "LRP,,LRP"], "'': there are all; generic; Generic attention; Raw"),
         (["--methods", "all", "--target", "0", "--target", "1"], "several methods explain one"),
-        (["--methods", "all", "--start-layer", "1"], "an option of our method alone"),
+        (["--methods", "all", "--start-layer", "1"], "an option of generic attention alone"),
     ],
 )
 def test_wrong_choices_of_methods_are_told(arguments, message):
@@ -487,7 +487,7 @@ def test_wrong_choices_of_methods_are_told(arguments, message):
 def test_wrong_methods_are_told_before_a_model_is_loaded():
     """There is no such folder on the hub, and none is asked for."""
     output = explain("--model", "nobody/nothing", "--methods", "theirs", code=2)
-    assert "'theirs': there are all; ours" in output
+    assert "'theirs': there are all; generic" in output
 
 
 def test_a_format_whose_program_is_missing_is_told(monkeypatch):
@@ -571,12 +571,10 @@ def test_verify_checks_a_model(options):
 
 
 def test_verify_of_a_wrong_map_is_an_error(monkeypatch):
-    import captum_generic_attn
-
-    wrong = captum_generic_attn.Verification(
-        "Generic Attention", (captum_generic_attn.Check("rows", "failed", "others", 1),)
+    wrong = verification.Verification(
+        "Generic Attention", (verification.Check("rows", "failed", "others", 1),)
     )
-    monkeypatch.setattr(captum_generic_attn, "verify", lambda *args: wrong)
+    monkeypatch.setattr(verification, "verify", lambda *args: wrong)
     printed = run("verify", code=1)
     assert "WRONG rows: others" in printed
     assert "do not trust its maps" in printed
@@ -584,4 +582,21 @@ def test_verify_of_a_wrong_map_is_an_error(monkeypatch):
 
 def test_verify_says_which_arguments_are_wrong():
     assert "--target" in run("verify", "--target", "no such class", code=2)
-    assert "give two" in run("verify", "--model", "garments-clip", code=2)
+    assert "--target" in run("verify", "--model", demo.DETR, "--target", "no such class", code=2)
+    assert "takes no text" in run("verify", "--text", "a boot", code=2)
+    weights = run("verify", "--model", demo.CLIP, "--weights", __file__, code=2)
+    assert "garments-clip brings its own weights" in weights
+
+
+def test_verify_explains_the_detection_of_the_chosen_class(monkeypatch):
+    seen = []
+    right = verification.Verification("Generic Attention", ())
+    monkeypatch.setattr(
+        verification, "verify", lambda method, inputs, target, *rest: seen.append(target) or right
+    )
+    run("verify", "--model", demo.DETR)
+    run("verify", "--model", demo.DETR, "--target", "dress")
+    assert [demo.CLASSES[target] for _, target in seen] == ["sandal", "dress"]
+    message = "--target: the shipped DETR finds none in the image"
+    assert message in run("verify", "--model", demo.DETR, "--target", "bag", code=2)
+    assert "two to verify it" in run("verify", "--model", "garments-clip", code=2)

@@ -28,7 +28,7 @@ def figures(monkeypatch):
 
 @pytest.fixture
 def saved(tmp_path):
-    """A detector that finds ten things or so in the picture, which is 150 × 100 pixels."""
+    """A detector that finds ten things or so in the image, which is 150 × 100 pixels."""
     folders.detr(tmp_path / "saved")
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (100, 150, 3), dtype=np.uint8)
@@ -60,18 +60,18 @@ def as_listed(detection, explained, scale=1.0):
 
 
 def test_the_shipped_detr_explains_its_detections(figures):
-    # What the picture shows to the model is told by the model.
+    # What the image shows to the model is told by the model.
     detector = load_detector("garments-detr")
     canvas = demo.canvases()[0]
     pixels, expected = detections(detector, canvas.path)
     output = explain(canvas.path, "--model", "garments-detr")
     assert "What the shipped DETR detects with a probability above 0.5 (boxes in pixels" in output
-    assert "of the picture, 64 wide and 64 high)" in output
+    assert "of the image, 64 wide and 64 high)" in output
     assert listed(output) == [as_listed(detection, True) for detection in expected]
     assert output.endswith("Wrote explanation.png")
 
     ((image, boxes, labels, heatmaps, options),) = figures
-    assert options == {"title": canvas.path.name, "area": (0, 0, 64, 64)}
+    assert options == {"title": canvas.path.name, "crop_box": (0, 0, 64, 64)}
     assert np.abs(np.asarray(image) / 255 - np.asarray(canvas.image()) / 255).max() < 1e-6
     assert boxes == [detection.box for detection in expected]
     assert labels == [f"{found.name}  {found.probability:.2f}" for found in expected]
@@ -85,12 +85,12 @@ def test_a_folder_of_hugging_face_and_a_picture_of_another_size(figures, saved):
     pixels, expected = detections(saved)
     assert len(expected) > 8
     output = explain("noise.png", "--model", "saved")
-    # The model sees 72 × 48 pixels of the picture's 150 × 100, and boxes are of the latter.
-    assert "of the picture, 150 wide and 100 high)" in output
+    # The model sees 72 × 48 pixels of the image's 150 × 100, and boxes are of the latter.
+    assert "of the image, 150 wide and 100 high)" in output
     assert listed(output) == [as_listed(found, i < 8, SCALE) for i, found in enumerate(expected)]
     ((image, boxes, labels, heatmaps, options),) = figures
     assert image.size == (150, 100)
-    assert options["area"] == (0, 0, 150, 100)
+    assert options["crop_box"] == (0, 0, 150, 100)
     assert len(boxes) == len(labels) == len(expected)
     for box, found in zip(boxes, expected, strict=True):
         assert box == pytest.approx([edge * SCALE for edge in found.box], abs=1e-4)
@@ -135,7 +135,7 @@ def test_nothing_detected_is_told(tmp_path):
     folders.detr(tmp_path / "unsure", decided=0.01)
     output = explain("--model", "unsure", code=1)
     assert re.search(
-        r"Error: unsure detects nothing in the picture: no query has a class with a probability "
+        r"Error: unsure detects nothing in the image: no query has a class with a probability "
         r"above 0\.5; the nearest to it is (cat|dog|house|tree) with 0\.2\d",
         output,
     )
@@ -148,7 +148,7 @@ def test_a_class_that_was_not_detected_is_told(tmp_path):
         model.class_labels_classifier.bias[1] += 100
     model.save_pretrained(tmp_path / "saved")
     output = explain("--model", "saved", "--target", "0", "--target", "house", code=2)
-    expected = "--target: saved detects no cat or house in the picture; it detects: dog"
+    expected = "--target: saved detects no cat or house in the image; it detects: dog"
     assert expected in output
 
 
@@ -159,7 +159,7 @@ def test_methods_explain_the_most_probable_detection(monkeypatch, saved):
     output = explain("noise.png", "--model", "saved", "--methods", ",".join(names))
     ((image, comparison, options),) = drawn
     assert image.size == (150, 100)
-    assert options == {"title": expected[0].name, "area": (0, 0, 150, 100)}
+    assert options == {"title": expected[0].name, "crop_box": (0, 0, 150, 100)}
     assert list(comparison.attributions) == names
     score = expected[0].query, expected[0].target
     ours = GenericAttention(saved.model).attribute(pixels[None], score)

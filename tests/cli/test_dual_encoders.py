@@ -37,7 +37,7 @@ def listed(output, text):
 def test_the_shipped_clip_explains_texts(figures):
     sentences = ["a bag and a boot", "a dress in the upper right", "a sneaker"]
     output = explain(*CLIP, *texts(*sentences))
-    assert "How well the shipped CLIP finds that texts fit the picture:" in output
+    assert "How well the shipped CLIP finds that texts fit the image:" in output
     assert output.endswith("Wrote explanation.png")
 
     model, ids = demo.load_clip(), demo.tokenize(sentences)
@@ -55,7 +55,7 @@ def test_the_shipped_clip_explains_texts(figures):
         ]  # fmt: skip
 
     ((image, heatmaps, words, titles, options),) = figures
-    assert options == {"title": "picture", "area": (0, 0, 64, 64)}
+    assert options == {"title": "image", "crop_box": (0, 0, 64, 64)}
     assert (
         np.abs(np.asarray(image) / 255 - np.asarray(demo.canvases()[0].image()) / 255).max() < 1e-6
     )
@@ -107,7 +107,7 @@ def test_the_figure_is_a_picture_of_panels():
 def test_a_folder_of_hugging_face(figures, tmp_path):
     model = folders.clip(tmp_path / "saved")
     output = explain("--model", "saved", *texts("Two cats!", "[and] $x$"))
-    assert "How well saved finds that texts fit the picture:" in output
+    assert "How well saved finds that texts fit the image:" in output
     assert len(listed(output, "[and] $x$")) == 3
     tokenizer = folders.clip_tokenizer()
     encoding = tokenizer(["Two cats!", "[and] $x$"], padding=True, return_tensors="pt")
@@ -119,7 +119,7 @@ def test_a_folder_of_hugging_face(figures, tmp_path):
     )
     ((image, heatmaps, words, _, options),) = figures
     assert image.size == (64, 64)
-    assert options["area"] == (0, 0, 64, 64)
+    assert options["crop_box"] == (0, 0, 64, 64)
     assert np.abs(heatmaps - in_picture[:, 0].numpy()).max() < 1e-6
     assert [[text for text, _ in word] for word in words[0]] == [["two"], ["ca", "ts"], ["!"]]
     values = [value for word in words[0] for _, value in word]
@@ -151,7 +151,7 @@ def test_methods_explain_the_first_text(monkeypatch):
     names = "Generic attention", "Raw attention", "Saliency"
     output = explain(*CLIP, *texts("a top", "a bag"), "--methods", ",".join(names))
     ((_, comparison, options),) = drawn
-    assert options == {"title": "a top", "area": (0, 0, 64, 64)}
+    assert options == {"title": "a top", "crop_box": (0, 0, 64, 64)}
     assert list(comparison.attributions) == ["Generic attention", "Raw attention"]
     # Token ids are whole numbers, which have no gradient.
     assert "Warning: Saliency is left out: One of the differentiated Tensors" in output
@@ -170,7 +170,7 @@ def test_methods_explain_the_first_text(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "--text: garments-clip compares the picture with texts: give at least one, such"),
+        ([], 2, "--text: garments-clip compares the image with texts: give at least one (two"),
         (
             texts("a hat"),
             2,
@@ -185,7 +185,7 @@ def test_methods_explain_the_first_text(monkeypatch):
         ([*texts("a bag"), "--top", "2"], 2, "--top: garments-clip scores the texts that it is gi"),
         ([*texts("a bag"), "--weights", "x.pth"], 2, "garments-clip brings its own weights"),
         ([*texts("a bag"), "--start-layer", "9"], 1, "Error: the shipped CLIP: start_layer=9"),
-        ([*texts("a bag"), "--methods", "theirs"], 2, "'theirs': there are all; ours; Generic"),
+        ([*texts("a bag"), "--methods", "theirs"], 2, "'theirs': there are all; generic; Generic"),
     ],
 )
 def test_failures_say_what_to_do(arguments, code, message, tmp_path):

@@ -41,7 +41,7 @@ def test_noise_tunnel_without_noise(method, nt_type):
 
 @pytest.mark.parametrize("nt_type", NOISE_TYPES)
 def test_noise_tunnel_gathers_noisy_attributions(method, nt_type):
-    """The tunnel's own formula over the attributions of the very pictures that it drew."""
+    """The tunnel's own formula over the attributions of the very images that it drew."""
     seen = []
 
     class Recording(GenericAttention):

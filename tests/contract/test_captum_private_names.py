@@ -1,7 +1,7 @@
 """The private names of Captum that the package uses: they exist and behave as it needs.
 
-Captum moves its private names between releases. If one of these fails, the package's imports in
-`captum_generic_attn/attribution.py` are what to mend.
+Captum moves its private names between releases. Only `captum_generic_attn/captum_api/` imports
+them, so that is the place to change if one of these tests fails.
 """
 
 import inspect

@@ -1,4 +1,4 @@
-"""Captum's own pictures of texts, made of what our methods return."""
+"""Captum's own images of texts, made of what our methods return."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The demo model and pictures that the package ships: what they are and that they do their work."""
+"""The demo model and images that the package ships: what they are and that they do their work."""
 
 import json
 from pathlib import Path

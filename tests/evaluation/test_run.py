@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 
 from captum_generic_attn import GenericAttention, RawAttention, demo, hf
 from captum_generic_attn.cli import app
-from captum_generic_attn.evaluation import DataError, PlanError, evaluate, read_plan
+from captum_generic_attn.errors import DataError, PlanError, UnreadableImageError
+from captum_generic_attn.evaluation import evaluate, read_plan
 from captum_generic_attn.evaluation.batch import drawn
 from captum_generic_attn.evaluation.text_classifier import TextClassifier
 from captum_generic_attn.evaluation.texts import read_texts, words_of_tokens
-from captum_generic_attn.files.images import UnreadablePictureError, open_picture
+from captum_generic_attn.files.images import open_image
 from captum_generic_attn.metrics import (
     TOKENS,
     Pixels,
@@ -43,13 +44,13 @@ COUNT = 5
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     """Some shipped canvases with masks of their garments."""
     folder = tmp_path_factory.mktemp("data")
-    for name in ("pictures", "masks"):
+    for name in ("images", "masks"):
         (folder / name).mkdir()
     for canvas in demo.canvases()[:COUNT]:
-        shutil.copy(canvas.path, folder / "pictures")
+        shutil.copy(canvas.path, folder / "images")
         mask = np.zeros((64, 64), dtype=np.uint8)
         for garment in canvas.garments:
             left, top, right, bottom = garment.box
@@ -91,15 +92,15 @@ def run(*arguments, code=0):
     return " ".join(re.sub("[│╭╮╰╯─]", " ", result.output).split())
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 
 @pytest.fixture(scope="module")
-def report(pictures):
+def report(images):
     return report_of(
-        pictures,
-        '[data]\nimages = "pictures"\nmasks = "masks"\n'
-        '[evaluation]\nmethods = ["ours", "Saliency"]\nbatch_size = 2',
+        images,
+        '[data]\nimages = "images"\nmasks = "masks"\n'
+        '[evaluation]\nmethods = ["generic", "Saliency"]\nbatch_size = 2',
     )
 
 
@@ -139,25 +140,25 @@ def test_each_grain_has_its_random_control(report):
     assert ours["positive"].value < chance["positive"].value
 
 
-def test_the_random_control_differs_from_picture_to_picture(pictures):
-    same = pictures / "same"
+def test_the_random_control_differs_from_picture_to_picture(images):
+    same = images / "same"
     same.mkdir()
     for name in "abcd":
         shutil.copy(demo.canvases()[0].path, same / f"{name}.png")
-    found = report_of(pictures, '[data]\nimages = "same"\n[evaluation]\nmetrics = ["saco"]')
+    found = report_of(images, '[data]\nimages = "same"\n[evaluation]\nmetrics = ["saco"]')
     ours, chance = (found.figures[name]["saco"] for name in found.figures)
     assert ours.low == pytest.approx(ours.high, abs=1e-6)
     assert chance.high - chance.low > 0.01
 
 
-def test_the_same_plan_gives_the_same_report(report, pictures):
+def test_the_same_plan_gives_the_same_report(report, images):
     text = (
-        '[data]\nimages = "pictures"\nmasks = "masks"\n'
-        '[evaluation]\nmethods = ["ours", "Saliency"]\nbatch_size = 2'
+        '[data]\nimages = "images"\nmasks = "masks"\n'
+        '[evaluation]\nmethods = ["generic", "Saliency"]\nbatch_size = 2'
     )
-    again = report_of(pictures, text)
+    again = report_of(images, text)
     assert again.as_json() == report.as_json()
-    other = report_of(pictures, f'{text}\nmetrics = ["saco"]\nseed = 5')
+    other = report_of(images, f'{text}\nmetrics = ["saco"]\nseed = 5')
     name = "Random, pixels"
     assert other.figures[name]["saco"].value != report.figures[name]["saco"].value
     ours = "Generic attention"
@@ -165,7 +166,7 @@ def test_the_same_plan_gives_the_same_report(report, pictures):
 
 
 @pytest.mark.parametrize("removed", ["black", "mean", "blur"])
-def test_removed_and_patch_are_what_the_plan_says(removed, pictures, by_hand):
+def test_removed_and_patch_are_what_the_plan_says(removed, images, by_hand):
     model, pixels, targets, _, maps = by_hand
     baseline = {
         "black": torch.full((1, 1, 1), -demo.MEAN / demo.STD),
@@ -176,8 +177,8 @@ def test_removed_and_patch_are_what_the_plan_says(removed, pictures, by_hand):
         model, Pixels(pixels, baseline, patch=8), maps, probability(targets, multi_label=True)
     )
     found = report_of(
-        pictures,
-        '[data]\nimages = "pictures"\n'
+        images,
+        '[data]\nimages = "images"\n'
         f'[evaluation]\nmetrics = ["saco"]\nremoved = "{removed}"\npatch = 8',
     )
     figure = found.figures["Generic attention"]["saco"]
@@ -190,11 +191,11 @@ def test_labels_are_the_names_of_sub_folders(tmp_path, by_hand):
     canvases = demo.canvases()[:2]
     names = [canvas.garments[0].name for canvas in canvases]
     for canvas, name in zip(canvases, names, strict=True):
-        (tmp_path / "pictures" / name / "deep").mkdir(parents=True, exist_ok=True)
-        shutil.copy(canvas.path, tmp_path / "pictures" / name / "deep")
+        (tmp_path / "images" / name / "deep").mkdir(parents=True, exist_ok=True)
+        shutil.copy(canvas.path, tmp_path / "images" / name / "deep")
     found = report_of(
         tmp_path,
-        '[data]\nimages = "pictures"\n'
+        '[data]\nimages = "images"\n'
         '[evaluation]\nmethods = ["Raw attention"]\nmetrics = ["deletion"]\nexplain = "label"',
     )
     targets = torch.tensor([demo.CLASSES.index(name) for name in names])
@@ -222,7 +223,7 @@ def test_a_model_of_exclusive_classes_is_asked_what_it_puts_first(tmp_path):
         mask[:, 90:] = (0, 0, 7)
         (tmp_path / "masks").mkdir(exist_ok=True)
         Image.fromarray(mask).save(tmp_path / "masks" / f"{name[0]}.png")
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     plan = (
         '[model]\nname = "test_vit"\nweights = "vit.safetensors"\n'
         '[data]\nimages = "."\n[evaluation]\nmetrics = ["positive"]\nbatch_size = 2'
@@ -257,16 +258,16 @@ def test_a_model_of_exclusive_classes_is_asked_what_it_puts_first(tmp_path):
     assert figures["pointing"].value == pytest.approx(float(hits))
     assert "still puts the class first" in " ".join(found.legend())
     # The TOML file itself, and the weights, and the notes.
-    assert found.notes[0].startswith("3 files in the folder are no pictures by their ending")
+    assert found.notes[0].startswith("3 files in the folder are no images by their ending")
 
 
-def test_pictures_without_a_right_place_are_left_out_and_counted(pictures, tmp_path):
-    shutil.copytree(pictures / "pictures", tmp_path / "pictures")
-    shutil.copytree(pictures / "masks", tmp_path / "masks")
+def test_pictures_without_a_right_place_are_left_out_and_counted(images, tmp_path):
+    shutil.copytree(images / "images", tmp_path / "images")
+    shutil.copytree(images / "masks", tmp_path / "masks")
     for file in sorted((tmp_path / "masks").iterdir())[:2]:
         Image.new("P", (64, 64)).save(file)
     text = (
-        '[data]\nimages = "pictures"\nmasks = "masks"\n'
+        '[data]\nimages = "images"\nmasks = "masks"\n'
         '[evaluation]\nmetrics = ["pointing"]\nbatch_size = 2'
     )
     found = report_of(tmp_path, text)
@@ -274,7 +275,7 @@ def test_pictures_without_a_right_place_are_left_out_and_counted(pictures, tmp_p
     (note,) = found.notes
     assert note.startswith(f"2 of {COUNT} masks mark nothing in what the model is shown: left out")
     Image.new("L", (64, 60)).save(min((tmp_path / "masks").iterdir()))
-    with pytest.raises(DataError, match="has 64 × 60 pixels, its picture 64 × 64"):
+    with pytest.raises(DataError, match="has 64 × 60 pixels, its image 64 × 64"):
         report_of(tmp_path, text)
 
 
@@ -287,16 +288,16 @@ def test_a_limit_draws_at_random():
     assert max(chosen) > 20
 
 
-def test_methods_that_cannot_run_are_refused_with_their_reason(tmp_path, pictures):
+def test_methods_that_cannot_run_are_refused_with_their_reason(tmp_path, images):
     torch.manual_seed(0)
     model = timm.create_model("test_efficientnet", num_classes=3)
     save_file(model.state_dict(), tmp_path / "convolutions.safetensors")
-    shutil.copytree(pictures / "pictures", tmp_path / "pictures")
+    shutil.copytree(images / "images", tmp_path / "images")
     text = (
         '[model]\nname = "test_efficientnet"\nweights = "convolutions.safetensors"\n'
-        '[data]\nimages = "pictures"\nlimit = 1\n[evaluation]\nmetrics = ["saco"]\n'
+        '[data]\nimages = "images"\nlimit = 1\n[evaluation]\nmetrics = ["saco"]\n'
     )
-    file = plan_file(tmp_path, f'{text}methods = ["ours", "Saliency"]')
+    file = plan_file(tmp_path, f'{text}methods = ["generic", "Saliency"]')
     output = run(file, "--output", tmp_path / "report.json")
     assert "Warning: Generic attention is refused: " in output
     assert "no attention" in output
@@ -312,10 +313,10 @@ def test_methods_that_cannot_run_are_refused_with_their_reason(tmp_path, picture
 # ---------------------------------------------------------------- the command
 
 
-def test_the_table_and_the_json_say_the_same(pictures, tmp_path):
+def test_the_table_and_the_json_say_the_same(images, tmp_path):
     file = plan_file(
-        pictures,
-        '[data]\nimages = "pictures"\nmasks = "masks"\nlimit = 3\n'
+        images,
+        '[data]\nimages = "images"\nmasks = "masks"\nlimit = 3\n'
         '[evaluation]\nmetrics = ["positive", "pointing", "saco"]\n',
     )
     output = run(file, "--output", tmp_path / "report.json")
@@ -331,7 +332,7 @@ def test_the_table_and_the_json_say_the_same(pictures, tmp_path):
     assert "method positive ↓ SaCo ↑" in output
     assert "method pointing game ↑" in output
     assert "examples 3 3" in output
-    assert "3 pictures (drawn at random out of 5), explained: the class that the model" in output
+    assert "3 images (drawn at random out of 5), explained: the class that the model" in output
     assert kept["meaning"]["positive"]["better"] == "lower"
     assert kept["settings"]["removed"] == {"positive": "black", "saco": "mean"}
     assert kept["about"]["available"] == COUNT
@@ -344,13 +345,13 @@ def test_the_table_and_the_json_say_the_same(pictures, tmp_path):
     assert area == pytest.approx(kept["figures"]["Generic attention"]["positive"]["value"])
 
 
-def test_the_example_of_the_documentation_runs(pictures, tmp_path):
-    shutil.copytree(pictures / "pictures", tmp_path / "pictures")
-    shutil.copytree(pictures / "masks", tmp_path / "masks")
+def test_the_example_of_the_documentation_runs(images, tmp_path):
+    shutil.copytree(images / "images", tmp_path / "images")
+    shutil.copytree(images / "masks", tmp_path / "masks")
     shutil.copy(EXAMPLE, tmp_path)
     run(tmp_path / EXAMPLE.name, "--output", tmp_path / "report.md")
     report = (tmp_path / "report.md").read_text("utf-8")
-    assert report.startswith(f"# the shipped model: {COUNT} pictures\n")
+    assert report.startswith(f"# the shipped model: {COUNT} images\n")
     assert "| method | positive ↓ | negative ↑ | SaCo ↑ |\n|---|--:|--:|--:|\n" in report
     assert re.search(r"\n\| Random, 8 × 8 \| [\d.]+ ± [\d.]+ \| ", report)
     assert f"\n| examples | {COUNT} | {COUNT} | {COUNT} |\n" in report
@@ -378,27 +379,27 @@ def test_the_example_names_every_key_method_and_metric():
     [
         ("images = ", "is no TOML file that can be read"),
         pytest.param("a = " + "[" * 100_000, "is no TOML file that can be read", id="nested"),
-        ('[dat]\nimages = "pictures"', "there is no table [dat] (nearest: data); the tables are"),
-        ('data = "pictures"', "[data] is a table, with keys of its own"),
+        ('[dat]\nimages = "images"', "there is no table [dat] (nearest: data); the tables are"),
+        ('data = "images"', "[data] is a table, with keys of its own"),
         ("", "[data]: either images = FOLDER or texts = FILE is needed"),
-        ('[data]\nimages = "pictures"\ntexts = "texts.jsonl"', "not both"),
-        ('[data]\nimage = "pictures"', "there is no key 'image' (nearest: images); the keys are"),
+        ('[data]\nimages = "images"\ntexts = "texts.jsonl"', "not both"),
+        ('[data]\nimage = "images"', "there is no key 'image' (nearest: images); the keys are"),
         ('[data]\nimages = "nowhere"', "no folder (paths start from that of the TOML file)"),
         ("[data]\nimages = 3", "images = 3: a text in quotation marks is needed"),
         ('[data]\ntexts = "nowhere"', "no file (paths start from the TOML file's folder)"),
-        ('[data]\nimages = "pictures"\nlimit = 0', "limit = 0: a whole number of at least 1"),
-        ('[data]\nimages = "pictures"\nlimit = true', "limit = True: a whole number of at least 1"),
+        ('[data]\nimages = "images"\nlimit = 0', "limit = 0: a whole number of at least 1"),
+        ('[data]\nimages = "images"\nlimit = true', "limit = True: a whole number of at least 1"),
         ('[data]\ntexts = "texts.jsonl"\nmasks = "masks"', "they belong to images"),
         ('[data]\ntexts = "texts.jsonl"', "[model] name is left out: for texts, the Hugging Face"),
-        ('[data]\nimages = "pictures"\n[model]\nweights = "texts.jsonl"', "give the name of the"),
-        ('[data]\nimages = "pictures"\n[model]\nname = "masks"\nweights = "texts.jsonl"',
+        ('[data]\nimages = "images"\n[model]\nweights = "texts.jsonl"', "give the name of the"),
+        ('[data]\nimages = "images"\n[model]\nname = "masks"\nweights = "texts.jsonl"',
          "brings its own weights"),
-        ('[data]\nimages = "pictures"\n[model]\nname = "vit_b_61"', "[model] name = 'vit_b_61': "),
+        ('[data]\nimages = "images"\n[model]\nname = "vit_b_61"', "[model] name = 'vit_b_61': "),
     ],
 )  # fmt: skip
-def test_wrong_tables_say_what_is_allowed(text, message, pictures):
-    (pictures / "texts.jsonl").write_text("{}")
-    output = run(plan_file(pictures, text), code=2)
+def test_wrong_tables_say_what_is_allowed(text, message, images):
+    (images / "texts.jsonl").write_text("{}")
+    output = run(plan_file(images, text), code=2)
     assert message in output
     assert "Traceback" not in output
 
@@ -407,23 +408,23 @@ def test_wrong_tables_say_what_is_allowed(text, message, pictures):
     ("line", "message"),
     [
         ('methods = ["Raw atention"]', "no 'Raw atention' (nearest: Raw attention"),
-        ('methods = "ours"', '"all", or a list of names is needed'),
-        ("methods = []", "a list of some of these is needed: ours, Generic attention"),
+        ('methods = "generic"', '"all", or a list of names is needed'),
+        ("methods = []", "a list of some of these is needed: generic, Generic attention"),
         ('methods = ["LRP", "LRP"]', "a name stands there twice"),
-        ('methods = ["ours", "Generic attention"]', "are the same method"),
+        ('methods = ["generic", "Generic attention"]', "are the same method"),
         ('metrics = ["delete"]', "no 'delete' (nearest: deletion); there is 'positive', "),
         ('metrics = ["pointing"]', "'pointing' needs masks = FOLDER under [data]"),
-        ('metrics = ["token_f1"]', "'token_f1' is a metric of texts, not of pictures"),
+        ('metrics = ["token_f1"]', "'token_f1' is a metric of texts, not of images"),
         ('explain = "labels"', "there is 'prediction' or 'label' (nearest: label)"),
         ('removed = "white"', "removed = 'white': there is 'black', 'mean' or 'blur'"),
         ("patch = 0", "patch = 0: a whole number of at least 1 is needed"),
-        ("patch = 7", "patch = 7: the model's pictures are 64 × 64 pixels"),
+        ("patch = 7", "patch = 7: the model's images are 64 × 64 pixels"),
         ("batch_size = 2.5", "batch_size = 2.5: a whole number of at least 1 is needed"),
         ("seed = -1", "seed = -1: a whole number from 0 to 2147483648 is needed"),
     ],
 )
-def test_wrong_settings_say_what_is_allowed(line, message, pictures):
-    file = plan_file(pictures, f'[data]\nimages = "pictures"\n[evaluation]\n{line}')
+def test_wrong_settings_say_what_is_allowed(line, message, images):
+    file = plan_file(images, f'[data]\nimages = "images"\n[evaluation]\n{line}')
     with pytest.raises(PlanError) as raised:
         evaluate(read_plan(file))
     told = str(raised.value)
@@ -439,19 +440,19 @@ def test_wrong_settings_say_what_is_allowed(line, message, pictures):
         (["plan.toml", "--output", "nowhere/report.md"], "is no file in an existing folder"),
     ],
 )
-def test_wrong_arguments(arguments, message, pictures, monkeypatch):
-    monkeypatch.chdir(pictures)
-    plan_file(pictures, '[data]\nimages = "pictures"')
+def test_wrong_arguments(arguments, message, images, monkeypatch):
+    monkeypatch.chdir(images)
+    plan_file(images, '[data]\nimages = "images"')
     assert message in run(*arguments, code=2)
 
 
-def test_missing_libraries_are_told_before_the_work(pictures, monkeypatch):
+def test_missing_libraries_are_told_before_the_work(images, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
-    output = run(plan_file(pictures, '[data]\nimages = "pictures"'), code=1)
+    output = run(plan_file(images, '[data]\nimages = "images"'), code=1)
     assert "pip install 'captum-generic-attn[metrics]'" in output
 
 
-def test_a_full_disk_is_told(pictures, tmp_path):
+def test_a_full_disk_is_told(images, tmp_path):
     full = tmp_path / "full.json"
     try:
         full.symlink_to("/dev/full")
@@ -459,24 +460,24 @@ def test_a_full_disk_is_told(pictures, tmp_path):
         pytest.skip("no symbolic links")
     if not full.exists():
         pytest.skip("no /dev/full")
-    text = '[data]\nimages = "pictures"\nlimit = 1\n[evaluation]\nmetrics = ["saco"]'
-    output = run(plan_file(pictures, text), "--output", full, code=1)
+    text = '[data]\nimages = "images"\nlimit = 1\n[evaluation]\nmetrics = ["saco"]'
+    output = run(plan_file(images, text), "--output", full, code=1)
     assert "cannot be written: No space left" in output
     assert "SaCo ↑" in output
 
 
-def test_data_that_cannot_be_used(tmp_path, pictures):
+def test_data_that_cannot_be_used(tmp_path, images):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "a.png").write_text("no picture")
+    (tmp_path / "broken" / "a.png").write_text("no image")
     empty = run(plan_file(tmp_path, '[data]\nimages = "empty"'), code=1)
-    assert "there is no picture in " in empty
+    assert "there is no image in " in empty
     broken = run(plan_file(tmp_path, '[data]\nimages = "broken"'), code=1)
-    assert "is no picture that Pillow can read" in broken
+    assert "is no image that Pillow can read" in broken
     label = '[evaluation]\nexplain = "label"'
-    flat = run(plan_file(pictures, f'[data]\nimages = "pictures"\n{label}'), code=1)
+    flat = run(plan_file(images, f'[data]\nimages = "images"\n{label}'), code=1)
     assert "lies in no sub-folder that would name its class" in flat
-    other = run(plan_file(pictures, f'[data]\nimages = "."\n{label}'), code=1)
+    other = run(plan_file(images, f'[data]\nimages = "."\n{label}'), code=1)
     assert "sub-folders must be named like classes: the shipped model has no class" in other
 
 
@@ -486,26 +487,26 @@ def test_files_that_pillow_only_writes_or_measures_are_no_pictures(tmp_path):
     shutil.copy(demo.canvases()[0].path, tmp_path / "A.PNG")
     found = report_of(tmp_path, '[data]\nimages = "."\n[evaluation]\nmetrics = ["deletion"]')
     assert found.about["evaluated"] == 1
-    assert found.notes[0].startswith("5 files in the folder are no pictures")
+    assert found.notes[0].startswith("5 files in the folder are no images")
 
 
-def test_devices_that_are_not_there_are_told(pictures):
+def test_devices_that_are_not_there_are_told(images):
     for device, reason in (("warp 9", "warp"), ("meta", "it holds no numbers")):
-        text = f'[model]\ndevice = "{device}"\n[data]\nimages = "pictures"'
+        text = f'[model]\ndevice = "{device}"\n[data]\nimages = "images"'
         with pytest.raises(PlanError, match=rf"device = '{device}'.*cannot compute.*{reason}"):
-            read_plan(plan_file(pictures, text))
+            read_plan(plan_file(images, text))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch can use")
-@pytest.mark.parametrize("kind", ["pictures", "texts"])
-def test_a_gpu_gives_the_figures_of_the_cpu(kind, pictures, bert):
-    folder = pictures if kind == "pictures" else bert[0]
-    text = '[data]\nimages = "pictures"\nmasks = "masks"' if kind == "pictures" else HEAD
-    model = "[model]\n" if kind == "pictures" else ""
+@pytest.mark.parametrize("kind", ["images", "texts"])
+def test_a_gpu_gives_the_figures_of_the_cpu(kind, images, bert):
+    folder = images if kind == "images" else bert[0]
+    text = '[data]\nimages = "images"\nmasks = "masks"' if kind == "images" else HEAD
+    model = "[model]\n" if kind == "images" else ""
     reports = [
         report_of(
             folder,
-            f'{model}device = "cuda"\n{text}' if kind == "pictures"
+            f'{model}device = "cuda"\n{text}' if kind == "images"
             else text.replace("[data]", 'device = "cuda"\n[data]'),
         ),
         report_of(folder, text),
@@ -526,16 +527,16 @@ def test_a_classifier_of_one_class_has_nothing_to_choose(tmp_path):
 
 
 def test_transparent_pictures_are_laid_on_white_and_noted(tmp_path):
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     canvas = np.asarray(demo.canvases()[0].image())
     clear = np.concatenate([canvas, np.full((64, 64, 1), 255, dtype=np.uint8)], axis=2)
     clear[:9] = 0
     white = np.where(clear[..., 3:] > 0, canvas, 255).astype(np.uint8)
-    plan = '[data]\nimages = "pictures"\n[evaluation]\nmetrics = ["deletion"]\nbatch_size = 1'
+    plan = '[data]\nimages = "images"\n[evaluation]\nmetrics = ["deletion"]\nbatch_size = 1'
     found = []
     for values in (white, clear):
         for name in ("a.png", "b.png"):
-            Image.fromarray(values).save(tmp_path / "pictures" / name)
+            Image.fromarray(values).save(tmp_path / "images" / name)
         found.append(report_of(tmp_path, plan))
     assert found[0].notes == ()
     (note,) = found[1].notes
@@ -543,10 +544,10 @@ def test_transparent_pictures_are_laid_on_white_and_noted(tmp_path):
     assert found[0].figures["Generic attention"] == found[1].figures["Generic attention"]
 
 
-def test_kernel_shap_has_a_control_of_its_patches(pictures):
+def test_kernel_shap_has_a_control_of_its_patches(images):
     found = report_of(
-        pictures,
-        '[data]\nimages = "pictures"\nlimit = 1\n'
+        images,
+        '[data]\nimages = "images"\nlimit = 1\n'
         '[evaluation]\nmethods = ["Kernel SHAP"]\nmetrics = ["deletion"]',
     )
     assert list(found.controls) == ["Random, 8 × 8"]
@@ -555,12 +556,12 @@ def test_kernel_shap_has_a_control_of_its_patches(pictures):
 def test_greys_of_sixteen_bits_are_not_all_white(tmp_path):
     ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    found = np.asarray(open_picture(tmp_path / "ramp.png"))
+    found = np.asarray(open_image(tmp_path / "ramp.png"))
     assert (found == ramp >> 8).all()
     for values, kind in ((np.float32(ramp / 65535), "floats"), (np.int32(ramp), "whole numbers")):
         Image.fromarray(values).save(tmp_path / "values.tiff")
-        with pytest.raises(UnreadablePictureError, match=f"values.tiff' holds {kind}.*8 or 16"):
-            open_picture(tmp_path / "values.tiff")
+        with pytest.raises(UnreadableImageError, match=f"values.tiff' holds {kind}.*8 or 16"):
+            open_image(tmp_path / "values.tiff")
 
 
 def test_broken_files_are_told_whatever_pillow_says_of_them(tmp_path, monkeypatch):
@@ -571,16 +572,16 @@ def test_broken_files_are_told_whatever_pillow_says_of_them(tmp_path, monkeypatc
             raise error
 
         monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", broken)
-        with pytest.raises(UnreadablePictureError, match=r"a\.png' cannot be read: odd"):
-            open_picture(tmp_path / "a.png")
+        with pytest.raises(UnreadableImageError, match=r"a\.png' cannot be read: odd"):
+            open_image(tmp_path / "a.png")
 
 
-def test_missing_weights_are_told_in_words_of_the_file(tmp_path, pictures):
+def test_missing_weights_are_told_in_words_of_the_file(tmp_path, images):
     torch.save({"odd": torch.ones(2)}, tmp_path / "odd.pth")
-    shutil.copytree(pictures / "pictures", tmp_path / "pictures")
+    shutil.copytree(images / "images", tmp_path / "images")
     file = plan_file(
         tmp_path,
-        '[model]\nname = "test_vit"\nweights = "odd.pth"\n[data]\nimages = "pictures"',
+        '[model]\nname = "test_vit"\nweights = "odd.pth"\n[data]\nimages = "images"',
     )
     assert "do not fit timm/test_vit" in run(file, code=1)
 
@@ -738,7 +739,7 @@ def test_lines_that_cannot_be_used(line, message, bert):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('metrics = ["pointing"]', "'pointing' is a metric of pictures, not of texts"),
+        ('metrics = ["pointing"]', "'pointing' is a metric of images, not of texts"),
         ('removed = "mean"', "it is about pixels; words are dropped"),
         ("patch = 8", "it is about pixels"),
     ],

@@ -161,16 +161,16 @@ def test_the_broken_variants_of_two_towers(evidence, pictures) -> None:
     ids = demo.tokenize(ONE)
     found = GenericAttention(model).relevance((pictures, ids))
     broken = evidence.methods.broken_clip(model, (8, 8))
-    of_picture, of_text = broken["ours, broken: R transposed"].attribute((pictures, ids))
+    of_image, of_text = broken["ours, broken: R transposed"].attribute((pictures, ids))
     matrix = found.matrix("pixel_values", "pixel_values")
-    torch.testing.assert_close(of_picture, matrix[:, 1:, 0].view(3, 8, 8))
+    torch.testing.assert_close(of_image, matrix[:, 1:, 0].view(3, 8, 8))
     ends = (ids == demo.VOCABULARY.index("[END]")).int().argmax(1)
     for row, end in enumerate(ends.tolist()):
         column = found.matrix("input_ids", "input_ids")[row, :, end].clone()
         column[end] = 0
         torch.testing.assert_close(of_text[row], column)
-    of_picture, of_text = broken["ours, broken: wrong row"].attribute(
+    of_image, of_text = broken["ours, broken: wrong row"].attribute(
         (pictures, ids), return_input_shape=False
     )
-    torch.testing.assert_close(of_picture.flatten(1)[:, 1:], matrix[:, 1, 2:])
+    torch.testing.assert_close(of_image.flatten(1)[:, 1:], matrix[:, 1, 2:])
     torch.testing.assert_close(of_text[:, 0], found.matrix("input_ids", "input_ids")[:, 1, 0])

@@ -1,4 +1,4 @@
-"""Pictures in files that anyone may have made: the picture that people see, or an error by name."""
+"""Images in files that anyone may have made: the image that people see, or an error by name."""
 
 import json
 import os
@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.picture_mutations import HEIGHT, NOISE, WIDTH, files, png, written
+from helpers.image_mutations import HEIGHT, NOISE, WIDTH, files, png, written
 from PIL import Image
 
 from captum_generic_attn import demo
+from captum_generic_attn.errors import UnreadableImageError
 from captum_generic_attn.files import images as picture_files
-from captum_generic_attn.files.images import UnreadablePictureError, open_picture, open_rgb, rgb
-from captum_generic_attn.models.seen_area import _shaded
+from captum_generic_attn.files.images import open_image, open_rgb, rgb
+from captum_generic_attn.models.seen_crop import _shaded
 from captum_generic_attn.visualization import overlay
 
 RGB = NOISE[..., :3]
@@ -38,7 +39,7 @@ def read(tmp_path: Path, data: bytes, *remarks: str, name: str = "one") -> np.nd
 
 def refused(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "one").write_bytes(data)
-    with pytest.raises(UnreadablePictureError, match=f"one': {message}|one' {message}"):
+    with pytest.raises(UnreadableImageError, match=f"one': {message}|one' {message}"):
         open_rgb(tmp_path / "one")
 
 
@@ -56,7 +57,7 @@ def test_damaged_files_are_refused_or_read_in_bounded_memory(tmp_path, count):
     done = subprocess.run(
         [
             sys.executable, "-c",
-            f"from helpers import picture_mutations as m; m.run({count}, 1200)",
+            f"from helpers import image_mutations as m; m.run({count}, 1200)",
         ],
         cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600,
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
@@ -85,25 +86,25 @@ def test_a_png_file_with_any_byte_changed_is_no_other_picture(tmp_path, name):
             path.write_bytes(changed)
             try:
                 found = np.asarray(open_rgb(path))
-            except UnreadablePictureError:
+            except UnreadableImageError:
                 continue
             assert np.array_equal(found, expected), place
 
 
 def test_what_is_no_picture(tmp_path):
-    refused(tmp_path, b"", "is no picture that Pillow can read")
-    refused(tmp_path, b"a text", "is no picture that Pillow can read")
-    refused(tmp_path, bytes(1000), "is no picture that Pillow can read")
+    refused(tmp_path, b"", "is no image that Pillow can read")
+    refused(tmp_path, b"a text", "is no image that Pillow can read")
+    refused(tmp_path, bytes(1000), "is no image that Pillow can read")
     for name, data in files().items():
         if name in {"moving.gif", "pages.tif"}:  # the first of their frames is whole
             continue
         path = tmp_path / f"cut {name}"
         path.write_bytes(data[: len(data) // 3])
-        with pytest.raises(UnreadablePictureError, match=re.escape(repr(str(path)))):
+        with pytest.raises(UnreadableImageError, match=re.escape(repr(str(path)))):
             open_rgb(path)
-    with pytest.raises(UnreadablePictureError, match=r"cannot be read: .*directory"):
+    with pytest.raises(UnreadableImageError, match=r"cannot be read: .*directory"):
         open_rgb(tmp_path)
-    with pytest.raises(UnreadablePictureError, match=r"cannot be read: .*No such file"):
+    with pytest.raises(UnreadableImageError, match=r"cannot be read: .*No such file"):
         open_rgb(tmp_path / "missing.png")
 
 
@@ -123,9 +124,9 @@ def test_pictures_beyond_pillows_limit_are_refused(tmp_path, monkeypatch, name, 
         message = message.replace(str(limit), str(2 * limit))
     refused(tmp_path, data, message + "; save it smaller, such as 4000 pixels wide")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH)
-    assert open_picture(tmp_path / "one").size == (WIDTH, HEIGHT)
+    assert open_image(tmp_path / "one").size == (WIDTH, HEIGHT)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    assert open_picture(tmp_path / "one").size == (WIDTH, HEIGHT)
+    assert open_image(tmp_path / "one").size == (WIDTH, HEIGHT)
 
 
 def test_shades_of_a_large_picture_take_a_byte_a_pixel():
@@ -196,7 +197,7 @@ def test_opaque_pictures_are_as_they_are(tmp_path):
 def test_masks_keep_their_transparency(tmp_path):
     """What marks in a mask is its values; white would be laid where nothing is marked."""
     (tmp_path / "one").write_bytes(written(Image.fromarray(NOISE), "PNG"))
-    assert np.array_equal(np.asarray(open_picture(tmp_path / "one")), NOISE)
+    assert np.array_equal(np.asarray(open_image(tmp_path / "one")), NOISE)
 
 
 def test_pictures_that_are_given_are_laid_on_white_as_well():
@@ -241,7 +242,7 @@ def test_colours_of_other_kinds(tmp_path):
     assert read(tmp_path, png(2, 1, 16, 2, rows))[0].tolist() == [[255, 1, 0], [0, 2, 1]]
     lab = Image.new("LAB", (8, 8), (255, 128, 128))
     assert np.abs(read(tmp_path, written(lab, "TIFF")) - 255).max() <= 2
-    with pytest.raises(ValueError, match=r"no colours of a picture of mode La \(.*save it as RGB"):
+    with pytest.raises(ValueError, match=r"no colours of an image of mode La \(.*save it as RGB"):
         rgb(Image.new("La", (8, 8)))
     with pytest.raises(ValueError, match="mode F does not say which value is white"):
         demo.preprocess(Image.new("F", (8, 8)))

@@ -15,8 +15,9 @@ from helpers.saved_mutations import joined, parts, with_metadata
 from helpers.tiny_models import pictures, sentences, two_towers
 
 from captum_generic_attn import Comparison, GenericAttention, Relevance
+from captum_generic_attn.errors import UnavailableWeightsError
 from captum_generic_attn.files import tensors as saved
-from captum_generic_attn.models.checkpoints import UnavailableWeightsError, read_state
+from captum_generic_attn.models.checkpoints import read_state
 
 KINDS = {"relevance": Relevance, "comparison": Comparison}
 

@@ -67,7 +67,7 @@ def siglip(folder, longest=64):
 
 
 def detr(folder, kind="Detr", decided=8.0, **processing):
-    """A DETR that finds several things in any picture; the higher `decided`, the surer it is."""
+    """A DETR that finds several things in any image; the higher `decided`, the surer it is."""
     backbone = T.ConvNextConfig(
         num_stages=2, depths=[1, 1], hidden_sizes=[8, 16], out_features=["stage2"]
     )

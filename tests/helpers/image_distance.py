@@ -1,16 +1,16 @@
-"""How far two pictures of figures are from each other: for golden pictures and for notebooks."""
+"""How far two images of figures are from each other: for golden images and for notebooks."""
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-# Measured with the golden pictures: up to 0.24 where a figure is drawn again (the files have 256
+# Measured with the golden images: up to 0.24 where a figure is drawn again (the files have 256
 # colours), up to 0.35 with other letters at another resolution; mistakes from 0.88 on (a DETR's
 # tokens shifted by one), most above 2.
 LIMIT = 0.6
 
 
 def distance(one, other):
-    """The mean difference of the colours of two PIL pictures, their greys taken away, both made
+    """The mean difference of the colours of two PIL images, their greys taken away, both made
     small and blurred: in 0 … 255, though most of a page is white in both.
     """
     colours = []

@@ -1,6 +1,6 @@
 """The page in a real browser: what is chosen there, and what is seen. Needs Captum 0.8, chromium.
 
-With SCREENSHOTS=folder, pictures of the page are written there.
+With SCREENSHOTS=folder, images of the page are written there.
 """
 
 import base64
@@ -97,15 +97,15 @@ class Page:
         Select(self.named(name)).select_by_visible_text(value)
 
     def fetch(self):
-        before = self.pictures()
+        before = self.images()
         self.button("Fetch").click()
-        self.wait(lambda _: len(self.pictures()) == 4 and self.pictures() != before)
+        self.wait(lambda _: len(self.images()) == 4 and self.images() != before)
 
     def explain(self, label):
         """Click one of the scores of the first example."""
-        before = self.pictures()[0]
+        before = self.images()[0]
         self.button(f"{label} (", self.panel).click()
-        self.wait(lambda _: self.pictures()[0] != before)
+        self.wait(lambda _: self.images()[0] != before)
 
     def button(self, start, within=None):
         (found,) = [b for b in self.all("button", within) if b.text.startswith(start)]
@@ -201,9 +201,9 @@ def test_pictures(dashboard, browser):
     assert list(page.scores()) == names
     assert list(page.scores().values()) == pytest.approx(scores.tolist(), abs=6e-4)
     method = GenericAttention(model)
-    assert_shows(page.pictures()[0], method.attribute(pixels, int(order[0])), pixels)
+    assert_shows(page.images()[0], method.attribute(pixels, int(order[0])), pixels)
     page.explain(names[1])
-    assert_shows(page.pictures()[0], method.attribute(pixels, int(order[1])), pixels)
+    assert_shows(page.images()[0], method.attribute(pixels, int(order[1])), pixels)
     page.screenshot("insights.png", panels=2)
 
     page.choose("selected_method", "Attention Rollout")
@@ -216,15 +216,15 @@ def test_pictures(dashboard, browser):
     pixels = example(4)  # the next four
     target = int(model(pixels).argmax())
     changed = GenericAttention(model, start_layer=-1, interpolation="nearest")
-    assert_shows(page.pictures()[0], changed.attribute(pixels, target), pixels)
+    assert_shows(page.images()[0], changed.attribute(pixels, target), pixels)
     with pytest.raises(AssertionError):
-        assert_shows(page.pictures()[0], method.attribute(pixels, target), pixels)
+        assert_shows(page.images()[0], method.attribute(pixels, target), pixels)
 
     # An error is hidden by the page, but not on the terminal; then all goes on.
     layers = page.named("layers")
     layers.send_keys("nowhere")
     page.button("Fetch").click()
-    page.wait(lambda _: not page.pictures())
+    page.wait(lambda _: not page.images())
     layers.send_keys("\ue003" * len("nowhere"))  # backspace
     page.fetch()
     code, errors = shown.interrupt()
@@ -255,9 +255,9 @@ def test_pictures_with_captions(dashboard, browser):
     assert min(shared.values()) > 20
     page.screenshot("insights_multimodal.png", panels=1)
 
-    before = page.pictures()[0]
+    before = page.images()[0]
     page.explain("one is there")
-    assert np.abs(pixels_of(page.pictures()[0]) - pixels_of(before)).max() > 50
+    assert np.abs(pixels_of(page.images()[0]) - pixels_of(before)).max() > 50
     coloured = [place for place, (_, colour) in enumerate(page.words()) if colour != no_colour]
     assert {8, 9, 10, 11, 12} <= set(coloured) <= set(range(7, 14))
 

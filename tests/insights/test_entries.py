@@ -131,7 +131,7 @@ def without_insights(monkeypatch):
         insights.unregister,
         lambda: insights.select(None),
         lambda: insights.serve(None),
-        insights.picture_visualizer,
+        insights.image_visualizer,
         insights.caption_visualizer,
     ],
 )

@@ -81,14 +81,26 @@ def test_what_came_back_once_comes_back_again(method):
         (GenericAttention, "normalize", ("True", "False")),
         (GenericAttention, "own", ("zero", "keep")),
         (GenericAttention, "interpolation", ("bilinear", "nearest")),
-        (GenericAttention, "lrp", ("False", "original", "ours", "detr", "epsilon", "gamma")),
+        (
+            GenericAttention,
+            "lrp",
+            ("False", "chefer2021_full", "chefer2021", "chefer2021_detr", "epsilon", "gamma"),
+        ),
         (AttentionRollout, "row_normalize", ("True", "False")),
         (AttentionGradCam, "weights_from", ("explained_rows", "all")),
         (AttentionGradCam, "scale", ("minmax", "None")),
         (TransformerAttribution, "own", ("zero", "keep", "row_min")),
         # These rules hold attention constant, so that it has no relevance.
-        (PartialLrp, "rules", ("original", "ours", "detr", "epsilon", "gamma")),
-        (Lrp, "rules", ("original", "ours", "detr", "epsilon", "gamma", "frozen")),
+        (
+            PartialLrp,
+            "rules",
+            ("chefer2021_full", "chefer2021", "chefer2021_detr", "epsilon", "gamma"),
+        ),
+        (
+            Lrp,
+            "rules",
+            ("chefer2021_full", "chefer2021", "chefer2021_detr", "epsilon", "gamma", "frozen"),
+        ),
     ],
 )
 def test_choices(method, option, choices):

@@ -108,21 +108,21 @@ def test_arguments_of_the_page_change_what_is_calculated(registered):
     model = tiny_vit()
     name = "Generic Attention"
     sent = as_the_page_sends(
-        registered, name, layers="blocks.1", rows="0 2", normalize="False", lrp="ours",
+        registered, name, layers="blocks.1", rows="0 2", normalize="False", lrp="chefer2021",
         interpolation="nearest",
     )  # fmt: skip
     (found,) = AttributionCalculation([model], list("abcde"), []).calculate_attribution(
         None, (pictures(1),), None, torch.tensor(3), name, sent, model
     )
     method = GenericAttention(
-        model, layers=["blocks.1"], rows=[0, 2], normalize=False, lrp="ours",
+        model, layers=["blocks.1"], rows=[0, 2], normalize=False, lrp="chefer2021",
         interpolation="nearest",
     )  # fmt: skip
     assert torch.equal(found, method.attribute(pictures(1), 3))
 
 
 def test_select(registered):
-    visualizer = insights.picture_visualizer()
+    visualizer = insights.image_visualizer()
     page = visualizer.get_insights_config()
     assert page["selected_method"] == "Generic Attention"
     assert set(NAMES) < set(page["methods"])
@@ -135,7 +135,7 @@ def test_select(registered):
 def test_the_first_page_of_pictures(registered):
     from captum_generic_attn import demo
 
-    visualizer = insights.picture_visualizer()
+    visualizer = insights.image_visualizer()
     shown = [output for (output,) in visualizer.visualize()]
     assert len(shown) == 4
     for output, canvas in zip(shown, demo.canvases(), strict=False):
@@ -148,7 +148,7 @@ def test_the_first_page_of_pictures(registered):
 
 
 def test_pages_of_pictures_come_again_in_the_same_order(registered):
-    visualizer = insights.picture_visualizer()
+    visualizer = insights.image_visualizer()
     batches = [next(visualizer._dataset_iter) for _ in range(25)]
     assert torch.equal(batches[0].inputs[0], batches[24].inputs[0])
     assert len({float(batch.inputs[0].sum()) for batch in batches}) == 24

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_generic_attn.lrp import RULE_SETS, RuleSet, rule_set, rule_sets
+from captum_generic_attn.lrp import RULE_SETS, RuleSet, rule_sets
+from captum_generic_attn.lrp.rule_sets import rule_set
 from captum_generic_attn.lrp.rules import (
     STABILISER,
     AlphaBeta,
     Balanced,
-    Box,
     Conserved,
     Epsilon,
     Examples,
@@ -23,6 +23,7 @@ from captum_generic_attn.lrp.rules import (
     Halved,
     Proportional,
     Step,
+    ZBox,
     first_axis,
     per_unit,
     shares,
@@ -151,7 +152,7 @@ def test_gamma_conserves_and_mirrors(shape, seed) -> None:
 def test_box(shape, seed) -> None:
     batch, features, out = shape
     x, weight, relevance = drawn(seed, (batch, features), (out, features), (batch, out))
-    ours = of_weight(Box(), x, weight, linear(x, weight), relevance)
+    ours = of_weight(ZBox(), x, weight, linear(x, weight), relevance)
     theirs = torch.zeros_like(x)
     for b in range(batch):
         low, high = x[b].min(), x[b].max()
@@ -264,13 +265,13 @@ def test_rule_sets_are_data() -> None:
         assert rule_set(name) is rules
         assert rule_set(rules) is rules
         assert eval(repr(rules), vars(rule_sets)) == rules  # noqa: S307 - our own words
-    changed = replace(RULE_SETS["ours"], inert=True)
+    changed = replace(RULE_SETS["chefer2021"], inert=True)
     assert isinstance(changed, RuleSet)
-    assert changed != RULE_SETS["ours"]
+    assert changed != RULE_SETS["chefer2021"]
 
 
 def test_wrong_rule_sets_are_named() -> None:
-    with pytest.raises(ValueError, match="rules='theirs' is none of original, ours, detr, epsilon"):
+    with pytest.raises(ValueError, match="rules='theirs' is none of chefer2021_full, "):
         rule_set("theirs")
     with pytest.raises(TypeError, match="rules= takes a name or a RuleSet, not int"):
         rule_set(3)

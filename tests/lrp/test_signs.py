@@ -26,8 +26,8 @@ from captum_generic_attn import (
     PartialLrp,
     TransformerAttribution,
 )
+from captum_generic_attn.errors import UnsupportedOperationError
 from captum_generic_attn.lrp import RULE_SETS
-from captum_generic_attn.lrp.mode import UnsupportedOperationError
 from captum_generic_attn.lrp.rules import AlphaBeta, Conserved, Epsilon, Gamma
 
 SIGNED = [name for name, rules in RULE_SETS.items() if rules.signed]
@@ -112,7 +112,7 @@ def case(request) -> tuple[nn.Module, Tensor]:
 
 def test_which_rule_sets_are_signed() -> None:
     assert SIGNED == ["epsilon", "gamma", "frozen"]
-    assert UNSIGNED == ["original", "ours", "detr"]
+    assert UNSIGNED == ["chefer2021_full", "chefer2021", "chefer2021_detr"]
 
 
 @pytest.mark.parametrize("rules", SIGNED)
@@ -222,9 +222,9 @@ def test_rules_that_start_from_one_show_what_speaks_for_a_logit(case, rules) -> 
 @pytest.mark.parametrize("linear", [Epsilon(), Gamma(), Conserved(Gamma(0.1))])
 def test_rules_that_share_out_do_not_start_from_one(linear) -> None:
     with pytest.raises(ValueError, match=r"start='one' with linear=.*; use start='score'"):
-        replace(RULE_SETS["original"], linear=linear)
-    assert replace(RULE_SETS["original"], linear=linear, start="score").signed
-    assert not replace(RULE_SETS["original"], linear=Conserved(AlphaBeta())).signed
+        replace(RULE_SETS["chefer2021_full"], linear=linear)
+    assert replace(RULE_SETS["chefer2021_full"], linear=linear, start="score").signed
+    assert not replace(RULE_SETS["chefer2021_full"], linear=Conserved(AlphaBeta())).signed
 
 
 def test_a_wrong_start_is_named() -> None:

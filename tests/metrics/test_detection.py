@@ -49,7 +49,7 @@ def objects(*entries: tuple[Tensor, int]) -> Objects:
 
 
 def scenes(count: int, seed: int) -> tuple[list[Detections], list[Objects]]:
-    """Pictures with objects of three labels and sizes; detections are shifted, or made up."""
+    """Images with objects of three labels and sizes; detections are shifted, or made up."""
     random = np.random.default_rng(seed)
     given, true = [], []
     for _ in range(count):
@@ -276,36 +276,36 @@ GIVEN = found((box(0, 0, 5, 5), 1, 0.5))
 @pytest.mark.parametrize(
     ("given", "true", "options", "error", "message"),
     [
-        ([GIVEN], [TRUE, TRUE], {}, ValueError, "1 pictures with detections, 2 with objects"),
-        ([found()], [objects()], {}, ValueError, "there is no object in any of 1 pictures"),
-        ([], [], {}, ValueError, "there is no object in any of 0 pictures"),
+        ([GIVEN], [TRUE, TRUE], {}, ValueError, "1 images with detections, 2 with objects"),
+        ([found()], [objects()], {}, ValueError, "there is no object in any of 1 images"),
+        ([], [], {}, ValueError, "there is no object in any of 0 images"),
         (
             [GIVEN, replace(GIVEN, labels=torch.zeros(2))],
             [TRUE, TRUE],
             {},
             ValueError,
-            r"picture 1: detections need masks \[N, H, W\] and labels \[N\], not \(1, 32, 32\)",
+            r"image 1: detections need masks \[N, H, W\] and labels \[N\], not \(1, 32, 32\)",
         ),
         (
             [GIVEN],
             [replace(TRUE, masks=TRUE.masks[0])],
             {},
             ValueError,
-            r"picture 0: objects need masks \[N, H, W\]",
+            r"image 0: objects need masks \[N, H, W\]",
         ),
         (
             [GIVEN],
             [replace(TRUE, masks=TRUE.masks.float())],
             {},
             TypeError,
-            "picture 0: masks of objects must be bool, not torch.float32",
+            "image 0: masks of objects must be bool, not torch.float32",
         ),
         (
             [replace(GIVEN, scores=torch.zeros(3))],
             [TRUE],
             {},
             ValueError,
-            "picture 0: 1 detections need as many finite scores",
+            "image 0: 1 detections need as many finite scores",
         ),
         (
             [replace(GIVEN, scores=torch.tensor([math.nan]))],
@@ -319,14 +319,14 @@ GIVEN = found((box(0, 0, 5, 5), 1, 0.5))
             [TRUE],
             {},
             ValueError,
-            r"picture 0: masks of detections are \(16, 32\), those of objects \(32, 32\)",
+            r"image 0: masks of detections are \(16, 32\), those of objects \(32, 32\)",
         ),
         (
             [GIVEN],
             [replace(TRUE, masks=TRUE.masks & False)],
             {},
             ValueError,
-            r"picture 0: the masks of the objects \[0\] are empty",
+            r"image 0: the masks of the objects \[0\] are empty",
         ),
         ([GIVEN], [TRUE], dict(thresholds=[]), ValueError, r"thresholds=\[\]: they must be"),
         ([GIVEN], [TRUE], dict(thresholds=[50]), ValueError, r"thresholds=\[50\]: they must be"),

@@ -204,7 +204,7 @@ def test_average_precision_of_a_random_map_is_the_share_of_the_foreground() -> N
     found = segment(maps, truth).mean_average_precision()
     assert found.value == pytest.approx(0.25, abs=0.02)
     # A right pixel at rank i has 1 + (i − 1)(R − 1) / (N − 1) right ones up to it, on average; all
-    # ranks are equally likely. Single pictures scatter by about 0.03, the mean of 300 by 0.002.
+    # ranks are equally likely. Single images scatter by about 0.03, the mean of 300 by 0.002.
     pixels, right = 400, 100
     harmonic = sum(1 / rank for rank in range(1, pixels + 1))
     expected = (harmonic + (right - 1) / (pixels - 1) * (pixels - harmonic)) / pixels

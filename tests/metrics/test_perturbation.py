@@ -37,7 +37,7 @@ EXACT = {"atol": 1e-12, "rtol": 0}
 
 
 class Sums(torch.nn.Module):
-    """A picture's score is the sum of its pixels, times weights; the other class gets zero."""
+    """An image's score is the sum of its pixels, times weights; the other class gets zero."""
 
     def __init__(self, weights: Tensor):
         super().__init__()
@@ -67,7 +67,7 @@ def maps():
 
 @pytest.mark.parametrize("first", [True, False])
 def test_pixels_twin(images, maps, first) -> None:
-    """One picture, one fraction, one pixel at a time."""
+    """One image, one fraction, one pixel at a time."""
     model, fill = Sums(torch.ones(2, 6, 4)), torch.tensor([[[0.5]], [[-1.0]]])
     curve = perturbation(
         model, Pixels(images, fill), maps, score, most_relevant_first=first, batch_size=2
@@ -96,7 +96,7 @@ def test_pixels_agree_with_quantus(maps) -> None:
     )
     removal = Pixels(images, 0.0)
     curve = deletion(model, removal, maps, probability(targets), steps=8)
-    # Quantus leaves the clean picture out.
+    # Quantus leaves the clean image out.
     np.testing.assert_allclose(curve.scores[1:].T.numpy(), theirs, atol=1e-6)
 
 
@@ -519,7 +519,7 @@ def test_an_unseeded_control_goes_on_with_torchs_numbers() -> None:
 
 
 def test_wrong_shapes_and_values_are_told(images, maps) -> None:
-    with pytest.raises(ValueError, match=r"pictures are \[B, C, H, W\], not \[3, 6, 4\]"):
+    with pytest.raises(ValueError, match=r"images are \[B, C, H, W\], not \[3, 6, 4\]"):
         Pixels(maps)
     with pytest.raises(ValueError, match="patches of 4 pixels do not tile 6 × 4 pixels"):
         Pixels(images, patch=4)
@@ -527,7 +527,7 @@ def test_wrong_shapes_and_values_are_told(images, maps) -> None:
         Pixels(images, torch.zeros(5))
     removal = Pixels(images)
     model = Sums(torch.ones(2, 6, 4))
-    with pytest.raises(ValueError, match=r"attributions \[3, 4, 6\] do not fit pictures"):
+    with pytest.raises(ValueError, match=r"attributions \[3, 4, 6\] do not fit images"):
         perturbation(model, removal, maps.mT, score)
     with pytest.raises(ValueError, match="NaN or infinite"):
         perturbation(model, removal, maps / 0, score)

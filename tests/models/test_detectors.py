@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from captum_generic_attn import demo
-from captum_generic_attn.models.checkpoints import UnavailableWeightsError
+from captum_generic_attn.errors import UnavailableWeightsError
 from captum_generic_attn.models.detectors import Detector, load_detector
 from captum_generic_attn.models.preprocessing import preprocessing_of, shipped_preprocessing
 
@@ -84,7 +84,7 @@ def test_the_shipped_detr_finds_what_its_model_says():
     pixels = shipped.preprocess(demo.canvases()[0].image())
     with torch.no_grad():
         output = demo.load_detr()(pixels[None])
-    # As transformers reads it, in pixels of the picture.
+    # As transformers reads it, in pixels of the image.
     reader = transformers.DetrImageProcessor()
     (expected,) = reader.post_process_object_detection(output, 0.1, torch.tensor([[64, 64]]))
     found = shipped.detections(pixels, threshold=0.1)

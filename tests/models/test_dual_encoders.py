@@ -10,8 +10,8 @@ from helpers import hugging_face_folders as folders
 from PIL import Image
 
 from captum_generic_attn import GenericAttention, demo, hf
+from captum_generic_attn.errors import UnavailableWeightsError
 from captum_generic_attn.models import dual_encoders
-from captum_generic_attn.models.checkpoints import UnavailableWeightsError
 from captum_generic_attn.models.dual_encoders import load_dual_encoder
 
 
@@ -87,7 +87,7 @@ def test_a_clip_of_hugging_face(tmp_path):
         expected = model(**both)
     found = encoder.scores(encoder.preprocess(image), texts)
     assert (found.logits - expected.logits_per_image[0]).abs().max() < 1e-6
-    picture = encoder.picture(encoder.preprocess(image))
+    picture = encoder.image(encoder.preprocess(image))
     assert picture.shape == (32, 32, 3)
     assert abs(picture - torch.tensor([200, 30, 90]).numpy() / 255).max() < 1e-6
 
@@ -174,7 +174,7 @@ def test_a_model_with_several_vectors_for_a_picture_is_told(tmp_path):
         return output
 
     encoder.model.forward = several
-    expected = r"it returns embeddings \(1, 3, 8\) and \(1, 8\): one vector for the picture and one"
+    expected = r"it returns embeddings \(1, 3, 8\) and \(1, 8\): one vector for the image and one"
     with pytest.raises(ValueError, match=expected):
         encoder.scores(torch.zeros(3, 32, 32), encoder.encode(["two"]))
 
@@ -185,7 +185,7 @@ def test_pictures_that_are_no_planes_are_told(tmp_path):
     config["image_processor"] = {"image_processor_type": "Siglip2ImageProcessor"}
     (tmp_path / "processor_config.json").write_text(json.dumps(config))
     encoder = load_dual_encoder(str(tmp_path))
-    with pytest.raises(ValueError, match=r"makes \(256, 768\) of a picture"):
+    with pytest.raises(ValueError, match=r"makes \(256, 768\) of an image"):
         encoder.preprocess(Image.new("RGB", (64, 64)))
 
 

@@ -38,7 +38,7 @@ from parity.golden_models import bert, golden, manifest, relative_error, vit
 TOLERANCE = 1e-7
 HF_DETR = 1e-5  # its position code is its own, computed in float32
 SAME_NUMBERS = 1e-12
-FLAVOURS = {"layers_lrp": "original", "layers_ours": "ours"}
+FLAVOURS = {"layers_lrp": "chefer2021_full", "layers_ours": "chefer2021"}
 
 
 # --- ViT
@@ -50,13 +50,13 @@ VIT_METHODS = {
     "transformer_attribution.start1": lambda m: TransformerAttribution(m, start_layer=1),
     "lrp_rollout.start0": LrpRollout,
     "lrp_last_layer.layers_lrp": PartialLrp,
-    "lrp_last_layer.layers_ours": lambda m: PartialLrp(m, rules="ours"),
+    "lrp_last_layer.layers_ours": lambda m: PartialLrp(m, rules="chefer2021"),
     "lrp_second_layer.layers_lrp": lambda m: PartialLrp(m, layers="blocks.1"),
     "lrp_last_layer_ablation.layers_lrp": lambda m: TransformerAttribution(
-        m, start_layer=-1, rules="original"
+        m, start_layer=-1, rules="chefer2021_full"
     ),
     "full_lrp.layers_lrp": Lrp,
-    "full_lrp.layers_ours": lambda m: Lrp(m, rules="ours"),
+    "full_lrp.layers_ours": lambda m: Lrp(m, rules="chefer2021"),
 }
 VIT_TARGETS = ("argmax", "class5", "class0")
 
@@ -116,7 +116,7 @@ AT_WORDS = {"inert": True, "masks": "added", "divided_copies": False}
 BERT_METHODS = {
     "attn_gradcam": lambda m: AttentionGradCam(m, weights_from="all"),
     "partial_lrp.layers_lrp": PartialLrp,
-    "partial_lrp.layers_ours": lambda m: PartialLrp(m, rules="ours"),
+    "partial_lrp.layers_ours": lambda m: PartialLrp(m, rules="chefer2021"),
     "transformer_attribution.start0": lambda m: TransformerAttribution(
         m, row_normalize=True, own="row_min"
     ),
@@ -124,8 +124,10 @@ BERT_METHODS = {
         m, row_normalize=True, own="row_min", start_layer=2
     ),
     # The words take all of the relevance of the encoder's input: position codes get none.
-    "full_lrp.layers_lrp": lambda m: Lrp(m, rules=replace(RULE_SETS["original"], **AT_WORDS)),
-    "full_lrp.layers_ours": lambda m: Lrp(m, rules=replace(RULE_SETS["ours"], **AT_WORDS)),
+    "full_lrp.layers_lrp": lambda m: Lrp(
+        m, rules=replace(RULE_SETS["chefer2021_full"], **AT_WORDS)
+    ),
+    "full_lrp.layers_ours": lambda m: Lrp(m, rules=replace(RULE_SETS["chefer2021"], **AT_WORDS)),
 }
 BERT_UNTARGETED = {
     "last_attn": RawAttention,
@@ -174,7 +176,7 @@ def test_bert_without_target(bert_model, key, name) -> None:
 
 VISUALBERT_METHODS = {
     "attn_gradcam": lambda m: AttentionGradCam(m, weights_from="all"),
-    "partial_lrp": lambda m: PartialLrp(m, rules="ours", clamp=False, scale="minmax"),
+    "partial_lrp": lambda m: PartialLrp(m, rules="chefer2021", clamp=False, scale="minmax"),
     "transformer_attribution.start0": TransformerAttribution,
     "transformer_attribution.start1": lambda m: TransformerAttribution(m, start_layer=1),
 }
@@ -224,7 +226,7 @@ def test_visualbert_without_target(visualbert_model, key, example) -> None:
 LXMERT_METHODS = {
     "gradcam": lambda m: AttentionGradCam(m, weights_from="all", scale=None),
     "transformer_attr": TransformerAttribution,
-    "partial_lrp": lambda m: PartialLrp(m, rules="ours", clamp=False, scale="minmax"),
+    "partial_lrp": lambda m: PartialLrp(m, rules="chefer2021", clamp=False, scale="minmax"),
     **{
         f"ours.lrp1.norm{int(normalize)}.self10_{int(self_in_cross)}": (
             lambda m, normalize=normalize, self_in_cross=self_in_cross: GenericAttention(
@@ -285,12 +287,12 @@ DETR_METHODS = {
     "attn_gradcam": lambda m: AttentionGradCam(m, weights_from="all", scale=None),
 }
 DETR_LRP = {
-    "partial_lrp": lambda m: PartialLrp(m, rules="detr", clamp=False, scale="minmax"),
-    "transformer_att": lambda m: TransformerAttribution(m, rules="detr"),
+    "partial_lrp": lambda m: PartialLrp(m, rules="chefer2021_detr", clamp=False, scale="minmax"),
+    "transformer_att": lambda m: TransformerAttribution(m, rules="chefer2021_detr"),
     **{
         f"ours.lrp1.norm{int(normalize)}.self10_{int(self_in_cross)}": (
             lambda m, normalize=normalize, self_in_cross=self_in_cross: GenericAttention(
-                m, lrp="detr", normalize=normalize, self_in_cross=self_in_cross
+                m, lrp="chefer2021_detr", normalize=normalize, self_in_cross=self_in_cross
             )
         )
         for normalize in (False, True)
@@ -329,7 +331,7 @@ def test_sums_of_lrp_are_over_examples_where_the_sequence_comes_first() -> None:
     """DETR puts tokens before examples; its rules rescale by sums over an example."""
     model, one = detr("detr"), golden("detr", "input.features")
     other = -one.flip(2)
-    method = GenericAttention(model, lrp="detr")
+    method = GenericAttention(model, lrp="chefer2021_detr")
     together = method.attribute(torch.cat([one, other]), [(1, 3), (4, 2)])
     for i, (features, target) in enumerate(((one, (1, 3)), (other, (4, 2)))):
         assert relative_error(together[i], method.attribute(features, target)[0]) <= 1e-9

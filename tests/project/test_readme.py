@@ -159,7 +159,7 @@ def test_python_runs_and_gives_the_shapes_that_it_says(tmp_path, monkeypatch):
     assert names["found"]["LRP"].shape == (1, 3, 64, 64)
     assert (tmp_path / "comparison.png").stat().st_size > 10_000
     run(right, names)
-    # One picture, the class that is on it: most of the way without its pixels, it is gone.
+    # One image, the class that is on it: most of the way without its pixels, it is gone.
     assert 0 < names["curve"].auc().value < 60
 
 

@@ -1,5 +1,5 @@
-"""Figures next to the pictures in golden_pictures/, which were looked at: what is drawn is where it
-was, and mistakes that a picture can hide are far from it.
+"""Figures next to the images in golden_pictures/, which were looked at: what is drawn is where it
+was, and mistakes that an image can hide are far from it.
 
 The distance is of colours, which are the heat's, in small and blurred copies, so that letters,
 another resolution or another version of Matplotlib weigh little. Each mistake is made on purpose,
@@ -149,7 +149,7 @@ DRAWN = {
 
 
 def picture_of(drawn, dpi=DPI):
-    """What a function drew, as a picture."""
+    """What a function drew, as an image."""
     if not isinstance(drawn, Figure):
         return Image.fromarray((drawn * 255).round().astype(np.uint8)).resize((256, 256), 0)
     page = io.BytesIO()
@@ -167,7 +167,7 @@ TO_TOKENS, FEEDING = Grid.to_tokens, input_maps._feeding
 
 
 def of_pictures(change):
-    """A mistake in how the tokens of a picture are laid out."""
+    """A mistake in how the tokens of an image are laid out."""
 
     def to_tokens(grid, values):
         tokens = TO_TOKENS(grid, values)
@@ -193,7 +193,7 @@ SHOW_MAP, CHECKED_MATRIX = word_maps.show_map, word_maps._checked_matrix
 
 
 def of_boxes(change):
-    """A mistake in where the regions of a picture of 64 × 64 pixels are."""
+    """A mistake in where the regions of an image of 64 × 64 pixels are."""
     return regions, "boxes_on", lambda boxes, picture: change(BOXES_ON(boxes, picture))
 
 

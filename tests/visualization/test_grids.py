@@ -6,7 +6,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from captum_generic_attn.compare import Comparison
+from captum_generic_attn.comparison import Comparison
 from captum_generic_attn.visualization import (
     centre_crop,
     comparison_figure,
@@ -88,9 +88,9 @@ def test_a_grid_of_a_comparison_is_signed_where_a_method_is():
 
 def test_pictures_of_a_grid_may_differ_in_size_and_area():
     images = [np.zeros((70, 100, 3)), Image.new("RGB", (40, 90))]
-    areas = [centre_crop(100, 70), centre_crop(40, 90)]
+    crop_boxes = [centre_crop(100, 70), centre_crop(40, 90)]
     heat = np.ones((2, 1, 16, 16))
-    figure = grid_figure(images, {"map": heat}, area=areas)
+    figure = grid_figure(images, {"map": heat}, crop_box=crop_boxes)
     shapes = [axes.images[0].get_array().shape for axes in figure.axes[:4]]
     assert shapes == [(70, 100, 3), (70, 100, 3), (90, 40, 3), (90, 40, 3)]
     FigureCanvasAgg(figure).draw()
@@ -125,13 +125,13 @@ def test_nothing_of_a_grid_overlaps_or_leaves_the_page(rows, columns, scale):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"images": []}, "nothing to draw: 0 pictures and 1 columns"),
-        ({"columns": {}}, "nothing to draw: 2 pictures and 0 columns"),
-        ({"columns": {"a": np.ones((3, 1, 4, 4))}}, "'a' has 3 maps for 2 pictures"),
-        ({"columns": {"a": np.ones((2, 1, 4, 5))}}, "4 × 5, its picture 4 × 4 pixels"),
-        ({"names": ["one"]}, "2 pictures need as many names, not 1"),
+        ({"images": []}, "nothing to draw: 0 images and 1 columns"),
+        ({"columns": {}}, "nothing to draw: 2 images and 0 columns"),
+        ({"columns": {"a": np.ones((3, 1, 4, 4))}}, "'a' has 3 maps for 2 images"),
+        ({"columns": {"a": np.ones((2, 1, 4, 5))}}, "4 × 5, its image 4 × 4 pixels"),
+        ({"names": ["one"]}, "2 images need as many names, not 1"),
         ({"scale": "shared"}, "scale is one of 'own', 'row', 'column', 'all', not 'shared'"),
-        ({"area": [(0, 0, 4, 4)] * 3}, r"one for all 2 pictures or one for each, not \[3, 4\]"),
+        ({"crop_box": [(0, 0, 4, 4)] * 3}, r"one for all 2 images or one for each, not \[3, 4\]"),
     ],
 )
 def test_a_grid_says_what_does_not_fit(changed, message):
@@ -169,8 +169,8 @@ def test_a_title_stands_over_a_grid():
 
 @pytest.mark.parametrize("image", [Image.new("RGB", (8, 8)), np.zeros((8, 8))])
 def test_one_picture_is_no_batch(image):
-    with pytest.raises(TypeError, match=r"sequence of pictures: of one picture, give \[image\]"):
+    with pytest.raises(TypeError, match=r"sequence of images: of one image, give \[image\]"):
         grid_figure(image, {"a": np.ones((1, 1, 8, 8))})
     for colours in (np.zeros((8, 8, 3)), torch.zeros(3, 8, 8)):
-        with pytest.raises(ValueError, match=r"'a' has 1 maps for . pictures; .* are \[image\]"):
+        with pytest.raises(ValueError, match=r"'a' has 1 maps for . images; .* are \[image\]"):
             grid_figure(colours, {"a": np.ones((1, 1, 8, 8))})

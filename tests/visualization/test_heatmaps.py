@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from nbclient import NotebookClient
 
 from captum_generic_attn import GenericAttention, demo
-from captum_generic_attn.compare import Comparison
+from captum_generic_attn.comparison import Comparison
 from captum_generic_attn.visualization import (
     NotebookFigure,
     comparison_figure,
@@ -201,7 +201,7 @@ def test_one_map_needs_no_title():
 
 
 def test_long_titles_of_pairs_keep_apart_and_on_the_page():
-    titles = ["what the picture shows, said at great length " * 3, "short", "x" * 80, "short"]
+    titles = ["what the image shows, said at great length " * 3, "short", "x" * 80, "short"]
     figure = pairs_figure(
         np.zeros((8, 8)), np.ones((4, 8, 8)), [text_of(3)] * 4, titles, title="a file " * 20
     )
@@ -348,7 +348,7 @@ def test_captums_own_figures_show_our_maps_the_right_way_up(kind):
 
 
 def pixel_of(figure, axes, x, y):
-    """The drawn colour at a place of a picture, in its pixels: (0, 0) is its upper left corner."""
+    """The drawn colour at a place of an image, in its pixels: (0, 0) is its upper left corner."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     page = np.asarray(canvas.buffer_rgba())[..., :3]
@@ -374,7 +374,7 @@ def test_a_box_is_drawn_at_its_pixels_and_in_one_colour():
             colours.setdefault(box, pixel_of(figure, axes, x, y))
             assert np.abs(pixel_of(figure, axes, x, y) - colours[box]).max() <= 90
     assert np.abs(colours[0] - colours[1]).max() > 40
-    # The other detection's box is on the picture alone; the heat fills its own.
+    # The other detection's box is on the image alone; the heat fills its own.
     assert (pixel_of(figure, first, 55, 20) > 240).all()
     reds = pixel_of(figure, first, 12, 27)
     assert reds[0] - reds[2] > 60
@@ -437,7 +437,7 @@ def test_detections_say_what_does_not_fit(boxes, labels, count, message):
         detections_figure(np.zeros((4, 4)), boxes, labels, np.ones((count, 4, 4)))
 
 
-# ---------------------------------------------------------------- pictures and texts
+# ---------------------------------------------------------------- images and texts
 
 SENTENCE = (
     "a bag and a boot in the upper left and a dress in the lower right and an unusually long "
@@ -477,7 +477,7 @@ def test_words_are_coloured_by_their_relevance():
     gaps = np.array(lefts[1:]) - rights[:-1]
     assert gaps == pytest.approx([gaps[0], 0.0, gaps[0], gaps[0]], abs=1e-9)
     assert gaps[0] > 1
-    # The bars tell both scales: of the picture, and of the words.
+    # The bars tell both scales: of the image, and of the words.
     _, labels = scales(figure, 3)
     assert [axes.get_title() for axes in figure.axes[:2]] == ["picture", "logit 3"]
     assert "2" in labels

@@ -1,4 +1,4 @@
-"""A heat map over its picture: places, forms of what is given, parts of a picture, and colours."""
+"""A heat map over its image: places, forms of what is given, parts of an image, and colours."""
 
 import tracemalloc
 
@@ -10,7 +10,7 @@ from PIL import Image
 from skimage.color import rgb2lab
 
 from captum_generic_attn import GenericAttention
-from captum_generic_attn.compare import Comparison
+from captum_generic_attn.comparison import Comparison
 from captum_generic_attn.visualization import (
     centre_crop,
     comparison_figure,
@@ -62,10 +62,10 @@ def test_bytes_and_floats_give_the_same_overlay():
 @pytest.mark.parametrize(
     ("image", "heat", "message"),
     [
-        (np.zeros((4, 4)), np.zeros((4, 5)), r"4 × 5, its picture 4 × 4 pixels"),
+        (np.zeros((4, 4)), np.zeros((4, 5)), r"4 × 5, its image 4 × 4 pixels"),
         (np.zeros((4, 4)), np.zeros((2, 3, 4, 4)), r"of one example, .*, not \[2, 3, 4, 4\]: pick"),
         (np.zeros((4, 4)), np.zeros(4), r"\[H, W\] or \[C, H, W\], not \[4\]"),
-        (np.zeros((3, 4, 4)), np.zeros((4, 4)), r"picture is .*, not \[3, 4, 4\]"),
+        (np.zeros((3, 4, 4)), np.zeros((4, 4)), r"image is .*, not \[3, 4, 4\]"),
         (np.full((4, 4), 2.0), np.zeros((4, 4)), r"not 2 … 2: undo the model's normalisation"),
         (np.full((4, 4), np.nan), np.zeros((4, 4)), r"values are in 0 … 1"),
         (np.zeros((4, 4)), np.full((4, 4), np.inf), r"NaN or infinite"),
@@ -150,7 +150,7 @@ def test_overlay_says_what_is_no_picture(image, message):
         overlay(image, np.zeros((9, 9)))
 
 
-# ---------------------------------------------------------------- a part of the picture
+# ---------------------------------------------------------------- a part of the image
 
 PHOTO = np.random.default_rng(3).random((70, 100, 3))
 
@@ -185,11 +185,11 @@ def test_centre_crop_is_what_a_preprocessing_shows_the_model():
     assert np.mean(np.abs(seen - expected) > 10) < 0.02  # the edges
 
 
-@pytest.mark.parametrize("area", [(15, 0, 85, 70), (20, 5, 60, 65), (0, 0, 100, 70)])
-def test_cropping_the_overlay_is_overlaying_the_crop(area):
-    left, top, right, bottom = area
+@pytest.mark.parametrize("crop_box", [(15, 0, 85, 70), (20, 5, 60, 65), (0, 0, 100, 70)])
+def test_cropping_the_overlay_is_overlaying_the_crop(crop_box):
+    left, top, right, bottom = crop_box
     heat = smooth(32, 32)
-    whole = overlay(PHOTO, heat, area=area)
+    whole = overlay(PHOTO, heat, crop_box=crop_box)
     assert whole.shape == PHOTO.shape
     size = right - left, bottom - top
     resized = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, 2))
@@ -200,68 +200,70 @@ def test_cropping_the_overlay_is_overlaying_the_crop(area):
     outside[top:bottom, left:right] = False
     assert np.ptp(whole[outside], axis=-1).max(initial=0) < 1e-12
     assert whole[outside].min(initial=1) >= 0.75
-    assert overlay(PHOTO, np.zeros((2, 2)), area=area)[~outside].min() < 0.6
+    assert overlay(PHOTO, np.zeros((2, 2)), crop_box=crop_box)[~outside].min() < 0.6
 
 
 def test_the_box_of_the_whole_picture_changes_nothing():
     heat = smooth(70, 100)
-    assert np.abs(overlay(PHOTO, heat, area=(0, 0, 100, 70)) - overlay(PHOTO, heat)).max() < 1e-9
+    assert (
+        np.abs(overlay(PHOTO, heat, crop_box=(0, 0, 100, 70)) - overlay(PHOTO, heat)).max() < 1e-9
+    )
 
 
 def test_of_a_padded_picture_the_padding_is_left_out():
-    """A picture of 100 × 70 in the middle of a square of 100 × 100."""
+    """An image of 100 × 70 in the middle of a square of 100 × 100."""
     heat = smooth(100, 100)
-    padded = overlay(PHOTO, heat, area=(0, -15, 100, 85))
+    padded = overlay(PHOTO, heat, crop_box=(0, -15, 100, 85))
     assert np.abs(padded - overlay(PHOTO, heat[15:85], maximum=heat.max())).max() < 1e-9
 
 
 def test_a_map_that_shrinks_is_averaged():
     """A small photo, enlarged for the model: single pixels of the map do not get lost."""
     checks = np.indices((64, 64)).sum(0) % 2
-    panel = overlay(np.ones((8, 8)), checks, area=(0, 0, 8, 8), maximum=1.0)
+    panel = overlay(np.ones((8, 8)), checks, crop_box=(0, 0, 8, 8), maximum=1.0)
     assert np.abs(panel - overlay(np.ones((8, 8)), np.full((8, 8), 0.5), maximum=1.0)).max() < 0.01
 
 
 def test_a_white_picture_shows_where_the_model_did_not_look():
-    panel = overlay(np.ones((70, 100)), np.zeros((4, 4)), area=centre_crop(100, 70))
+    panel = overlay(np.ones((70, 100)), np.zeros((4, 4)), crop_box=centre_crop(100, 70))
     assert (panel[:, 15:85] == 1).all()
     assert (panel[:, :15] < 0.95).all()
 
 
 @pytest.mark.parametrize(
-    ("area", "message"),
+    ("crop_box", "message"),
     [
-        (None, r"or area= must say .* \(centre_crop, or \(0, 0, 100, 70\) for all of it\)"),
+        (None, r"or crop_box= must say .* \(centre_crop, or \(0, 0, 100, 70\) for all of it\)"),
         ((0, 0, 5), r"a box is \(left, top, right, bottom\) in pixels, not \[0, 0, 5\]"),
         ((9, 0, 5, 5), r"not \[9, 0, 5, 5\]"),
-        ((200, 0, 300, 70), r"no pixel of the picture, which is 100 wide and 70 high"),
-        ((5, 5, 5, 5), "no pixel of the picture"),
+        ((200, 0, 300, 70), r"no pixel of the image, which is 100 wide and 70 high"),
+        ((5, 5, 5, 5), "no pixel of the image"),
     ],
 )
-def test_overlay_says_which_area_is_none(area, message):
+def test_overlay_says_which_area_is_none(crop_box, message):
     with pytest.raises(ValueError, match=message):
-        overlay(PHOTO, np.zeros((32, 32)), area=area)
+        overlay(PHOTO, np.zeros((32, 32)), crop_box=crop_box)
 
 
 def test_every_figure_takes_an_area():
-    heat, area = smooth(32, 32), centre_crop(100, 70)
-    expected = overlay(PHOTO, heat, area=area)
+    heat, crop_box = smooth(32, 32), centre_crop(100, 70)
+    expected = overlay(PHOTO, heat, crop_box=crop_box)
     found = Comparison({"ours": torch.from_numpy(heat)[None, None]}, {"ours": 1.0}, {}, {})
     figures = [
-        heatmap_figure(PHOTO, [heat], ["map"], area=area),
-        detections_figure(PHOTO, [(50, 0, 90, 60)], ["bag"], [heat], area=area),
-        pairs_figure(PHOTO, [heat], [[[("word", 1.0)]]], ["text"], area=area),
+        heatmap_figure(PHOTO, [heat], ["map"], crop_box=crop_box),
+        detections_figure(PHOTO, [(50, 0, 90, 60)], ["bag"], [heat], crop_box=crop_box),
+        pairs_figure(PHOTO, [heat], [[[("word", 1.0)]]], ["text"], crop_box=crop_box),
     ]
-    patches = word_maps_figure(PHOTO, ["a"], heat.reshape(1, -1), grid=(32, 32), area=area)
+    patches = word_maps_figure(PHOTO, ["a"], heat.reshape(1, -1), grid=(32, 32), crop_box=crop_box)
     figures.append(patches)
     for figure in figures:
         assert (np.asarray(figure.axes[1].images[0].get_array()) == expected).all()
         assert figure.axes[0].images[0].get_array().shape == (70, 100, 3)
     top = np.percentile(heat, 99.5)
-    expected = overlay(PHOTO, heat, area=area, maximum=top)
+    expected = overlay(PHOTO, heat, crop_box=crop_box, maximum=top)
     for figure in [
-        comparison_figure(PHOTO, found, area=area),
-        grid_figure([PHOTO], found, area=area),
+        comparison_figure(PHOTO, found, crop_box=crop_box),
+        grid_figure([PHOTO], found, crop_box=crop_box),
     ]:
         assert np.abs(np.asarray(figure.axes[1].images[0].get_array()) - expected).max() < 1e-12
 
@@ -269,16 +271,16 @@ def test_every_figure_takes_an_area():
 def test_heads_take_an_area():
     relevance = GenericAttention(tiny_vit()).relevance(pictures(), target=1, keep_calls=True)
     laid = {"query": 0, "key": "x", "grid": (4, 4)}
-    area = centre_crop(100, 70)
-    figure = heads_figure(relevance, image=PHOTO, area=area, calls=[1], **laid)
+    crop_box = centre_crop(100, 70)
+    figure = heads_figure(relevance, image=PHOTO, crop_box=crop_box, calls=[1], **laid)
     call = relevance.calls[1]
     maps = call.per_head[0, :, 0, 1:].reshape(-1, 4, 4)
     for axes, heat in zip(figure.axes[1:], maps, strict=True):
-        expected = overlay(PHOTO, heat, area=area, maximum=float(maps.max()))
+        expected = overlay(PHOTO, heat, crop_box=crop_box, maximum=float(maps.max()))
         assert np.abs(np.asarray(axes.images[0].get_array()) - expected).max() < 1e-6
     for given in (laid, {"image": PHOTO, "boxes": [(0, 0, 9, 9)] * 16, "query": 0, "key": "x"}, {}):
-        with pytest.raises(ValueError, match="area= is the part of image= that grid= covers"):
-            heads_figure(relevance, area=area, **given)
+        with pytest.raises(ValueError, match="crop_box= is the part of image= that grid= covers"):
+            heads_figure(relevance, crop_box=crop_box, **given)
 
 
 # ---------------------------------------------------------------- colours
@@ -341,7 +343,7 @@ def test_for_and_against_are_told_apart_by_all_eyes(eyes):
 
 
 def test_a_picture_shows_through_the_darkest_colour():
-    """Dark and light places of a picture stay apart, even where all of it is of most relevance."""
+    """Dark and light places of an image stay apart, even where all of it is of most relevance."""
     picture = np.tile([0.0, 1.0], (2, 1))
     dark, light = seen_by(overlay(picture, np.ones((2, 2))), "usual")[0]
     assert light[0] - dark[0] > 8
@@ -349,13 +351,13 @@ def test_a_picture_shows_through_the_darkest_colour():
 
 
 def test_figures_draw_large_pictures_smaller():
-    """Places on the axes stay pixels of the picture, and no pixel is left out."""
+    """Places on the axes stay pixels of the image, and no pixel is left out."""
     height, width = 1500, 4001
     picture = np.zeros((height, width, 3))
     picture[:, 1000:3000] = 1
     heat = np.zeros((height, width))
     heat[300:900, 3500:] = 2.0
-    figure = heatmap_figure(picture, [heat], area=None)
+    figure = heatmap_figure(picture, [heat], crop_box=None)
     shown, drawn = (axes.images[0] for axes in figure.axes[:2])
     for image in (shown, drawn):
         assert image.get_array().shape == (750, 2000, 3)
@@ -366,7 +368,7 @@ def test_figures_draw_large_pictures_smaller():
     expected[150:450, 1750:] = True
     assert (coloured != expected).mean() < 1e-3
     # A map of a part of it lies where that is.
-    figure = heatmap_figure(picture, [np.ones((2, 2))], area=(1000, 0, 2500, 1500))
+    figure = heatmap_figure(picture, [np.ones((2, 2))], crop_box=(1000, 0, 2500, 1500))
     coloured = np.ptp(np.asarray(figure.axes[1].images[0].get_array()), axis=2) > 0.05
     assert coloured.sum(axis=1).tolist() == [pytest.approx(750, abs=1)] * 750
     assert not coloured[:, :499].any()
@@ -377,7 +379,7 @@ def test_figures_draw_large_pictures_smaller():
 def test_overlays_of_large_pictures_take_little_memory_besides_themselves():
     picture = np.zeros((1500, 2000))
     tracemalloc.start()
-    found = overlay(picture, np.ones((3, 4)), area=(0, 0, 2000, 1500))
+    found = overlay(picture, np.ones((3, 4)), crop_box=(0, 0, 2000, 1500))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found.shape == (1500, 2000, 3)

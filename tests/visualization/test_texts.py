@@ -21,7 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from zoo.oracles import randomise
 
 from captum_generic_attn import GenericAttention, RawAttention, compare, hf
-from captum_generic_attn.compare import Comparison
+from captum_generic_attn.comparison import Comparison
 from captum_generic_attn.visualization import (
     NotebookFigure,
     compared_words,

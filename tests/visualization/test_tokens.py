@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
 
 from captum_generic_attn import GenericAttention
-from captum_generic_attn.compare import Comparison
+from captum_generic_attn.comparison import Comparison
 from captum_generic_attn.hf import Piece
 from captum_generic_attn.relevance.result import Call
 from captum_generic_attn.visualization import (
@@ -29,7 +29,7 @@ WHITE = np.ones((16, 24))
 
 @pytest.fixture(scope="module")
 def vit():
-    """Two pictures of 4 × 4 patches behind a class token."""
+    """Two images of 4 × 4 patches behind a class token."""
     return GenericAttention(tiny_vit()).relevance(pictures(), target=[1, 3], keep_calls=True)
 
 
@@ -48,7 +48,7 @@ def swin():
 
 
 def shown(axes):
-    """The array of the one picture that axes show."""
+    """The array of the one image that axes show."""
     (picture,) = axes.images
     return np.asarray(picture.get_array())
 
@@ -283,7 +283,7 @@ def test_padding_is_no_token(vit) -> None:
 
 
 def test_keys_of_several_streams_stand_in_the_order_of_the_call(vit) -> None:
-    """Positions of two streams cannot be told apart: no picture is made of them."""
+    """Positions of two streams cannot be told apart: no image is made of them."""
     call = vit.calls[0]
     keys = torch.cat([torch.arange(9), torch.arange(8)]).expand(2, -1)
     mixed = dataclasses.replace(call, key_stream="x+y", key_tokens=keys)
@@ -346,7 +346,7 @@ def test_each_word_has_its_row_over_the_picture() -> None:
     assert [axes.get_title() for axes in figure.axes[1:4]] == ["a", "red", "$bag$"]
     for axes, row in zip(figure.axes[1:], matrix, strict=False):
         heat = row.reshape(2, 3)
-        expected = overlay(WHITE, heat, area=(0, 0, 24, 16), maximum=matrix.max())
+        expected = overlay(WHITE, heat, crop_box=(0, 0, 24, 16), maximum=matrix.max())
         np.testing.assert_allclose(shown(axes), expected)
     bar = figure.axes[-1]
     assert bar.get_xlabel() == "relevance, one scale for all words"
@@ -401,7 +401,7 @@ def test_words_may_be_an_array_and_look_away() -> None:
     figure = word_maps_figure(WHITE, np.array(["a", "bag"]), [[0.5, 0], [0, -1.0]], grid=(1, 2))
     assert [axes.get_title() for axes in figure.axes[1:3]] == ["a", "bag"]
     expected = overlay(
-        WHITE, np.array([[0.0, -1.0]]), area=(0, 0, 24, 16), maximum=1.0, signed=True
+        WHITE, np.array([[0.0, -1.0]]), crop_box=(0, 0, 24, 16), maximum=1.0, signed=True
     )
     np.testing.assert_allclose(shown(figure.axes[2]), expected)
     assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == ["-1", "1"]
@@ -448,7 +448,7 @@ def test_words_and_patches_of_one_stream() -> None:
     matrix = relevance.matrix("input_ids", "pixel_values")[0]
     figure = word_maps_figure(pair[1][0], ["a", "red", "bag"], matrix, grid=(4, 4))
     heat = matrix[2].view(4, 4)
-    expected = overlay(pair[1][0], heat, area=(0, 0, 32, 32), maximum=float(matrix.max()))
+    expected = overlay(pair[1][0], heat, crop_box=(0, 0, 32, 32), maximum=float(matrix.max()))
     np.testing.assert_allclose(shown(figure.axes[3]), expected, atol=1e-6)
     assert np.ptp(shown(figure.axes[3]), axis=2).max() > 0
 
@@ -495,7 +495,7 @@ def test_the_most_relevant_region_is_on_top(order) -> None:
     # The edges of those beneath are still seen.
     lefts = [p.get_x() + 0.5 for p in figure.axes[1].patches if not p.get_fill()]
     assert lefts == [10, 0, 8]
-    assert len(figure.axes[0].patches) == 0, "the picture itself comes first"
+    assert len(figure.axes[0].patches) == 0, "the image itself comes first"
 
 
 def test_the_most_relevant_regions_are_named() -> None:

@@ -29,7 +29,7 @@ from captum_generic_attn import (
     all_methods,
     compare,
 )
-from captum_generic_attn.compare import patch_mask
+from captum_generic_attn.comparison import patch_mask
 from captum_generic_attn.visualization import comparison_figure
 
 
@@ -232,7 +232,7 @@ def test_figure_refuses_what_it_cannot_draw() -> None:
     with pytest.raises(ValueError, match="there is nothing to draw"):
         comparison_figure(np.ones((8, 8)), Comparison({}, {}, {"a": "why"}, {}))
     found = Comparison({"text": torch.rand(1, 8)}, {"text": 1.0}, {}, {})
-    with pytest.raises(ValueError, match=r"text has attributions \(1, 8\); pictures are"):
+    with pytest.raises(ValueError, match=r"text has attributions \(1, 8\); images are"):
         comparison_figure(np.ones((8, 8)), found)
 
 

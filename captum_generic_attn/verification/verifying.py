@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 
-from captum._utils.typing import TargetType
 from torch import Tensor
 
 from captum_generic_attn.captum_api.base import ModelAttribution, autograd_enabled
+from captum_generic_attn.captum_api.inputs import TargetType
 from captum_generic_attn.verification.calls import check_attention, check_heads
 from captum_generic_attn.verification.elements import check_elements
 from captum_generic_attn.verification.model_state import check_traces, state_of
-from captum_generic_attn.verification.report import Check, Status, Verification
+from captum_generic_attn.verification.report import Check, Verification
 from captum_generic_attn.verification.scores import (
     check_conservation,
     check_examples,
@@ -20,8 +20,6 @@ from captum_generic_attn.verification.scores import (
 )
 from captum_generic_attn.verification.subject import Subject
 from captum_generic_attn.verification.tokens import check_tokens
-
-__all__ = ["Check", "Status", "Verification", "verify"]
 
 
 def verify(

@@ -6,8 +6,9 @@ import pytest
 import transformers
 from helpers import hugging_face_folders as folders
 
-from captum_generic_attn.models.checkpoints import UnavailableWeightsError
-from captum_generic_attn.models.kinds import brings_weights, is_hugging_face, kind_of
+from captum_generic_attn.cli.kinds import brings_weights, kind_of
+from captum_generic_attn.errors import UnavailableWeightsError
+from captum_generic_attn.models.checkpoints import is_hugging_face
 
 
 def save_vit(folder, name):
@@ -17,36 +18,37 @@ def save_vit(folder, name):
 @pytest.mark.parametrize(
     ("save", "kind"),
     [
-        (folders.clip, "dual encoder"),
-        (lambda folder: folders.clip(folder, "CLIPForImageClassification"), "image classifier"),
-        (folders.siglip, "dual encoder"),
-        (folders.detr, "detector"),
-        (lambda folder: save_vit(folder, "ViTForImageClassification"), "image classifier"),
+        (folders.clip, "a dual encoder of images and texts"),
+        (lambda folder: folders.clip(folder, "CLIPForImageClassification"), "an image classifier"),
+        (folders.siglip, "a dual encoder of images and texts"),
+        (folders.detr, "a detector"),
+        (lambda folder: save_vit(folder, "ViTForImageClassification"), "an image classifier"),
         # Without a head; that it was never trained is told when it is loaded.
-        (lambda folder: save_vit(folder, "ViTModel"), "image classifier"),
+        (lambda folder: save_vit(folder, "ViTModel"), "an image classifier"),
     ],
 )
 def test_a_configuration_says_what_the_model_does(save, kind, tmp_path):
     # The folder's name is no hint.
     save(tmp_path / "detr-clip-vit")
-    assert kind_of(str(tmp_path / "detr-clip-vit")) == kind
+    assert kind_of(str(tmp_path / "detr-clip-vit")).name == kind
 
 
 @pytest.mark.parametrize(
-    ("save", "kind"), [(folders.clip, "dual encoder"), (folders.detr, "detector")]
+    ("save", "kind"),
+    [(folders.clip, "a dual encoder of images and texts"), (folders.detr, "a detector")],
 )
 def test_a_configuration_that_names_no_class_goes_by_its_type(save, kind, tmp_path):
     save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["architectures"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert kind_of(str(tmp_path)) == kind
+    assert kind_of(str(tmp_path)).name == kind
 
 
 def test_a_model_of_texts_is_none_of_them(tmp_path):
     config = transformers.BertConfig(vocab_size=9, **folders.TINY)
     transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
-    expected = r"is of type bert \(BertForSequenceClassification\): an image classifier, a dual enc"
+    expected = r"is of type bert \(BertForSequenceClassification\): what is needed is an image"
     with pytest.raises(UnavailableWeightsError, match=expected):
         kind_of(str(tmp_path))
 

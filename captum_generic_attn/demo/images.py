@@ -1,4 +1,4 @@
-"""The shipped canvases, and pictures as the shipped models take them."""
+"""The shipped canvases, and images as the shipped models take them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
-from torchvision.transforms.v2 import functional as transforms
 
 from captum_generic_attn.files.images import rgb
 
@@ -22,7 +21,7 @@ CLASSES: tuple[str, ...] = ("top", "trouser", "dress", "sandal", "sneaker", "bag
 and shirt."""
 
 SIZE = 64
-"""Height and width of the model's pictures, in pixels."""
+"""Height and width of the model's images, in pixels."""
 
 MEAN, STD = 0.95, 0.3
 """`preprocess` takes `MEAN` from every channel (in 0 … 1) and divides by `STD`. Like this the pale
@@ -47,7 +46,7 @@ class Garment:
 
 @dataclass(frozen=True)
 class Canvas:
-    """A picture of two to four garments, some of which may be of the same class.
+    """An image of two to four garments, some of which may be of the same class.
 
     Attributes:
         path: the PNG file, 64 × 64 pixels, RGB.
@@ -58,7 +57,7 @@ class Canvas:
     garments: tuple[Garment, ...]
 
     def image(self) -> Image.Image:
-        """The picture, read from `path`: RGB, 64 × 64 pixels."""
+        """The image, read from `path`: RGB, 64 × 64 pixels."""
         with Image.open(self.path) as image:
             return image.convert("RGB")
 
@@ -88,14 +87,14 @@ def canvases() -> tuple[Canvas, ...]:
 
 
 def preprocess(image: Image.Image) -> Tensor:
-    """The picture as the model takes it: `[3, 64, 64]`, float32.
+    """The image as the model takes it: `[3, 64, 64]`, float32.
 
     Converts to RGB (transparent places to white), cuts out the largest centred square, scales it to
-    64 × 64 pixels (bilinear, antialiased; a picture of this size is left as it is) and normalises
+    64 × 64 pixels (bilinear, antialiased; an image of this size is left as it is) and normalises
     by `MEAN` and `STD`, so that values lie in −3.17 … 0.17.
 
     Raises:
-        TypeError: `image` is not a PIL picture.
+        TypeError: `image` is not a PIL image.
         ValueError: its mode does not say which value is white.
 
     Example:
@@ -107,6 +106,8 @@ def preprocess(image: Image.Image) -> Tensor:
     """
     if not isinstance(image, Image.Image):
         raise TypeError(f"preprocess takes a PIL.Image.Image, not {type(image).__name__}")
+    from torchvision.transforms.v2 import functional as transforms
+
     square = transforms.center_crop(rgb(image), [min(image.size)])
     pixels: Tensor = transforms.pil_to_tensor(transforms.resize(square, [SIZE, SIZE]))
     return (pixels.to(torch.float32) / 255 - MEAN) / STD

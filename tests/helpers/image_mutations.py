@@ -1,4 +1,4 @@
-"""Pictures in files of many kinds, whole and damaged: for the tests of what is read from files."""
+"""Images in files of many kinds, whole and damaged: for the tests of what is read from files."""
 
 import io
 import json
@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from captum_generic_attn.files.images import UnreadablePictureError, open_rgb
+from captum_generic_attn.errors import UnreadableImageError
+from captum_generic_attn.files.images import open_rgb
 from helpers.memory_limit import memory
 
 HEIGHT, WIDTH = 44, 60
@@ -20,7 +21,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 4), dtype=np.u
 
 
 def written(picture: Image.Image, kind: str, **options: object) -> bytes:
-    """A picture's file."""
+    """An image's file."""
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return file.getvalue()
@@ -93,7 +94,7 @@ def check(path: Path) -> str:
     """What becomes of a file: it is `"read"`, or `"refused"` by name."""
     try:
         found = open_rgb(path)
-    except UnreadablePictureError as error:
+    except UnreadableImageError as error:
         assert repr(str(path)) in str(error), error  # noqa: PT017
         assert "memory" not in str(error).lower(), error  # noqa: PT017
         assert len(str(error)) < 1000, error  # noqa: PT017

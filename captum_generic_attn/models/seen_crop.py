@@ -1,6 +1,6 @@
-"""Which part of a picture a model's preprocessing lets it see, whichever library made it.
+"""Which part of an image a model's preprocessing lets it see, whichever library made it.
 
-The command line draws the user's own picture by it, with the map on that part.
+The command line draws the user's own image by it, with the map on that part.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from captum_generic_attn.files.images import Box
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -16,42 +18,39 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-Area = tuple[float, float, float, float]
-"""(left, top, right, bottom) in pixels of a picture; its left edge is 0, its right one W."""
-
 _GREYS = 255
 # How oblique the shading is. Were it upright, each grey of a column would be rounded alike, and
 # their mean would be no better than one of them.
 _TILT = 1 / 16
-# The share of columns left out on each side: where a picture ends, filters have nothing to go on
+# The share of columns left out on each side: where an image ends, filters have nothing to go on
 # with, and bend the values.
 _MARGIN = 1 / 8
 
 
-def seen_area(preprocess: Callable[[Image.Image], Tensor], width: int, height: int) -> Area | None:
-    """The part of a picture of this size that is left by a preprocessing which cuts and scales.
+def seen_crop(preprocess: Callable[[Image.Image], Tensor], width: int, height: int) -> Box | None:
+    """The part of an image of this size that is left by a preprocessing which cuts and scales.
 
-    It is found by trying. Of two pictures shaded from black to white, one rather from left to
+    It is found by trying. Of two images shaded from black to white, one rather from left to
     right, the other rather from top to bottom, what is left tells where each value came from.
 
     Args:
-        preprocess: a PIL picture to `[C, h, w]`, normalised in any way.
-        width: of the picture, in pixels.
-        height: of the picture, in pixels.
+        preprocess: a PIL image to `[C, h, w]`, normalised in any way.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
 
     Returns:
-        (left, top, right, bottom) in pixels of the picture; or `None` where the preprocessing does
-        anything else (it pads, turns, mirrors or bends pictures), or leaves too little to tell.
+        (left, top, right, bottom) in pixels of the image; or `None` where the preprocessing does
+        anything else (it pads, turns, mirrors or bends images), or leaves too little to tell.
 
     Example:
         >>> from captum_generic_attn import demo
-        >>> [round(edge) for edge in seen_area(demo.preprocess, 300, 200)]
+        >>> [round(edge) for edge in seen_crop(demo.preprocess, 300, 200)]
         [50, 0, 250, 200]
     """
     from PIL import Image
 
-    def seen(picture: Image.Image) -> NDArray[np.float64]:
-        return preprocess(picture.convert("RGB")).double().numpy()
+    def seen(image: Image.Image) -> NDArray[np.float64]:
+        return preprocess(image.convert("RGB")).double().numpy()
 
     black, white = (seen(Image.new("L", (width, height), grey)) for grey in (0, _GREYS))
     contrast = white - black
@@ -60,8 +59,8 @@ def seen_area(preprocess: Callable[[Image.Image], Tensor], width: int, height: i
     if not (np.abs(contrast) > 0.999 * largest).all():
         return None
 
-    def look_at(part: Area) -> Area | None:
-        """What is seen, by shades that grow over a part of the picture that holds it."""
+    def look_at(part: Box) -> Box | None:
+        """What is seen, by shades that grow over a part of the image that holds it."""
         left, top, right, bottom = part
         x = ((np.arange(width, dtype=np.float32) + 0.5 - left) / (right - left))[None]
         y = ((np.arange(height, dtype=np.float32) + 0.5 - top) / (bottom - top))[:, None]
@@ -77,24 +76,24 @@ def seen_area(preprocess: Callable[[Image.Image], Tensor], width: int, height: i
         return sides[0][0], sides[1][0], sides[0][1], sides[1][1]
 
     whole = (0.0, 0.0, float(width), float(height))
-    area = look_at(whole)
-    if area is None:
+    crop_box = look_at(whole)
+    if crop_box is None:
         return None
-    left, top, right, bottom = area
+    left, top, right, bottom = crop_box
     if right - left >= width / 2 and bottom - top >= height / 2:
-        return area
+        return crop_box
     # Few of the shades were seen: once more, with most of them on this part.
     x, y = (right - left) / 4 + 2 * width / _GREYS, (bottom - top) / 4 + 2 * height / _GREYS
     return look_at((left - x, top - y, right + x, bottom + y))
 
 
 def _shaded(across: NDArray[np.float32], down: NDArray[np.float32]) -> Image.Image:
-    """A picture of the sums of `[1, W]` and `[H, 1]`: 0 is black, 1 white."""
+    """An image of the sums of `[1, W]` and `[H, 1]`: 0 is black, 1 white."""
     from PIL import Image
 
     across, down = _GREYS * across, _GREYS * down
     greys = np.empty((down.shape[0], across.shape[1]), dtype=np.uint8)
-    for row, grey in enumerate(down):  # floats for all of a large picture would be gigabytes
+    for row, grey in enumerate(down):  # floats for all of a large image would be gigabytes
         greys[row] = (across[0] + grey).clip(0, _GREYS).round()
     return Image.fromarray(greys)
 

@@ -19,7 +19,7 @@ from captum_generic_attn.capture import blocks
 from captum_generic_attn.capture.tracking import head_calls, join, opaque
 from captum_generic_attn.capture.tracking.shadow import Shadow
 from captum_generic_attn.relevance.output_rows import OutputStream, output_streams
-from captum_generic_attn.verify import Check, verify
+from captum_generic_attn.verification import Check, verify
 
 D = 8
 FLIP = torch.eye(5, dtype=torch.float64).flip(0) + 0.1

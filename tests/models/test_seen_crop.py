@@ -1,4 +1,4 @@
-"""The part of a picture that a model sees, found by trying, against what each library does."""
+"""The part of an image that a model sees, found by trying, against what each library does."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 
 from captum_generic_attn import demo
 from captum_generic_attn.models.preprocessing import preprocessing_of
-from captum_generic_attn.models.seen_area import seen_area
+from captum_generic_attn.models.seen_crop import seen_crop
 
 SIZES = [(4000, 3000), (1000, 700), (700, 1000), (64, 64), (100, 4000), (37, 23)]
 TO_TENSOR = v2.ToImage(), v2.ToDtype(torch.float32, scale=True)
@@ -73,24 +73,24 @@ PREPROCESSINGS = {
 @pytest.mark.parametrize("library", PREPROCESSINGS)
 def test_the_area_is_what_the_library_cuts_out(library, size):
     make, expected, side = PREPROCESSINGS[library]
-    area = seen_area(make(), *size)
+    crop_box = seen_crop(make(), *size)
     left, top, right, bottom = expected(*size)
-    # A tenth of a pixel of what the model sees, or of the picture, whichever is larger.
+    # A tenth of a pixel of what the model sees, or of the image, whichever is larger.
     x, y = (max(1.0, edge / (side or edge)) / 10 for edge in (right - left, bottom - top))
-    assert area[::2] == pytest.approx((left, right), abs=x)
-    assert area[1::2] == pytest.approx((top, bottom), abs=y)
+    assert crop_box[::2] == pytest.approx((left, right), abs=x)
+    assert crop_box[1::2] == pytest.approx((top, bottom), abs=y)
 
 
 def test_timm_squashes():
     squash = create_transform((3, 224, 224), crop_pct=0.9, crop_mode="squash")
     # All of it is scaled to 248 × 248 pixels, of which 12 on each side are cut off.
     expected = 1000 * 12 / 248, 700 * 12 / 248, 1000 * 236 / 248, 700 * 236 / 248
-    assert seen_area(squash, 1000, 700) == pytest.approx(expected, abs=0.2)
+    assert seen_crop(squash, 1000, 700) == pytest.approx(expected, abs=0.2)
 
 
 def test_a_small_part_of_a_large_picture_is_found_to_a_fraction_of_a_pixel():
     crop = v2.Compose([v2.CenterCrop(224), *TO_TENSOR])
-    assert seen_area(crop, 4000, 3000) == pytest.approx((1888, 1388, 2112, 1612), abs=0.02)
+    assert seen_crop(crop, 4000, 3000) == pytest.approx((1888, 1388, 2112, 1612), abs=0.02)
 
 
 @pytest.mark.parametrize("normalise", ["none", "inverted", "grey", "swapped"])
@@ -101,7 +101,7 @@ def test_colours_and_their_scale_do_not_matter(normalise):
         pixels = scaled(ImageOps.grayscale(picture) if normalise == "grey" else picture)
         return {"inverted": 7 - 300 * pixels, "swapped": pixels.flip(0)}.get(normalise, pixels)
 
-    assert seen_area(preprocess, 90, 60) == (0, 0, 90, 60)
+    assert seen_crop(preprocess, 90, 60) == (0, 0, 90, 60)
 
 
 @pytest.mark.parametrize(
@@ -126,17 +126,17 @@ def test_colours_and_their_scale_do_not_matter(normalise):
 )  # fmt: skip
 def test_what_is_more_than_to_cut_and_scale_has_no_area(change):
     preprocess = v2.Compose([v2.Resize((60, 60)), change, *TO_TENSOR])
-    assert seen_area(preprocess, 90, 80) is None
+    assert seen_crop(preprocess, 90, 80) is None
 
 
 def test_a_crop_beyond_the_picture_has_no_area():
-    assert seen_area(pads(), 64, 64) is None
-    assert seen_area(pads(), 640, 480) is None
+    assert seen_crop(pads(), 64, 64) is None
+    assert seen_crop(pads(), 640, 480) is None
 
 
 def test_the_bent_values_at_the_ends_of_a_picture_do_not_count():
-    # 14 pixels for each of the picture's; no filter can look beyond the outermost.
+    # 14 pixels for each of the image's; no filter can look beyond the outermost.
     corner = v2.Lambda(lambda image: image.crop((0, 0, 112, 112)))
-    area = seen_area(v2.Compose([v2.Resize((224, 224)), corner, *TO_TENSOR]), 16, 16)
-    assert area[:2] == (0, 0)
-    assert area[2:] == pytest.approx((8, 8), abs=0.05)
+    crop_box = seen_crop(v2.Compose([v2.Resize((224, 224)), corner, *TO_TENSOR]), 16, 16)
+    assert crop_box[:2] == (0, 0)
+    assert crop_box[2:] == pytest.approx((8, 8), abs=0.05)

@@ -199,7 +199,7 @@ def compare(
         baselines: what an absent feature is for methods that compare with one (integrated
             gradients, SHAP); `None`: zeros.
         feature_mask: for methods that leave features out: which elements are one feature, in the
-            shape of one example or of `inputs`; `None`: patches for pictures (`patch_mask`), all
+            shape of one example or of `inputs`; `None`: patches for images (`patch_mask`), all
             features of a token or region together.
         n_steps: of integrated gradients.
         n_samples: evaluations of SHAP by sampling; gradient SHAP takes a tenth of them.
@@ -397,7 +397,7 @@ def _feature_masks(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _feature_mask(tensor: Tensor) -> Tensor:
-    """Patches of pictures; else what stands along the axis behind the batch."""
+    """Patches of images; else what stands along the axis behind the batch."""
     if tensor.ndim == 4:
         return patch_mask(tensor.shape).to(tensor.device)
     places = torch.arange(tensor.shape[1] if tensor.ndim > 1 else 1, device=tensor.device)

@@ -1,4 +1,4 @@
-"""Which part of a picture a model saw, and a heat map of that part spread over it again.
+"""Which part of an image a model saw, and a heat map of that part spread over it again.
 
 The overlays call it; `centre_crop` is for users.
 """
@@ -9,29 +9,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from captum_generic_attn.files.images import Box
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-Box = tuple[float, float, float, float]
-"""(left, top, right, bottom) in pixels of a picture; its left edge is 0, its right one W."""
-
 
 def centre_crop(width: int, height: int, share: float = 1.0) -> Box:
-    """The part of a picture that is left by the usual preprocessing of image classifiers: its
+    """The part of an image that is left by the usual preprocessing of image classifiers: its
     shorter side is scaled to some length, and a square is cut from the middle.
 
     Args:
-        width: of the picture, in pixels.
-        height: of the picture, in pixels.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
         share: the side of the square as a share of the scaled shorter side: timm's `crop_pct`, or
             224 / 256 for `Resize(256)` and `CenterCrop(224)`.
 
     Returns:
-        (left, top, right, bottom) in pixels of the picture: the `area` of `overlay` and of the
+        (left, top, right, bottom) in pixels of the image: the `crop_box` of `overlay` and of the
         figures.
 
     Raises:
-        ValueError: `share` is not in 0 … 1, or there is no picture.
+        ValueError: `share` is not in 0 … 1, or there is no image.
 
     Example:
         >>> from captum_generic_attn.visualization import centre_crop
@@ -66,7 +65,7 @@ def checked_box(box: ArrayLike) -> Box:
 
 
 def checked_boxes(boxes: ArrayLike, count: int) -> list[Box]:
-    """One box for each of `count` pictures, of as many or of one for all.
+    """One box for each of `count` images, of as many or of one for all.
 
     Raises:
         ValueError: they are something else.
@@ -74,40 +73,40 @@ def checked_boxes(boxes: ArrayLike, count: int) -> list[Box]:
     given = np.asarray(boxes, dtype=np.float64)
     if given.shape not in {(4,), (count, 4)}:
         raise ValueError(
-            f"an area is (left, top, right, bottom) in pixels, one for all {count} pictures or one "
-            f"for each, not {list(given.shape)} numbers"
+            f"a crop box is (left, top, right, bottom) in pixels, one for all {count} images or "
+            f"one for each, not {list(given.shape)} numbers"
         )
     return [checked_box(box) for box in np.broadcast_to(given, (count, 4))]
 
 
 def spread(
-    heat: NDArray[np.float64], area: ArrayLike, height: int, width: int
+    heat: NDArray[np.float64], crop_box: ArrayLike, height: int, width: int
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """A map of one area of a picture as a map of the whole picture, and where the area is.
+    """A map of a part of an image as a map of the whole image, and where that part is.
 
-    The map is scaled bilinearly, as pictures are: where it shrinks, values are averaged.
+    The map is scaled bilinearly, as images are: where it shrinks, values are averaged.
 
     Args:
         heat: `[h, w]`.
-        area: (left, top, right, bottom) in pixels of the picture. It may go past the picture's
+        crop_box: (left, top, right, bottom) in pixels of the image. It may go past the image's
             edges, where that was padded.
-        height: of the picture.
-        width: of the picture.
+        height: of the image.
+        width: of the image.
 
     Returns:
-        The map `[height, width]`, 0 outside of the area, and `[height, width]`: whether the middle
-        of a pixel is in the area.
+        The map `[height, width]`, 0 outside of the part, and `[height, width]`: whether the middle
+        of a pixel is in the part.
 
     Raises:
-        ValueError: the area is no box, or holds no pixel of the picture.
+        ValueError: `crop_box` is no box, or holds no pixel of the image.
     """
-    left, top, right, bottom = checked_box(area)
+    left, top, right, bottom = checked_box(crop_box)
     rows, in_rows = _weights(heat.shape[0], top, bottom, height)
     columns, in_columns = _weights(heat.shape[1], left, right, width)
     seen = in_rows[:, None] & in_columns
     if not seen.any():
         raise ValueError(
-            f"the area {(left, top, right, bottom)} holds no pixel of the picture, which is "
+            f"the crop box {(left, top, right, bottom)} holds no pixel of the image, which is "
             f"{width} wide and {height} high"
         )
     return rows @ heat @ columns.T, seen

@@ -1,4 +1,4 @@
-"""A folder of pictures with the classifier that is explained on them."""
+"""A folder of images with the classifier that is explained on them."""
 
 from __future__ import annotations
 
@@ -14,39 +14,36 @@ from PIL import Image
 from torch import Tensor
 
 from captum_generic_attn.captum_api.targets import choose_output
-from captum_generic_attn.evaluation.batch import Batch, DataError, Examples, drawn
-from captum_generic_attn.evaluation.plan import FAITHFULNESS, PictureData, Plan
-from captum_generic_attn.evaluation.tables import PlanError
-from captum_generic_attn.files.images import (
-    UnreadablePictureError,
-    open_picture,
-    open_rgb,
-    picture_endings,
-)
-from captum_generic_attn.metrics import PIXELS, Pixels, Removal, blurred
-from captum_generic_attn.models.checkpoints import UnavailableWeightsError
-from captum_generic_attn.models.classifiers import (
-    ImageClassifier,
+from captum_generic_attn.errors import (
+    DataError,
+    PlanError,
+    UnavailableWeightsError,
     UnknownModelError,
-    load_classifier,
+    UnreadableImageError,
 )
+from captum_generic_attn.evaluation.batch import Batch, Examples, drawn
+from captum_generic_attn.evaluation.plan import ImageData, Plan
+from captum_generic_attn.evaluation.scores import names_of
+from captum_generic_attn.files.images import image_endings, open_image, open_rgb
+from captum_generic_attn.metrics import PIXELS, Pixels, Removal, blurred
+from captum_generic_attn.models.classifiers import ImageClassifier, load_classifier
 
 
-class PictureSet(Examples):
-    """The pictures of a plan; files are read when a batch is asked for.
+class ImageSet(Examples):
+    """The images of a plan; files are read when a batch is asked for.
 
     Args:
-        plan: whose data are pictures.
+        plan: whose data are images.
 
     Raises:
-        PlanError: if the plan does not fit the pictures or the model.
-        DataError: if there are no pictures, or masks or classes are missing for some.
+        PlanError: if the plan does not fit the images or the model.
+        DataError: if there are no images, or masks or classes are missing for some.
         UnavailableWeightsError: if the model's weights are not to be had.
         ImportError: if a library is not installed that the model needs.
     """
 
     def __init__(self, plan: Plan) -> None:
-        assert isinstance(plan.data, PictureData)  # noqa: S101 - `run` chooses by it
+        assert isinstance(plan.data, ImageData)  # noqa: S101 - `run` chooses by it
         self._plan = plan
         self._folder = plan.data.images
         self._masks = plan.data.masks
@@ -62,7 +59,7 @@ class PictureSet(Examples):
             )
         self._labels = None if plan.explain == "prediction" else self._named_by_folders()
         self._folder_note = (
-            (f"{others} files in the folder are no pictures by their ending: not read",)
+            (f"{others} files in the folder are no images by their ending: not read",)
             if others
             else ()
         )
@@ -71,18 +68,17 @@ class PictureSet(Examples):
         size = self._pixels(self._files[0]).shape[-2:]
         if plan.patch is not None and (size[0] % plan.patch or size[1] % plan.patch):
             raise PlanError(
-                f"{plan.file}, [evaluation] patch = {plan.patch}: the model's pictures are "
+                f"{plan.file}, [evaluation] patch = {plan.patch}: the model's images are "
                 f"{size[0]} × {size[1]} pixels, and patches must tile them"
             )
-        everything = (*FAITHFULNESS, *(("pointing", "segmentation") if self._masks else ()))
-        self.metrics = plan.metrics or everything
+        self.metrics = plan.metrics or names_of(*(["masks"] if self._masks else []))
         self.multi_label = self.classifier.multi_label
         self.batch_size = plan.batch_size
         self.fractions = PIXELS
         self.ks = ()
         self.about = {
             "model": self.classifier.name,
-            "kind": "pictures",
+            "kind": "images",
             "available": len(found),
             "evaluated": len(self._files),
             "pixels": list(size),
@@ -93,7 +89,7 @@ class PictureSet(Examples):
         return len(self._files)
 
     def batch(self, places: range) -> Batch:
-        """The pictures at these places, read and preprocessed.
+        """The images at these places, read and preprocessed.
 
         Raises:
             DataError: if one cannot be read, or they come out in different sizes.
@@ -103,8 +99,8 @@ class PictureSet(Examples):
         shapes = {tuple(tensor.shape) for tensor in tensors}
         if len(shapes) > 1:
             raise DataError(
-                f"{self.classifier.name} preprocesses pictures to different sizes: "
-                f"{sorted(shapes)}; give pictures of one size"
+                f"{self.classifier.name} preprocesses images to different sizes: "
+                f"{sorted(shapes)}; give images of one size"
             )
         pixels = torch.stack(tensors).to(self._plan.device)
         if self._labels is None:
@@ -137,29 +133,29 @@ class PictureSet(Examples):
     def _pixels(self, file: Path) -> Tensor:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            picture = _read(open_rgb, file)
+            image = _read(open_rgb, file)
         self._remarks |= dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning)
         if self._remarks:
             first, *others = self._remarks
-            more = f" (and {len(others)} other remarks on pictures)" if others else ""
+            more = f" (and {len(others)} other remarks on images)" if others else ""
             self.notes = (*self._folder_note, first + more)
-        return self.classifier.preprocess(picture)
+        return self.classifier.preprocess(image)
 
     def _right(self, files: Sequence[Path]) -> Tensor:
         return torch.stack([self._mask(file) for file in files])
 
     def _mask(self, file: Path) -> Tensor:
-        mask, picture = (_read(open_picture, path) for path in (self._mask_of(file), file))
-        if mask.size != picture.size:
+        mask, image = (_read(open_image, path) for path in (self._mask_of(file), file))
+        if mask.size != image.size:
             raise DataError(
                 f"{str(self._mask_of(file))!r} has {mask.width} × {mask.height} pixels, its "
-                f"picture {picture.width} × {picture.height}"
+                f"image {image.width} × {image.height}"
             )
         # The model's own preprocessing is the one place that knows how it cuts and scales: the
-        # mask goes through it as a black and white picture. What is smoothed at its edges is right
+        # mask goes through it as a black and white image. What is smoothed at its edges is right
         # where more than half of it is.
         white = Image.fromarray(_marked(mask).astype(np.uint8) * 255).convert("RGB")
-        shown = self.classifier.picture(self.classifier.preprocess(white))
+        shown = self.classifier.image(self.classifier.preprocess(white))
         return torch.from_numpy(shown.mean(2) > 0.5)
 
     def _mask_of(self, file: Path) -> Path:
@@ -172,7 +168,7 @@ class PictureSet(Examples):
         missing = [file for file in self._files if not self._mask_of(file).is_file()]
         if missing:
             raise DataError(
-                f"{len(missing)} of {len(self._files)} pictures have no mask: "
+                f"{len(missing)} of {len(self._files)} images have no mask: "
                 f"{str(missing[0])!r} needs {str(self._mask_of(missing[0]))!r}"
             )
 
@@ -193,17 +189,17 @@ class PictureSet(Examples):
 
 
 def _listed(folder: Path) -> tuple[list[Path], int]:
-    """The pictures under a folder, in order, and how many other files there are."""
-    endings = picture_endings()
+    """The images under a folder, in order, and how many other files there are."""
+    endings = image_endings()
     files = sorted(
         path
         for path in folder.rglob("*")
         if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
     )
-    pictures = [path for path in files if path.suffix.lower() in endings]
-    if not pictures:
-        raise DataError(f"there is no picture in {str(folder)!r}, nor in its sub-folders")
-    return pictures, len(files) - len(pictures)
+    images = [path for path in files if path.suffix.lower() in endings]
+    if not images:
+        raise DataError(f"there is no image in {str(folder)!r}, nor in its sub-folders")
+    return images, len(files) - len(images)
 
 
 def _load(plan: Plan) -> ImageClassifier:
@@ -222,7 +218,7 @@ def _load(plan: Plan) -> ImageClassifier:
 def _read(reader: Callable[[Path], Image.Image], file: Path) -> Image.Image:
     try:
         return reader(file)
-    except UnreadablePictureError as error:
+    except UnreadableImageError as error:
         raise DataError(str(error)) from error
 
 
