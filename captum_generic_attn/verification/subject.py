@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from captum._utils.typing import TargetType
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_generic_attn.captum_api.base import ModelAttribution, Request
 from captum_generic_attn.captum_api.batching import parts_of
+from captum_generic_attn.captum_api.inputs import TargetType
 from captum_generic_attn.capture import AttentionRecord, Capture, Witness, capture_forward
 
 NOISE = 1e-4

@@ -155,7 +155,7 @@ def test_python_runs_and_gives_the_shapes_that_it_says(tmp_path, monkeypatch):
     assert names["report"].passed
     assert {c.status for c in names["report"].checks} == {"passed", "skipped"}
     run(several, names)
-    assert len(names["found"].attributions) == 14
+    assert len(names["found"].attributions) == 15
     assert names["found"]["LRP"].shape == (1, 3, 64, 64)
     assert (tmp_path / "comparison.png").stat().st_size > 10_000
     run(right, names)
