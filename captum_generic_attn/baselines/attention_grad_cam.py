@@ -102,7 +102,7 @@ class AttentionGradCam(LastCallAttribution):
             weights.unsqueeze(1), record.examples, queries, record.query_stream
         )
         counted = explained.mT.unsqueeze(1) * everything
-        if record.meeting.crosses or self.own == "keep":
+        if record.stream_pair.is_cross_attention or self.own == "keep":
             return counted
         keys = call.key_positions()
         single = ((weights != 0).sum(-1) == 1)[record.examples.to(weights.device)]

@@ -14,14 +14,14 @@ from captum_generic_attn.capture.captured import Capture, name_of_input, no_atte
 from captum_generic_attn.capture.forward import capture_forward
 from captum_generic_attn.capture.graph import Reached, reached_by
 from captum_generic_attn.capture.record import AttentionRecord
-from captum_generic_attn.capture.unsupported import Refusal
+from captum_generic_attn.capture.unsupported import UnsupportedCall
 from captum_generic_attn.capture.witness import Witness
 
 __all__ = [
     "AttentionRecord",
     "Capture",
     "Reached",
-    "Refusal",
+    "UnsupportedCall",
     "Witness",
     "capture_forward",
     "name_of_input",

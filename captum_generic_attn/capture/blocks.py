@@ -56,14 +56,14 @@ class Maps:
 
     @classmethod
     def of(
-        cls, tensor: Tensor, lead: Sequence[int], pick: Tensor | None, *, groups: int = 1
+        cls, tensor: Tensor, lead: Sequence[int], head_index: Tensor | None, *, groups: int = 1
     ) -> Maps:
-        """The last two axes of a tensor whose other axes broadcast to `lead`, as `pick` orders it.
+        """The last two axes of a tensor whose other axes broadcast to `lead`, in another order.
 
         Args:
             tensor: `[..., n, m]`.
             lead: the shape of the leading axes of the call.
-            pick: `[maps]` places among them, flattened; `None`: all, in order.
+            head_index: `[maps]` places among them, flattened; `None`: all, in order.
             groups: how many neighbouring heads share one (grouped keys and values).
         """
         for axis in range(tensor.ndim - 2):
@@ -71,13 +71,13 @@ class Maps:
                 tensor = tensor.narrow(axis, 0, 1)
         own = tensor.shape[:-2]
         flat = tensor.reshape(-1, *tensor.shape[-2:])
-        if pick is None and own == lead:
+        if head_index is None and own == lead:
             return cls(flat)
         places = torch.arange(math.prod(own)).view(own)
         if groups > 1:
             places = places.repeat_interleave(groups, -1)
         index = places.expand(lead).reshape(-1)
-        return cls(flat, (index if pick is None else index[pick]).to(tensor.device))
+        return cls(flat, (index if head_index is None else index[head_index]).to(tensor.device))
 
     def __getitem__(self, maps: slice) -> Tensor:
         if self.index is None:

@@ -14,7 +14,7 @@ from captum_generic_attn.capture.mode import ConstantParametersMode
 from captum_generic_attn.capture.record import AttentionRecord
 from captum_generic_attn.capture.torch_function import bypass_torch_function
 from captum_generic_attn.capture.tracking.shadow import Softmax
-from captum_generic_attn.capture.unsupported import Refusal
+from captum_generic_attn.capture.unsupported import UnsupportedCall
 from captum_generic_attn.tokens.spaces import TokenSpaces
 from captum_generic_attn.tokens.streams import TokenStreams
 
@@ -46,7 +46,7 @@ class Capture:
     spaces: TokenSpaces
     streams: TokenStreams
     input_names: tuple[str, ...]
-    refusals: Sequence[Refusal]
+    refusals: Sequence[UnsupportedCall]
     ignored: Sequence[Softmax]
     in_training: tuple[str, ...]
     modules: dict[str, nn.Module]

@@ -24,7 +24,7 @@ from captum_generic_attn.capture.recorder import Recorder
 from captum_generic_attn.capture.scope import Scope, modules_of
 from captum_generic_attn.capture.tracking.shadow import Shadow
 from captum_generic_attn.capture.tracking.transfer import Transfer
-from captum_generic_attn.capture.unsupported import Refusal, foreign_kernel
+from captum_generic_attn.capture.unsupported import UnsupportedCall, foreign_kernel
 from captum_generic_attn.capture.witness import Witness
 from captum_generic_attn.errors import UnsupportedAttentionError
 from captum_generic_attn.tokens.spaces import TokenSpaces
@@ -37,7 +37,7 @@ def capture_forward(
     choose: Callable[[Any], Tensor],
     *,
     copies: bool = False,
-    beneath: Callable[[Transfer], contextlib.AbstractContextManager[object]] | None = None,
+    inner_mode: Callable[[Transfer], contextlib.AbstractContextManager[object]] | None = None,
     witness: Witness | None = None,
 ) -> Capture:
     """Run `forward_func(*inputs, *additional)` and record its attention.
@@ -48,7 +48,7 @@ def capture_forward(
         additional: further arguments. Their tensors have tokens too, but are not explained.
         choose: picks the tensor to explain from what `forward_func` returns.
         copies: keep copies of what attention calls read, for a model that overwrites it.
-        beneath: makes a function mode that runs below the capture and computes the operations in
+        inner_mode: makes a function mode that runs below the capture and computes the operations in
             place of PyTorch. Fused attention is then computed from single operations.
         witness: is told what attention calls read, for a check.
 
@@ -64,7 +64,7 @@ def capture_forward(
     check_devices(scope, dict(zip(names, (*inputs, *additional), strict=True)))
     spaces = TokenSpaces()
     transfer = Transfer(spaces, scope.parameters)
-    transfer.notes_embeddings = beneath is not None or witness is not None
+    transfer.notes_embeddings = inner_mode is not None or witness is not None
     recorder = Recorder(transfer, scope, len(inputs[0]), copies=copies, witness=witness)
     with torch.inference_mode(mode=False), torch.enable_grad():
         given = Arguments(transfer, len(inputs[0]))
@@ -76,8 +76,8 @@ def capture_forward(
             get_gradient_edge(a) if isinstance(a, Tensor) and a.requires_grad else None
             for a in arguments[: len(inputs)]
         ]
-        inner = contextlib.nullcontext() if beneath is None else beneath(transfer)
-        mode = CaptureMode(transfer, recorder, scope, eager_attention=beneath is not None)
+        inner = contextlib.nullcontext() if inner_mode is None else inner_mode(transfer)
+        mode = CaptureMode(transfer, recorder, scope, eager_attention=inner_mode is not None)
         try:
             with paused_compiler(), scope.keeping_state(), scope, inner, mode:
                 output = choose(forward_func(*arguments))
@@ -100,7 +100,7 @@ def capture_forward(
         scope.parameters,
         roots,
         transfer.embedded,
-        beneath is not None,
+        inner_mode is not None,
     )
 
 
@@ -132,7 +132,7 @@ def _explain(error: Exception, scope: Scope) -> None:
         ) from error
 
 
-def _failed_kernel(error: Exception, scope: Scope) -> Refusal | None:
+def _failed_kernel(error: Exception, scope: Scope) -> UnsupportedCall | None:
     """The refusal of a fused kernel that failed, such as one without a backward pass."""
     place = "", "function"
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -140,5 +140,5 @@ def _failed_kernel(error: Exception, scope: Scope) -> Refusal | None:
         if isinstance(owner, nn.Module):
             place = scope.name_of(owner)
         if is_foreign(frame.f_code.co_name):
-            return Refusal(-1, *place, *foreign_kernel(frame.f_code.co_name))
+            return UnsupportedCall(-1, *place, *foreign_kernel(frame.f_code.co_name))
     return None

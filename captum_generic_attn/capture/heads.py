@@ -25,17 +25,17 @@ class Groups(NamedTuple):
         query_tokens: `[G, Nq]` token ids.
         key_tokens: `[G, Nk]` token ids.
         examples: `[G]` the example of each group.
-        pick: `[G, H]` the heads of each group, as places among the flattened leading axes.
-        in_order: whether `pick` takes all places in order.
-        padded: whether some query is no token.
+        head_index: `[G, H]` the heads of each group, as places among the flattened leading axes.
+        in_order: whether `head_index` takes all places in order.
+        has_padding_queries: whether some query is no token.
     """
 
     query_tokens: Tensor
     key_tokens: Tensor
     examples: Tensor
-    pick: Tensor
+    head_index: Tensor
     in_order: bool
-    padded: bool
+    has_padding_queries: bool
 
 
 class _Rows(NamedTuple):
@@ -79,9 +79,9 @@ def group_heads(queries: Tensor, keys: Tensor, spaces: TokenSpaces, examples: in
     first = order[:, 0]
     queries, keys, owners = rows.queries[first], rows.keys[first], owners[first]
     _check_queries_once(queries, owners, spaces)
-    pick = rows.places[order].reshape(len(order), -1)
-    in_order = torch.equal(pick.flatten(), torch.arange(maps))
-    return Groups(queries, keys, owners, pick, in_order, bool((queries < 0).any()))
+    head_index = rows.places[order].reshape(len(order), -1)
+    in_order = torch.equal(head_index.flatten(), torch.arange(maps))
+    return Groups(queries, keys, owners, head_index, in_order, bool((queries < 0).any()))
 
 
 def _fold_shared_axes(queries: Tensor, keys: Tensor) -> _Rows:
@@ -177,7 +177,7 @@ def _check_queries_once(queries: Tensor, owners: Tensor, spaces: TokenSpaces) ->
     if len(torch.unique(asked)) == len(asked):
         return
     raise UnsupportedCallError(
-        "one token asks in several sequences of an example",
+        "one token is a query in several sequences of the same example",
         "pass each sequence as an example of its own"
         + (
             "; these are texts that forward_func holds fixed: leave them out with layers="

@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge
 
 from captum_generic_attn.capture.blocks import Blocks, ExplicitBlocks, FusedBlocks, Maps
 from captum_generic_attn.capture.operands import Operands, Saved
-from captum_generic_attn.tokens import NOBODY, Meeting
+from captum_generic_attn.tokens import UNRESOLVED, StreamPair
 from captum_generic_attn.tokens.ids import compact
 
 
@@ -34,13 +34,15 @@ class Source(Protocol):
         NaN counts as zero. `lead` are the call's leading axes, such as batch and heads.
         """
 
-    def blocks(self, operands: Sequence[Tensor], gradient: Tensor, pick: Tensor | None) -> Blocks:
+    def blocks(
+        self, operands: Sequence[Tensor], gradient: Tensor, head_index: Tensor | None
+    ) -> Blocks:
         """Attention and its gradient in blocks.
 
         Args:
             operands: the tensors of `self.operands`.
             gradient: the gradient of the tensor that the record's tap is on.
-            pick: `[maps]` which of the call's maps, with its leading axes flattened; `None`
+            head_index: `[maps]` which of the call's maps, with its leading axes flattened; `None`
                 takes all in order.
         """
 
@@ -59,15 +61,17 @@ class Explicit:
     single_query: bool
     of_result: tuple[int | None, ...] = ()
 
-    def blocks(self, operands: Sequence[Tensor], gradient: Tensor, pick: Tensor | None) -> Blocks:
+    def blocks(
+        self, operands: Sequence[Tensor], gradient: Tensor, head_index: Tensor | None
+    ) -> Blocks:
         """Attention and its gradient in blocks; see `Source.blocks`."""
         (operand,) = operands
         attention, gradient = self._arrange(operand), self._arrange(gradient)
         lead = attention.shape[:-2]
-        count = math.prod(lead) if pick is None else len(pick)
+        count = math.prod(lead) if head_index is None else len(head_index)
         return ExplicitBlocks(
-            count, attention.shape[-2], attention.shape[-1], Maps.of(attention, lead, pick),
-            Maps.of(gradient, lead, pick),
+            count, attention.shape[-2], attention.shape[-1], Maps.of(attention, lead, head_index),
+            Maps.of(gradient, lead, head_index),
         )  # fmt: skip
 
     def live_rows(self, gradient: Tensor) -> Tensor:
@@ -112,23 +116,25 @@ class Fused:
         """`[*lead, Nq]` True where the gradient of the call's result is not zero."""
         return (gradient.abs() > 0).any(-1)
 
-    def blocks(self, operands: Sequence[Tensor], gradient: Tensor, pick: Tensor | None) -> Blocks:
+    def blocks(
+        self, operands: Sequence[Tensor], gradient: Tensor, head_index: Tensor | None
+    ) -> Blocks:
         """Attention and its gradient in blocks; see `Source.blocks`."""
         query, key, value, *mask = operands
         lead = gradient.shape[:-2]  # not the query's, which may be broadcast
         groups = lead[-1] // key.shape[-3] if self.grouped else 1
         logsumexp = self.logsumexp
-        count = math.prod(lead) if pick is None else len(pick)
+        count = math.prod(lead) if head_index is None else len(head_index)
         return FusedBlocks(
             count, query.shape[-2], key.shape[-2],
-            Maps.of(query, lead, pick),
-            Maps.of(key, lead, pick, groups=groups),
-            Maps.of(value, lead, pick, groups=groups),
-            Maps.of(gradient, lead, pick),
+            Maps.of(query, lead, head_index),
+            Maps.of(key, lead, head_index, groups=groups),
+            Maps.of(value, lead, head_index, groups=groups),
+            Maps.of(gradient, lead, head_index),
             1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale,
             self.causal,
-            Maps.of(compact(mask[0]), lead, pick) if mask else None,
-            None if logsumexp is None else Maps.of(logsumexp.unsqueeze(-1), lead, pick),
+            Maps.of(compact(mask[0]), lead, head_index) if mask else None,
+            None if logsumexp is None else Maps.of(logsumexp.unsqueeze(-1), lead, head_index),
         )  # fmt: skip
 
 
@@ -172,16 +178,16 @@ class AttentionRecord:
             windows.
         key_tokens: `[G, Nk]` token ids.
         examples: `[G]` the example of each group.
-        pick: `[G, H]` the heads of each group, as places among the flattened leading axes.
-        in_order: whether `pick` takes all places in order.
-        padded: whether some query is no token.
+        head_index: `[G, H]` the heads of each group, as places among the flattened leading axes.
+        in_order: whether `head_index` takes all places in order.
+        has_padding_queries: whether some query is no token.
         query_ancestors: indices of the calls that the queries depend on.
         key_ancestors: indices of the calls that the keys depend on.
         query_stream: the name of the stream of the queries.
         key_stream: the names of the streams of the keys, joined by "+".
-        meeting: the spaces of query and key streams.
+        stream_pair: the spaces of query and key streams.
         layer: the least index among the calls that are heads of the same layer.
-        share: how large a part of the layer's heads the call has; 1 unless the model calls
+        head_fraction: how large a part of the layer's heads the call has; 1 unless the model calls
             its heads one by one.
     """
 
@@ -195,26 +201,26 @@ class AttentionRecord:
     query_tokens: Tensor
     key_tokens: Tensor
     examples: Tensor
-    pick: Tensor
+    head_index: Tensor
     in_order: bool
-    padded: bool
+    has_padding_queries: bool
     query_ancestors: frozenset[int]
     key_ancestors: frozenset[int]
     query_stream: str = ""
     key_stream: str = ""
-    meeting: Meeting = NOBODY
+    stream_pair: StreamPair = UNRESOLVED
     layer: int = -1
-    share: float = 1.0
+    head_fraction: float = 1.0
 
     @property
     def heads(self) -> int:
         """Number of heads."""
-        return self.pick.shape[1]
+        return self.head_index.shape[1]
 
     def blocks(self, operands: Sequence[Tensor], gradient: Tensor) -> Blocks:
         """Attention and its gradient, `[G * H, Nq, Nk]`, from what the tap hands out."""
         return self.source.blocks(
-            operands, gradient, None if self.in_order else self.pick.flatten()
+            operands, gradient, None if self.in_order else self.head_index.flatten()
         )
 
     def read_rows(self, gradient: Tensor | None) -> Tensor:
@@ -223,4 +229,4 @@ class AttentionRecord:
             if gradient is None:
                 return torch.zeros(self.query_tokens.shape, dtype=torch.bool)
             live = self.source.live_rows(gradient)
-            return live.reshape(-1, live.shape[-1])[self.pick.to(live.device)].any(1)
+            return live.reshape(-1, live.shape[-1])[self.head_index.to(live.device)].any(1)

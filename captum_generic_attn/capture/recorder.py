@@ -26,12 +26,12 @@ from captum_generic_attn.capture.unsupported import (
     NO_GRADIENTS,
     SHARED_TOKENS,
     Reason,
-    Refusal,
+    UnsupportedCall,
     UnsupportedCallError,
     unused_softmax,
 )
 from captum_generic_attn.capture.witness import Witness
-from captum_generic_attn.tokens import Meeting
+from captum_generic_attn.tokens import StreamPair
 from captum_generic_attn.tokens.ids import compact
 from captum_generic_attn.tokens.space import PADDING, STALE
 from captum_generic_attn.tokens.streams import TokenStreams
@@ -75,7 +75,7 @@ class Recorder:
         witness: Witness | None = None,
     ) -> None:  # fmt: skip
         self.records: list[AttentionRecord] = []
-        self.refusals: list[Refusal] = []
+        self.refusals: list[UnsupportedCall] = []
         self.softmaxes: list[Softmax] = []
         self.streams = TokenStreams(transfer.spaces)
         self.in_training: dict[str, None] = {}
@@ -101,7 +101,7 @@ class Recorder:
         """Note that the running module makes a call that cannot be explained."""
         index, (module, module_type) = self._next_index(), self._scope.current()
         seen, advice = reason
-        self.refusals.append(Refusal(index, module, module_type, seen, advice, harmless))
+        self.refusals.append(UnsupportedCall(index, module, module_type, seen, advice, harmless))
 
     def _next_index(self) -> int:
         self._calls += 1
@@ -143,7 +143,7 @@ class Recorder:
             AttentionRecord(
                 index, *self._scope.current(), source, get_gradient_edge(at),
                 edge, Tap(at, source.operands), groups.query_tokens, groups.key_tokens,
-                groups.examples, groups.pick, groups.in_order, groups.padded,
+                groups.examples, groups.head_index, groups.in_order, groups.has_padding_queries,
                 of_queries, of_keys,
             )
         )  # fmt: skip
@@ -236,7 +236,7 @@ class Recorder:
                 kept.append(record)
                 continue
             place = record.module, record.module_type
-            self.refusals.append(Refusal(record.index, *place, *pool.problem))
+            self.refusals.append(UnsupportedCall(record.index, *place, *pool.problem))
         self.records = kept
 
     def _drop_split_products(self) -> None:
@@ -249,24 +249,24 @@ class Recorder:
             reason = None if softmax.products else unused_softmax(softmax)
             if reason is not None:
                 place = softmax.module, softmax.module_type
-                self.refusals.append(Refusal(self._next_index(), *place, *reason))
+                self.refusals.append(UnsupportedCall(self._next_index(), *place, *reason))
 
     def _name_streams(self) -> None:
         """Find the streams of tokens, and give each record the names of its own."""
         records, streams = self.records, self.streams
         streams.trace([ids for r in records for ids in (r.key_tokens, r.query_tokens)])
-        meetings = [streams.meet(r.query_tokens, r.key_tokens) for r in records]
+        pairs = [streams.meet(r.query_tokens, r.key_tokens) for r in records]
         streams.close([(r.module, ids) for r in records for ids in (r.key_tokens, r.query_tokens)])
         self.records = [
             replace(
-                record, query_stream=streams.having(meeting.queries).name,
-                key_stream=self._key_stream(meeting), meeting=meeting,
+                record, query_stream=streams.having(pair.queries).name,
+                key_stream=self._key_stream(pair), stream_pair=pair,
             )
-            for record, meeting in zip(records, meetings, strict=True)
+            for record, pair in zip(records, pairs, strict=True)
         ]  # fmt: skip
 
-    def _key_stream(self, meeting: Meeting) -> str:
-        names = (self.streams.having(keys).name for keys in meeting.keys)
+    def _key_stream(self, pair: StreamPair) -> str:
+        names = (self.streams.having(keys).name for keys in pair.keys)
         return "+".join(dict.fromkeys(names))
 
     def _group_head_calls(self) -> None:
@@ -281,6 +281,6 @@ class Recorder:
         layers = self._transfer.heads.layers(list(alike.values()))
         heads = {record.index: record.heads for record in self.records}
         self.records = [
-            replace(r, layer=min(layer), share=r.heads / sum(heads[i] for i in layer))
+            replace(r, layer=min(layer), head_fraction=r.heads / sum(heads[i] for i in layer))
             for r in self.records for layer in [layers[r.index]]
         ]  # fmt: skip

@@ -16,7 +16,7 @@ class Reason(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Refusal:
+class UnsupportedCall:
     """An attention call that cannot be explained.
 
     `index` counts the calls of the forward pass, with those that are explained. A call is
@@ -36,7 +36,7 @@ class Refusal:
 
 
 class UnsupportedCallError(Exception):
-    """An attention call cannot be explained. The recorder makes a `Refusal` of it."""
+    """An attention call cannot be explained. The recorder makes a `UnsupportedCall` of it."""
 
     def __init__(self, seen: str, advice: str) -> None:
         super().__init__(seen)

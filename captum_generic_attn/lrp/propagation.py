@@ -117,7 +117,7 @@ class Propagation:
         self._rules = rules
         self._mode: RelevanceMode | None = None
         self.capture: Capture = capture_forward(
-            forward_func, inputs, additional, choose, copies=copies, beneath=self._beneath
+            forward_func, inputs, additional, choose, copies=copies, inner_mode=self._inner_mode
         )
 
     @property
@@ -125,7 +125,7 @@ class Propagation:
         """Whether the relevance of an example starts from its score, or from 1."""
         return self._rules.start != "one"
 
-    def _beneath(self, transfer: Transfer) -> RelevanceMode:
+    def _inner_mode(self, transfer: Transfer) -> RelevanceMode:
         self._mode = RelevanceMode(
             self._rules, _Tokens(transfer, len(self._inputs[0])), self._leaks
         )

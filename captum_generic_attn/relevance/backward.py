@@ -20,7 +20,7 @@ from torch import Tensor
 from captum_generic_attn.capture import (
     AttentionRecord,
     Capture,
-    Refusal,
+    UnsupportedCall,
 )
 from captum_generic_attn.capture.blocks import computing_dtype
 from captum_generic_attn.errors import UnsupportedAttentionError
@@ -230,9 +230,9 @@ class _BackwardPass:
         """Use the gradient of a call."""
         self._received.add(record.index)
         blocks = record.blocks(operands, gradient)
-        if record.index in self._awaited or record.padded:
-            live = blocks.live_rows().view(*record.pick.shape, -1).any(1)
-            if record.padded:
+        if record.index in self._awaited or record.has_padding_queries:
+            live = blocks.live_rows().view(*record.head_index.shape, -1).any(1)
+            if record.has_padding_queries:
                 self._with_padding.append((record, live))
             if record.index in self._awaited:
                 self._add_explained(record, live)
@@ -359,7 +359,7 @@ def _relevance(
     )
 
 
-def _refused(refusal: Refusal) -> Call:
+def _refused(refusal: UnsupportedCall) -> Call:
     none = torch.zeros(0, 0, dtype=torch.long)
     return Call(refusal.index, refusal.module, "", "", 0, False, str(refusal), none, none)
 

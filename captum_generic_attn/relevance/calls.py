@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.capture import AttentionRecord, Capture
-from captum_generic_attn.tokens import Meeting, TokenStream
+from captum_generic_attn.tokens import StreamPair, TokenStream
 from captum_generic_attn.tokens.memory import Memory
 
 
@@ -52,18 +52,18 @@ class IndexedCall:
 
 def indexed(record: AttentionRecord, capture: Capture) -> IndexedCall:
     """A recorded call with its tokens as positions in their streams."""
-    streams, meeting = capture.streams, record.meeting
+    streams, meeting = capture.streams, record.stream_pair
     return IndexedCall(
         record.index, record.query_stream, record.examples, streams.positions(record.query_tokens),
         capture.spaces.memory.of(
             (record.key_tokens,), meeting, lambda: _sources(record.key_tokens, meeting, capture)
         ),
-        meeting.crosses, record.query_ancestors, record.key_ancestors,
+        meeting.is_cross_attention, record.query_ancestors, record.key_ancestors,
         streams.columns(meeting.queries),
     )  # fmt: skip
 
 
-def _sources(key_tokens: Tensor, meeting: Meeting, capture: Capture) -> tuple[KeySource, ...]:
+def _sources(key_tokens: Tensor, meeting: StreamPair, capture: Capture) -> tuple[KeySource, ...]:
     streams = capture.streams
     keys, index = streams.positions(key_tokens), capture.spaces.locate(key_tokens)[0]
     return tuple(
@@ -81,8 +81,8 @@ def cross_pairs(capture: Capture) -> frozenset[tuple[str, str]]:
     return frozenset(
         (record.query_stream, capture.streams.having(keys).name)
         for record in capture.records
-        if record.meeting.crosses
-        for keys in record.meeting.keys
+        if record.stream_pair.is_cross_attention
+        for keys in record.stream_pair.keys
     )
 
 

@@ -77,15 +77,17 @@ class CallGradients:
         """A map of the method, `[G, Nq, Nk]`: this call's fraction of the mean over heads, in the
         precision of relevance.
         """
-        return DenseMap((matrix * self.record.share).to(self.indexing.like.dtype))
+        return DenseMap((matrix * self.record.head_fraction).to(self.indexing.like.dtype))
 
     def block_map(self, rule: ElementwiseRule) -> BlockMap:
         """The mean over heads of an element-wise rule, computed block by block."""
         record = self.record
-        return BlockMap(self.blocks, rule, record.heads, record.share, self.indexing.like.dtype)
+        return BlockMap(
+            self.blocks, rule, record.heads, record.head_fraction, self.indexing.like.dtype
+        )
 
     def _by_head(self, maps: Tensor) -> Tensor:
-        maps = maps.view(*self.record.pick.shape, *maps.shape[1:])
+        maps = maps.view(*self.record.head_index.shape, *maps.shape[1:])
         return maps.to(torch.promote_types(maps.dtype, self.indexing.like.dtype))
 
 

@@ -55,7 +55,7 @@ def output_streams(capture: Capture, reached: Reached) -> dict[str, OutputStream
         passed = frozenset[int]().union(*(behind[r.index] for r in calls))
         last = [r for r in calls if r.index not in passed]
         earlier = [r for r in calls if r.index in passed]
-        stream = capture.streams.having(calls[0].meeting.queries)
+        stream = capture.streams.having(calls[0].stream_pair.queries)
         suffice = not any(r.index in followed for r in last) and (
             not earlier
             or (

@@ -90,7 +90,7 @@ class Padding:
     def see(self, record: AttentionRecord, blocks: Blocks) -> None:
         """Look up which tokens the explained token attends to in a call."""
         doubts = [d for d in self._doubts.get(record.query_stream, ()) if bool(d.left.any())]
-        if not doubts or record.meeting.crosses:
+        if not doubts or record.stream_pair.is_cross_attention:
             return
         positions, owner = self._capture.streams.positions, record.examples
         queries, keys = positions(record.query_tokens), positions(record.key_tokens)
@@ -102,7 +102,7 @@ class Padding:
                 continue
             place = asking.long().argmax(1).repeat_interleave(record.heads)[:, None]
             attention = blocks.select(place).probabilities()
-            attended = (attention > 0).view(*record.pick.shape, -1).any(1).cpu()
+            attended = (attention > 0).view(*record.head_index.shape, -1).any(1).cpu()
             alike, others = (
                 (attended & (keys >= 0) & side[owner].gather(1, keys.clamp(min=0))).any(1)
                 for side in (doubt.alike, doubt.others)

@@ -110,10 +110,12 @@ def _unusable(record: AttentionRecord, modules: set[str], reached: Reached) -> s
 
 def _pairs_kept_last(used: Sequence[AttentionRecord], method: Method) -> frozenset[tuple[str, str]]:
     """The (query stream, key stream) pairs of which a method uses the last call only."""
+    if method.keep_last == "none":
+        return frozenset()
+    every = method.keep_last == "all"
     return frozenset(
-        _pair(record) for record in used
-        if method.keep_last == "all" or (method.keep_last == "cross" and record.meeting.crosses)
-    )  # fmt: skip
+        _pair(record) for record in used if every or record.stream_pair.is_cross_attention
+    )
 
 
 def used_in_state(
@@ -166,7 +168,9 @@ def check_heads(records: Sequence[AttentionRecord], method: Method) -> None:
     Raises:
         UnsupportedAttentionError: if they are not.
     """
-    apart = dict.fromkeys(r.module or "the forward function" for r in records if r.share != 1)
+    apart = dict.fromkeys(
+        r.module or "the forward function" for r in records if r.head_fraction != 1
+    )
     if apart and method.needs_all_heads:
         raise UnsupportedAttentionError(
             f"{', '.join(apart)}: heads are called one by one, and with these options the map of "

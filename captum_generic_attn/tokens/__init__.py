@@ -8,17 +8,17 @@ from captum_generic_attn.tokens.extent import Extent
 from captum_generic_attn.tokens.grid import Grid, elements_of, fit_grid
 from captum_generic_attn.tokens.space import FOREIGN, PADDING, STALE, Space
 from captum_generic_attn.tokens.spaces import TokenSpaces
-from captum_generic_attn.tokens.streams import NOBODY, Meeting, TokenStream, TokenStreams
+from captum_generic_attn.tokens.streams import UNRESOLVED, StreamPair, TokenStream, TokenStreams
 
 __all__ = [
     "FOREIGN",
-    "NOBODY",
     "PADDING",
     "STALE",
+    "UNRESOLVED",
     "Extent",
     "Grid",
-    "Meeting",
     "Space",
+    "StreamPair",
     "TokenSpaces",
     "TokenStream",
     "TokenStreams",

@@ -104,7 +104,7 @@ class TokenStream:
 
 
 @dataclass(frozen=True)
-class Meeting:
+class StreamPair:
     """Who attends to whom: the spaces of the query stream as it was then, and of each key stream.
 
     Queries and keys of one stream are self-attention; it has one key stream, the same.
@@ -114,12 +114,12 @@ class Meeting:
     keys: tuple[frozenset[int], ...]
 
     @property
-    def crosses(self) -> bool:
+    def is_cross_attention(self) -> bool:
         """Whether queries attend to keys of other streams."""
         return self.queries not in self.keys
 
 
-NOBODY = Meeting(frozenset(), ())
+UNRESOLVED = StreamPair(frozenset(), ())
 """The meeting of a call whose streams are not known yet."""
 
 
@@ -161,7 +161,7 @@ class TokenStreams:
                 self._merged.insert(0, index)
                 self._join([index, *made_of[index]])
 
-    def meet(self, queries: Tensor, keys: Tensor) -> Meeting:
+    def meet(self, queries: Tensor, keys: Tensor) -> StreamPair:
         """Note an attention call: its queries are one stream from now on.
 
         If the keys hold some of that stream, they join it; else queries attend to other streams.
@@ -172,8 +172,8 @@ class TokenStreams:
         if own in map(self._root, asked):
             self._join(asked)
             component = self._component(own)
-            return Meeting(component, (component,))
-        return Meeting(
+            return StreamPair(component, (component,))
+        return StreamPair(
             self._component(own),
             tuple(self._component(i) for i in dict.fromkeys(map(self._root, asked))),
         )

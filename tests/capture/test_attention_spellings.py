@@ -283,7 +283,7 @@ def first_of(group: str, setting: str) -> Tensor:
 @pytest.mark.parametrize(("group", "name"), OF_GROUPS)
 def test_logits(group: str, name: str, setting: str) -> None:
     if name == "gathered" and setting != "pooling by a query":
-        with pytest.raises(UnsupportedAttentionError, match="asks in several sequences"):
+        with pytest.raises(UnsupportedAttentionError, match="is a query in several sequences"):
             SETTINGS[setting](GROUPS[group][name])
         return
     assert_same(SETTINGS[setting](GROUPS[group][name]), first_of(group, setting), TOLERANCE)

@@ -79,7 +79,7 @@ class Call:
     causal: bool = False
     scale: float | None = None
     grouped: bool = False
-    pick: Tensor | None = None
+    head_index: Tensor | None = None
     sums: Tensor | None = None
 
     def hidden(self) -> Tensor:
@@ -113,7 +113,7 @@ class Call:
             self.hidden().expand_as(logits),
         )
         flat = [t.reshape(-1, *t.shape[self.query.ndim - 2 :]) for t in maps]
-        return Whole(*(t if self.pick is None else t[self.pick] for t in flat))
+        return Whole(*(t if self.head_index is None else t[self.head_index] for t in flat))
 
     def with_sums(self) -> Call:
         """The same call with the logsumexp of each query, as kernels save it; 0 without keys."""
@@ -125,7 +125,7 @@ class Call:
         mask = () if self.mask is None else (self.mask,)
         operands = Operands.of(self.query, self.key, self.value, *mask)
         source = Fused(operands, self.causal, self.scale, self.grouped, self.sums)
-        return source.blocks(operands.read(), self.gradient, self.pick)
+        return source.blocks(operands.read(), self.gradient, self.head_index)
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -217,7 +217,7 @@ def fused_calls(draw_: st.DrawFn, dtypes: tuple[torch.dtype, ...] = (torch.float
         call = replace(call, mask=added if draw_(st.booleans()) else seen)
     if draw_(st.booleans()):
         maps = torch.randperm(math.prod(lead), generator=generator)
-        call = replace(call, pick=maps[: draw_(st.integers(1, len(maps)))])
+        call = replace(call, head_index=maps[: draw_(st.integers(1, len(maps)))])
     return call.with_sums() if draw_(st.booleans()) else call
 
 
@@ -595,13 +595,15 @@ def test_a_row_masked_by_the_least_number_looks_everywhere(kept: bool) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("pick", [None, [3, 0, 5]])
+@pytest.mark.parametrize("head_index", [None, [3, 0, 5]])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_explicit_probabilities(dtype: torch.dtype, pick: list[int] | None, threads: int) -> None:
+def test_explicit_probabilities(
+    dtype: torch.dtype, head_index: list[int] | None, threads: int
+) -> None:
     maps, gradient = draw(2, 3, 20, 13).softmax(-1).to(dtype), draw(2, 3, 20, 13, seed=1).to(dtype)
     gradient[:, 1, 4:9] = 0
     gradient[:, 2, 10, 1:] = 0  # a query of which one key counts is alive
-    index = None if pick is None else torch.tensor(pick)
+    index = None if head_index is None else torch.tensor(head_index)
     source = Explicit(Operands.of(maps), (0, 1, 2, 3), single_query=False)
     blocks = source.blocks(source.operands.read(), gradient, index)
     parts = (
@@ -639,15 +641,15 @@ def test_maps_in_order_are_the_tensor_itself() -> None:
     assert torch.equal(maps[slice(1, 4)], tensor.flatten(0, 1)[1:4])
 
 
-@pytest.mark.parametrize("pick", [None, [5, 1, 0], [2]])
+@pytest.mark.parametrize("head_index", [None, [5, 1, 0], [2]])
 @pytest.mark.parametrize("own", [(), (1,), (3,), (1, 1), (2, 1), (1, 3), (2, 3)])
-def test_shared_maps_are_never_expanded(own: tuple[int, ...], pick: list[int] | None) -> None:
+def test_shared_maps_are_never_expanded(own: tuple[int, ...], head_index: list[int] | None) -> None:
     tensor = draw(*own, 5, 4)
-    maps = Maps.of(tensor, (2, 3), None if pick is None else torch.tensor(pick))
+    maps = Maps.of(tensor, (2, 3), None if head_index is None else torch.tensor(head_index))
     assert maps.tensor.untyped_storage().nbytes() == math.prod(own) * 5 * 4 * 8
     assert maps.tensor.data_ptr() == tensor.data_ptr()
     expected = tensor.expand(2, 3, 5, 4).flatten(0, 1)
-    expected = expected if pick is None else expected[pick]
+    expected = expected if head_index is None else expected[head_index]
     for part in (slice(None), slice(0, 1), slice(1, 3)):
         assert torch.equal(maps[part].expand_as(expected[part]), expected[part])
 
@@ -660,14 +662,14 @@ def test_a_mask_that_the_model_expanded_itself_is_not_copied() -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 6])
-@pytest.mark.parametrize("pick", [None, [11, 1, 0, 6]])
-def test_neighbouring_heads_share_keys(groups: int, pick: list[int] | None) -> None:
+@pytest.mark.parametrize("head_index", [None, [11, 1, 0, 6]])
+def test_neighbouring_heads_share_keys(groups: int, head_index: list[int] | None) -> None:
     tensor = draw(2, 6 // groups, 5, 4)
-    index = None if pick is None else torch.tensor(pick)
+    index = None if head_index is None else torch.tensor(head_index)
     maps = Maps.of(tensor, (2, 6), index, groups=groups)
     assert maps.tensor.data_ptr() == tensor.data_ptr()
     expected = tensor.repeat_interleave(groups, 1).flatten(0, 1)
-    assert torch.equal(maps[slice(None)], expected if pick is None else expected[pick])
+    assert torch.equal(maps[slice(None)], expected if head_index is None else expected[head_index])
 
 
 def test_rows_of_maps() -> None:

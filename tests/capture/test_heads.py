@@ -22,10 +22,10 @@ def words(count: int = N) -> tuple[TokenSpaces, Tensor]:
 
 def check(groups: Groups, queries: Tensor, keys: Tensor) -> None:
     """Each map belongs to one group with the same tokens; heads keep their order."""
-    assert sorted(groups.pick.flatten().tolist()) == list(range(queries[..., 0].numel()))
-    assert (groups.pick.diff(dim=1) > 0).all()
+    assert sorted(groups.head_index.flatten().tolist()) == list(range(queries[..., 0].numel()))
+    assert (groups.head_index.diff(dim=1) > 0).all()
     flat_queries, flat_keys = queries.flatten(0, -2), keys.flatten(0, -2)
-    for group, places in enumerate(groups.pick):
+    for group, places in enumerate(groups.head_index):
         for place in places:
             assert torch.equal(flat_queries[place], groups.query_tokens[group])
             assert torch.equal(flat_keys[place], groups.key_tokens[group])
@@ -60,7 +60,7 @@ def test_layouts(layout: str) -> None:
     assert torch.equal(groups.query_tokens, ids)
     assert torch.equal(groups.key_tokens, ids)
     assert groups.examples.tolist() == [0, 1, 2]
-    assert groups.pick.tolist() == places
+    assert groups.head_index.tolist() == places
 
 
 def test_groups_of_heads_within_groups() -> None:
@@ -68,7 +68,7 @@ def test_groups_of_heads_within_groups() -> None:
     spaces, ids = words()
     rows = ids[:, None, None].expand(B, 2, H, N)
     groups = group_heads(rows, rows, spaces, B)
-    assert groups.pick.tolist() == [[4 * b + i for i in range(4)] for b in range(B)]
+    assert groups.head_index.tolist() == [[4 * b + i for i in range(4)] for b in range(B)]
 
 
 def test_queries_may_be_others_than_keys() -> None:
@@ -126,7 +126,7 @@ def test_parameters_alone_are_told_apart_by_their_place(rows: Tensor) -> None:
     spaces, _ = words()
     groups = group_heads(rows, rows, spaces, B)
     assert groups.examples.tolist() == [0, 1, 2]
-    assert groups.pick.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert groups.head_index.tolist() == [[0, 1], [2, 3], [4, 5]]
     assert groups.query_tokens.tolist() == [list(range(5))] * B
 
 
@@ -135,7 +135,7 @@ def test_parameters_of_a_single_example() -> None:
     rows = torch.arange(5).expand(1, H, 5)
     groups = group_heads(rows, rows, spaces, 1)
     assert groups.examples.tolist() == [0]
-    assert groups.pick.tolist() == [[0, 1]]
+    assert groups.head_index.tolist() == [[0, 1]]
 
 
 REFUSED = {

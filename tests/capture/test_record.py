@@ -50,8 +50,10 @@ def explicit(tensor: Tensor, *order: int, single_query: bool = False) -> Explici
     return Explicit(Operands.of(tensor), order, single_query)
 
 
-def blocks_of(source: Fused | Explicit, gradient: Tensor, pick: Tensor | None = None) -> Blocks:
-    return source.blocks(source.operands.read(), gradient, pick)
+def blocks_of(
+    source: Fused | Explicit, gradient: Tensor, head_index: Tensor | None = None
+) -> Blocks:
+    return source.blocks(source.operands.read(), gradient, head_index)
 
 
 def evidence_of(blocks: Blocks) -> Tensor:
@@ -452,14 +454,16 @@ def test_what_a_listener_computes_is_not_the_models() -> None:
 # --- records
 
 
-def record_of(maps: Tensor, pick: list[list[int]], *, in_order: bool = False) -> AttentionRecord:
-    groups = len(pick)
+def record_of(
+    maps: Tensor, head_index: list[list[int]], *, in_order: bool = False
+) -> AttentionRecord:
+    groups = len(head_index)
     tensor = maps.requires_grad_()
     source = explicit(tensor, *range(maps.ndim))
     return AttentionRecord(
         3, "blocks.0.attn", "Attention", source, *[get_gradient_edge(tensor)] * 2,
         Tap(tensor, source.operands), torch.zeros(groups, NQ).long(),
-        torch.zeros(groups, NK).long(), torch.arange(groups), torch.tensor(pick),
+        torch.zeros(groups, NK).long(), torch.arange(groups), torch.tensor(head_index),
         in_order, False, frozenset(), frozenset([2]),
     )  # fmt: skip
 
@@ -475,10 +479,10 @@ PICKS = {
 }
 
 
-def check_grouping(blocks: Blocks, expected: Sequence[Tensor], pick: list[list[int]]) -> None:
+def check_grouping(blocks: Blocks, expected: Sequence[Tensor], head_index: list[list[int]]) -> None:
     """P, its gradient and eq. 5 of each group's heads, from maps in the order of the call."""
     probabilities, gradient = (t.reshape(-1, NQ, NK) for t in expected)
-    flat = [place for places in pick for place in places]
+    flat = [place for places in head_index for place in places]
     assert blocks.count == len(flat)
     evidence, live = evidence_of(blocks), blocks.live_rows()
     for i, place in enumerate(flat):
@@ -491,15 +495,15 @@ def check_grouping(blocks: Blocks, expected: Sequence[Tensor], pick: list[list[i
 
 @pytest.mark.parametrize("layout", PICKS)
 def test_maps_are_grouped_by_example_and_head(layout: str) -> None:
-    lead, pick, in_order = PICKS[layout]
+    lead, head_index, in_order = PICKS[layout]
     maps = draw(*lead, NQ, NK).softmax(-1)
     gradient = draw(*maps.shape, seed=9)
     gradient.view(-1, NQ, NK)[5, 1] = 0
     for known in {in_order, False}:
-        record = record_of(maps.detach(), pick, in_order=known)
-        assert record.heads == len(pick[0])
+        record = record_of(maps.detach(), head_index, in_order=known)
+        assert record.heads == len(head_index[0])
         blocks = record.blocks(record.source.operands.read(), gradient)
-        check_grouping(blocks, (maps, gradient), pick)
+        check_grouping(blocks, (maps, gradient), head_index)
 
 
 @pytest.mark.parametrize(
@@ -511,7 +515,7 @@ def test_maps_are_grouped_by_example_and_head(layout: str) -> None:
 )
 def test_maps_of_a_fused_call_are_grouped(layout: str, grouped: bool) -> None:
     """The mask has other leading axes, keys and values have fewer heads: each map gets its own."""
-    lead, pick, _ = PICKS[layout]
+    lead, head_index, _ = PICKS[layout]
     fewer = (*lead[:-1], lead[-1] // 2) if grouped else lead
     query, key = draw(*lead, NQ, D, seed=1), draw(*fewer, NK, D, seed=2)
     value = draw(*fewer, NK, D, seed=3)
@@ -522,8 +526,8 @@ def test_maps_of_a_fused_call_are_grouped(layout: str, grouped: bool) -> None:
     logits = query @ keys.mT / math.sqrt(D) + mask
     for sums in (logits.logsumexp(-1), None):
         source = Fused(Operands.of(query, key, value, mask), False, None, grouped, sums)
-        blocks = blocks_of(source, gradient, torch.tensor(pick).flatten())
-        check_grouping(blocks, (logits.softmax(-1), gradient @ values.mT), pick)
+        blocks = blocks_of(source, gradient, torch.tensor(head_index).flatten())
+        check_grouping(blocks, (logits.softmax(-1), gradient @ values.mT), head_index)
 
 
 def test_a_record_is_frozen() -> None:

@@ -390,7 +390,7 @@ def test_tokens_that_are_added_into_a_constant_are_lost_by_name() -> None:
     ("fixed", "advice"),
     [
         ([[1, 2, 1]], "one token stands in several places .* pass their ids as an input or among"),
-        ([[1, 2], [1, 3]], "one token asks in several sequences .* leave them out with layers="),
+        ([[1, 2], [1, 3]], "is a query in several sequences .* leave them out with layers="),
     ],
 )
 def test_texts_that_a_function_holds_fixed(fixed: list[list[int]], advice: str) -> None:

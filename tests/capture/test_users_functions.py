@@ -396,7 +396,7 @@ def test_heads_pass_through_functions_of_users(name: str, together, share: float
         return m.head(F.pad(out := together(parts), (0, x.shape[-1] - out.shape[-1]))[:, 0])
 
     capture = capture_forward(Walker(walk), (encoder.features(),), (), lambda out: out)
-    assert [record.share for record in capture.records] == [share] * 2
+    assert [record.head_fraction for record in capture.records] == [share] * 2
 
 
 @pytest.mark.parametrize("name", ONE)

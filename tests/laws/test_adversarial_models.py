@@ -367,7 +367,7 @@ def test_one_parameter_token_in_two_sequences_of_an_example_is_refused(form):
         one, other = model.finish(model.encode(model.with_cls(x))).chunk(2)
         return one + other
 
-    message = "one token asks in several sequences of an example"
+    message = "one token is a query in several sequences of the same example"
     assert_refused(Walker(walk, form), pictures(), message, "blocks.0.attention")
 
 

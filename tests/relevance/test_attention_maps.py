@@ -40,7 +40,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 def fused(
     *, keys: int = NK, groups: int = G, heads: int = H, queries: int = NQ, width: int = D,
     kept: bool = False, causal: bool = False, fewer: int = 1, mask: Tensor | None = None,
-    pick: list[int] | None = None,
+    head_index: list[int] | None = None,
 ) -> Blocks:  # fmt: skip
     query, key, value = (
         draw(groups, heads, queries, width, seed=1),
@@ -54,27 +54,27 @@ def fused(
     given_mask = () if mask is None else (mask,)
     sums = logits.logsumexp(-1) if kept else None
     source = Fused(Operands.of(query, key, value, *given_mask), causal, None, fewer > 1, sums)
-    index = None if pick is None else torch.tensor(pick)
+    index = None if head_index is None else torch.tensor(head_index)
     return source.blocks(source.operands.read(), gradient, index)
 
 
-def explicit(*, queries: int = NQ, keys: int = NK, pick: list[int] | None = None) -> Blocks:
+def explicit(*, queries: int = NQ, keys: int = NK, head_index: list[int] | None = None) -> Blocks:
     maps, gradient = draw(G, H, queries, keys).softmax(-1), draw(G, H, queries, keys, seed=4)
     source = Explicit(Operands.of(maps), (0, 1, 2, 3), single_query=False)
-    index = None if pick is None else torch.tensor(pick)
+    index = None if head_index is None else torch.tensor(head_index)
     return source.blocks(source.operands.read(), gradient, index)
 
 
 CALLS: dict[str, Callable[[], Blocks]] = {
     "explicit": explicit,
-    "explicit, permuted": lambda: explicit(pick=[0, 3, 1, 4, 2, 5]),
+    "explicit, permuted": lambda: explicit(head_index=[0, 3, 1, 4, 2, 5]),
     "softmax": fused,
     "kept logarithm": lambda: fused(kept=True),
     "causal": lambda: fused(keys=NQ, causal=True),
     "causal, kept logarithm": lambda: fused(keys=40, queries=40, causal=True, kept=True),
     "masked": lambda: fused(mask=torch.rand(G, 1, NQ, NK) > 0.5),
     "grouped": lambda: fused(heads=4, groups=2, fewer=2),
-    "permuted": lambda: fused(pick=[0, 3, 1, 4, 2, 5], kept=True),
+    "permuted": lambda: fused(head_index=[0, 3, 1, 4, 2, 5], kept=True),
     "one group": lambda: fused(groups=1, heads=4),
     "one head": lambda: fused(groups=4, heads=1, kept=True),
 }
@@ -161,7 +161,9 @@ def test_a_share_scales_all(share: float) -> None:
 
 def test_shares_of_heads_that_are_called_one_by_one_add_up() -> None:
     """Three heads in a call of one and a call of two: Ā is the mean of the three."""
-    every = [fused(groups=2, heads=3, pick=pick) for pick in ([0, 3], [1, 2, 4, 5])]
+    every = [
+        fused(groups=2, heads=3, head_index=head_index) for head_index in ([0, 3], [1, 2, 4, 5])
+    ]
     parts = (
         BlockMap(every[0], positive_contribution, 1, 1 / 3),
         BlockMap(every[1], positive_contribution, 2, 2 / 3),

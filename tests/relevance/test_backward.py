@@ -39,7 +39,7 @@ def call(index: int, *behind: int, stream: str = "x", keys: tuple[int, ...] | No
 def final(*records, output: set[int], reached: set[int] | None = None) -> set[int]:
     every = {record.index for record in records}
     for record in records:
-        record.meeting = SimpleNamespace(queries=frozenset([record.query_stream]))
+        record.stream_pair = SimpleNamespace(queries=frozenset([record.query_stream]))
     capture = SimpleNamespace(
         records=records, ancestors=frozenset(output), refusals=(),
         streams=SimpleNamespace(having=lambda name: None),
@@ -117,7 +117,7 @@ def stream_of(*reads: Tensor, spaces: TokenSpaces) -> SimpleNamespace:
     streams = TokenStreams(spaces)
     meetings = [streams.meet(ids, ids) for ids in reads]
     streams.close([("attention", ids) for ids in reads])
-    return SimpleNamespace(streams=streams, spaces=spaces, meeting=meetings[-1])
+    return SimpleNamespace(streams=streams, spaces=spaces, stream_pair=meetings[-1])
 
 
 def record_of(tokens: Tensor, examples: list[int], keys: Tensor | None = None):
@@ -156,7 +156,7 @@ def test_maps_over_all_tokens(layout: str) -> None:
     shape = (*record.query_tokens.shape, record.key_tokens.shape[1])
     maps = torch.rand(shape, dtype=torch.float64)
     maps[record.query_tokens == PADDING] = 0  # padding that looks at tokens hands nothing on
-    record.meeting = capture.meeting
+    record.stream_pair = capture.stream_pair
     states = RelevanceStates(
         TokenIndexing(capture.streams, 2, maps.new_empty(0)), PropagationOptions()
     )

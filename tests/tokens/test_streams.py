@@ -73,7 +73,7 @@ def test_a_chain_of_joins_is_one_stream() -> None:
     before = sketch.streams.meet(a, d)
     sketch.attend(b, c)
     after = sketch.streams.meet(a, d)
-    assert (before.crosses, after.crosses) == (True, False)
+    assert (before.is_cross_attention, after.is_cross_attention) == (True, False)
     assert (before.queries, before.keys) == ({0, 1}, ({2, 3},))
     assert (after.queries, after.keys) == ({0, 1, 2, 3}, ({0, 1, 2, 3},))
     streams = sketch.close()
@@ -239,7 +239,7 @@ def test_keys_that_hold_some_of_the_queries_stream_join_it(first: bool) -> None:
     latents, x = sketch.parameter("latents", 2), sketch.words("x", 3)
     keys = torch.cat([latents, x] if first else [x, latents], 1)
     meeting = sketch.streams.meet(latents, keys)
-    assert not meeting.crosses
+    assert not meeting.is_cross_attention
     assert meeting.queries == {0, 1}
     sketch.attend(keys)
     assert [stream.size for stream in sketch.close().values()] == [5]

@@ -271,7 +271,7 @@ SEQUENCES = [
           lambda: {"pixel_values": _frames()}),
     entry("timesformer", "TimesformerForVideoClassification",
           lambda: T.TimesformerConfig(**VISION, num_frames=4),
-          lambda: {"pixel_values": _frames()}, 1, "asks in several sequences of an example"),
+          lambda: {"pixel_values": _frames()}, 1, "is a query in several sequences"),
     entry("patchtst", "PatchTSTForClassification",
           lambda: T.PatchTSTConfig(num_input_channels=2, context_length=32, patch_length=8,
                                    patch_stride=8, d_model=16, num_attention_heads=4,

@@ -86,7 +86,7 @@ ENTRIES = [
     _entry("efficientvit_msra", "efficientvit_m0", 224),
     _entry("eva", "vit_tiny_patch16_dinov3_qkvb", 64, img_size=64, depth=2),
     _entry("fastvit", "fastvit_sa12", 128),
-    _entry("gcvit", "gcvit_xxtiny", 224, "asks in several sequences"),
+    _entry("gcvit", "gcvit_xxtiny", 224, "is a query in several sequences"),
     _entry("gemma4_vit", "gemma4_vit_167m", 96, depth=2, img_size=96),
     _entry("hiera", "hiera_tiny_224", 224),
     _entry("hieradet_sam2", "sam2_hiera_tiny", 256),
