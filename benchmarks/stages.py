@@ -22,7 +22,7 @@ from workloads import WORKLOADS, Task, Workload
 
 from captum_generic_attn import attribution
 from captum_generic_attn.capture import Capture
-from captum_generic_attn.relevance import backward as explanation
+from captum_generic_attn.relevance import backward
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "speed.md"
 BEGIN, END = "<!-- stages -->", "<!-- end of stages -->"
@@ -72,7 +72,7 @@ def stages_of(task: Task, rounds: int) -> dict[str, float]:
         with (
             watch.watching(attribution, "capture_forward", "captured"),
             watch.watching(Capture, "backward", "backward"),
-            watch.watching(explanation._Explaining, "_arrive", "arrive"),  # noqa: SLF001
+            watch.watching(backward._BackwardPass, "_receive", "receive"),  # noqa: SLF001
             watch.watching(attribution, "explain", "explain"),
         ):
             ours()
@@ -84,13 +84,13 @@ def stages_of(task: Task, rounds: int) -> dict[str, float]:
         if at < 2:  # to warm up
             continue
         seconds = watch.seconds
-        own = seconds["arrive"] + seconds["explain"] - seconds["backward"]
+        own = seconds["receive"] + seconds["explain"] - seconds["backward"]
         of_limit = limits - seconds["limit's"]
         figures = (
             of_limit,
             seconds["captured"],
             seconds["limit's"],
-            seconds["backward"] - seconds["arrive"],
+            seconds["backward"] - seconds["receive"],
             own,
             whole - seconds["captured"] - seconds["explain"],
         )

@@ -21,6 +21,7 @@ from captum_generic_attn.capture.kernels import logsumexp_of
 from captum_generic_attn.capture.operands import Operands, OverwrittenError, Saved, save
 from captum_generic_attn.capture.record import AttentionRecord, Explicit, Fused, Tap
 from captum_generic_attn.capture.torch_function import bypass_torch_function
+from captum_generic_attn.relevance.equations import positive_contribution
 
 B, H, NQ, NK, D = 2, 4, 3, 5, 6
 
@@ -59,8 +60,10 @@ def blocks_of(
 def evidence_of(blocks: Blocks) -> Tensor:
     """The blocks put together: `[maps, Nq, Nk]`, NaN where none was."""
     whole = blocks.like.new_full((blocks.count, blocks.queries, blocks.keys), math.nan)
-    for maps, rows, columns, evidence in blocks:
-        whole[maps, rows, columns] = evidence
+    for block in blocks:
+        whole[block.maps, block.rows, block.columns] = positive_contribution(
+            block.attention, block.gradient, out=block.out
+        )
     return whole
 
 

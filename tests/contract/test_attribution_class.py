@@ -42,15 +42,14 @@ def test_signature_of_attribute():
         "internal_batch_size",
         "show_progress",
     ]
-    for own in ("internal_batch_size", "show_progress"):
-        assert parameters[own].kind is inspect.Parameter.KEYWORD_ONLY
+    own = ("return_input_shape", "internal_batch_size", "show_progress")
+    for option in own:
+        assert parameters[option].kind is inspect.Parameter.KEYWORD_ONLY
     assert parameters["inputs"].default is inspect.Parameter.empty
     assert parameters["target"].default is None
     assert parameters["additional_forward_args"].default is None
     assert parameters["return_input_shape"].default is True
-    shared = [
-        p for name, p in parameters.items() if name not in ("internal_batch_size", "show_progress")
-    ]
+    shared = [p for name, p in parameters.items() if name not in own]
     assert all(p.kind is p.POSITIONAL_OR_KEYWORD for p in shared)
 
 

@@ -209,7 +209,7 @@ def test_figures_are_those_of_the_report():
     text = " ".join(SHIPPED.split())
     precision, places = report["average_precision"], report["maximum_at_the_right_garment"]
     assert f"{report['model']['parameters']:,} parameters".replace(",", " ") in text
-    assert f"On {precision['canvases']} canvases" in text
+    assert f"On {precision['canvases']} canvases that the vision transformer" in text
     assert f"classes is {precision['mean']:.3f}." in text
     assert f"On {places['canvases']} of them, all {places['explanations']} pairs" in text
     for name, key in [

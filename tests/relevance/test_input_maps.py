@@ -73,7 +73,7 @@ def test_regions_fill_their_features_or_stand_alone(interpolation: str | None) -
 def test_inputs_that_are_summed_share_the_value() -> None:
     sketch = Sketch((2, 3), (2, 3))
     words, types = sketch.words(0), sketch.words(1)
-    sketch.spaces.same(words, types.flip(1))
+    sketch.spaces.identify(words, types.flip(1))
     first, second = sketch.maps(words, "nearest")
     assert first.tolist() == [[1, 2, 3]] * 2
     assert second.tolist() == [[3, 2, 1]] * 2
@@ -83,7 +83,7 @@ def test_an_input_that_feeds_a_token_twice_gets_its_value_once() -> None:
     sketch = Sketch((2, 3))
     words, again = sketch.words(0), sketch.words(0)
     assert not torch.equal(words, again)
-    sketch.spaces.same(words, again)
+    sketch.spaces.identify(words, again)
     (ours,) = sketch.maps(words, "nearest")
     assert ours.tolist() == [[1, 2, 3]] * 2
 
@@ -101,7 +101,7 @@ def test_tokens_that_attention_does_not_read_get_nothing() -> None:
     kept = sketch.spaces.of_parameter("kept", torch.Size([4, 1]))[:, 0].expand(2, -1).clone()
     absorbed = words.clone()
     absorbed[:, 1] = -1
-    sketch.spaces.same(kept, absorbed)
+    sketch.spaces.identify(kept, absorbed)
     (ours,) = sketch.maps(kept, "nearest")
     assert ours.tolist() == [[1, 0, 3, 4]] * 2
 
