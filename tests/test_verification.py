@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from captum_generic_attn import GenericAttention, Lrp, RawAttention, Verification
 from captum_generic_attn.capture import blocks
 from captum_generic_attn.capture.tracking import head_calls, join, opaque
-from captum_generic_attn.capture.tracking.shadow import Shadow
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue
 from captum_generic_attn.relevance.output_rows import OutputStream, output_streams
 from captum_generic_attn.verification import Check, verify
 
@@ -154,7 +154,7 @@ def test_an_unknown_operation_that_is_taken_for_element_wise(step: str) -> None:
     model = Between(steps[step])
     patches = [mock.patch.object(opaque, "results_of", element_wise)]
     if step == "cumsum":
-        patches = [mock.patch.object(Shadow, "without_tokens", lambda self, operation: self)]
+        patches = [mock.patch.object(AbstractValue, "without_tokens", lambda self, operation: self)]
     with patches[0]:
         found = report(model, inputs(2))
     assert "tokens" in failed(found)

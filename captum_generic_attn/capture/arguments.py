@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.capture.scope import Scope, signature_of
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
 from captum_generic_attn.capture.tracking.transfer import Transfer
 
 
@@ -80,7 +80,7 @@ class Arguments:
             if alias.ndim > 0 and alias.dtype != torch.bool:
                 shared = len(alias) != self._examples
                 plane = self._transfer.spaces.of_input(name, alias.shape, shared=shared)
-                self._transfer.shadows[alias] = Shadow(Role.RAW, (plane,), data=not shared)
+                self._transfer.shadows[alias] = AbstractValue(Role.RAW, (plane,), data=not shared)
         return self._aliases[id(value)]
 
 

@@ -19,9 +19,9 @@ from captum_generic_attn.capture.constants import Constants, require_gradient
 from captum_generic_attn.capture.explicit_calls import ExplicitCalls
 from captum_generic_attn.capture.recorder import Recorder
 from captum_generic_attn.capture.scope import Scope
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role, Softmax
 from captum_generic_attn.capture.tracking.contraction import Contraction, elementwise, relabel
 from captum_generic_attn.capture.tracking.operations import argument
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.tracking.state import WITHOUT_SOFTMAX
 from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.capture.unsupported import NO_SOFTMAX
@@ -114,7 +114,9 @@ class Attention:
         self._transfer.shadows[result] = shadow
         return result
 
-    def _weighted(self, product: Product, left: Factor, right: Factor, result: Tensor) -> Shadow:
+    def _weighted(
+        self, product: Product, left: Factor, right: Factor, result: Tensor
+    ) -> AbstractValue:
         """What is known of a product of tokens and a parameter, as of a linear layer."""
         tokens = left if left.shadow.data or not right.shadow.data else right
         return self._transfer.weighted(
@@ -122,10 +124,10 @@ class Attention:
             product.name,
         )  # fmt: skip
 
-    def _logits(self, terms: Contraction, result: Tensor, name: str) -> Shadow:
+    def _logits(self, terms: Contraction, result: Tensor, name: str) -> AbstractValue:
         """What is known of a product of tokens and tokens: it may be of queries and keys."""
         planes: list[Tensor] = []
-        shadows: list[Shadow] = []
+        shadows: list[AbstractValue] = []
         mixed = False
         for side, tensor in enumerate((terms.left, terms.right)):
             labels = terms.labels(side)
@@ -142,7 +144,7 @@ class Attention:
             if carried is None:
                 self._check_pooled(shadow, plane)
             planes.append(plane if carried is None else carried)
-        return Shadow(
+        return AbstractValue(
             Role.LOGITS,
             () if mixed else tuple(planes),
             shadows[0].ancestors | shadows[1].ancestors,
@@ -151,7 +153,7 @@ class Attention:
             mixed=mixed,
         )
 
-    def _check_pooled(self, shadow: Shadow, plane: Tensor) -> None:
+    def _check_pooled(self, shadow: AbstractValue, plane: Tensor) -> None:
         """Note pooled tokens that a product with tokens sums over: no softmax is there."""
         pools = self._transfer.pools
         for call in shadow.ancestors & pools.keys():
@@ -246,7 +248,7 @@ class Attention:
             return False
         return self._may_hold_weights(shadow) and (other.data or shadow.pairs)
 
-    def _may_hold_weights(self, shadow: Shadow) -> bool:
+    def _may_hold_weights(self, shadow: AbstractValue) -> bool:
         """Whether numbers may be weights over tokens: of a softmax, learned, or made by hand."""
         if shadow.pairs:
             return bool(shadow.planes)
@@ -289,7 +291,7 @@ class Attention:
         )
 
 
-def _keys_last(shadow: Shadow) -> Shadow:
+def _keys_last(shadow: AbstractValue) -> AbstractValue:
     """Logits whose first factor were the keys, with the queries first."""
     return shadow._replace(planes=shadow.planes[::-1], factors=shadow.factors[::-1])
 

@@ -13,7 +13,7 @@ from captum_generic_attn.capture.blocking import ending_at
 from captum_generic_attn.capture.mode import ConstantParametersMode
 from captum_generic_attn.capture.record import AttentionRecord
 from captum_generic_attn.capture.torch_function import bypass_torch_function
-from captum_generic_attn.capture.tracking.shadow import Softmax
+from captum_generic_attn.capture.tracking.abstract_value import Softmax
 from captum_generic_attn.capture.unsupported import UnsupportedCall
 from captum_generic_attn.tokens.spaces import TokenSpaces
 from captum_generic_attn.tokens.streams import TokenStreams

@@ -15,8 +15,8 @@ from captum_generic_attn.capture.constants import require_gradient
 from captum_generic_attn.capture.record import Explicit
 from captum_generic_attn.capture.recorder import CallTokens, Recorder
 from captum_generic_attn.capture.scope import Scope
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
 from captum_generic_attn.capture.tracking.contraction import Contraction, relabel
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow
 from captum_generic_attn.capture.tracking.state import Pool
 from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.capture.unsupported import (
@@ -100,7 +100,7 @@ class ExplicitCalls:
         """
         shadows = [self._transfer.of(tensor) for tensor in (terms.left, terms.right)]
         ancestors = frozenset[int]().union(*(s.ancestors for s in shadows))
-        passed = Shadow(Role.TOKENS, ancestors=ancestors, data=True)
+        passed = AbstractValue(Role.TOKENS, ancestors=ancestors, data=True)
         found = passed.without_tokens(next((s.lost for s in shadows if s.lost), name))
         for side in sorted((0, 1), key=lambda side: not shadows[side].pairs):
             if not shadows[side].planes:
@@ -271,7 +271,7 @@ class ExplicitCalls:
             return LEARNED_WEIGHTS
         return None
 
-    def _token_and_example_axes(self, shadow: Shadow) -> set[int]:
+    def _token_and_example_axes(self, shadow: AbstractValue) -> set[int]:
         """The axes of weights along which tokens and examples differ."""
         spaces = self._transfer.spaces
         tokens = spaces.token_axes(shadow.planes[0]) if shadow.planes else frozenset()

@@ -22,7 +22,7 @@ from captum_generic_attn.capture.kernels import is_foreign
 from captum_generic_attn.capture.mode import CaptureMode
 from captum_generic_attn.capture.recorder import Recorder
 from captum_generic_attn.capture.scope import Scope, modules_of
-from captum_generic_attn.capture.tracking.shadow import Shadow
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue
 from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.capture.unsupported import UnsupportedCall, foreign_kernel
 from captum_generic_attn.capture.witness import Witness
@@ -84,7 +84,7 @@ def capture_forward(
         except Exception as error:
             _explain(error, scope)
             raise
-        shadow = transfer.of(output) if isinstance(output, Tensor) else Shadow()
+        shadow = transfer.of(output) if isinstance(output, Tensor) else AbstractValue()
         records = recorder.close()
     return Capture(
         output,

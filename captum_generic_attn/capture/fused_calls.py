@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_generic_attn.capture.constants import Constants, require_gradient
 from captum_generic_attn.capture.kernels import FusedCall, Kernel
 from captum_generic_attn.capture.recorder import CallTokens, Recorder
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
 from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.capture.unsupported import CHANNELS, OTHER_VALUES, Reason, values_lost
 from captum_generic_attn.tokens.ids import varies
@@ -67,13 +67,13 @@ class FusedCalls:
             )  # fmt: skip
         return result
 
-    def _note_dropout(self, call: FusedCall, queries: Shadow, keys: Shadow) -> None:
+    def _note_dropout(self, call: FusedCall, queries: AbstractValue, keys: AbstractValue) -> None:
         """Note that attention of data drops probabilities, as in training mode."""
         values = self._transfer.of(call.value)
         if call.dropout > 0 and (queries.data or keys.data or values.data):
             self._recorder.in_training["dropout of fused attention"] = None
 
-    def _plane(self, tensor: Tensor, shadow: Shadow) -> Tensor:
+    def _plane(self, tensor: Tensor, shadow: AbstractValue) -> Tensor:
         """The token ids of queries or keys; of unknown tokens where they were lost."""
         if shadow.planes and not shadow.pairs:
             return shadow.planes[0]
@@ -82,13 +82,13 @@ class FusedCalls:
         return self._transfer.spaces.unknown(tensor.shape[:-1], reason).unsqueeze(-1)
 
     def _pass_over(
-        self, result: Tensor, queries: Shadow, keys: Shadow, plane: Tensor | None
+        self, result: Tensor, queries: AbstractValue, keys: AbstractValue, plane: Tensor | None
     ) -> Tensor:
         """The result of a call that was refused: its queries keep their tokens.
 
         Tokens are lost where the result has no places for them.
         """
-        passed = Shadow(Role.TOKENS, (), queries.ancestors | keys.ancestors, data=True)
+        passed = AbstractValue(Role.TOKENS, (), queries.ancestors | keys.ancestors, data=True)
         if plane is None and queries.planes:
             plane = queries.planes[0]
         fits = plane is not None and plane.shape == result.shape and not queries.pairs
@@ -99,7 +99,7 @@ class FusedCalls:
         )
         return result
 
-    def _unsupported_values(self, keys: Shadow, values: Shadow) -> Reason | None:
+    def _unsupported_values(self, keys: AbstractValue, values: AbstractValue) -> Reason | None:
         """Whether the values are of other tokens than the keys at their places."""
         if not values.data:
             return None

@@ -24,6 +24,7 @@ from captum_generic_attn.capture.recorder import Recorder
 from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.torch_function import bypass_torch_function, dispatches_itself
 from captum_generic_attn.capture.tracking import contraction, opaque
+from captum_generic_attn.capture.tracking.abstract_value import Role
 from captum_generic_attn.capture.tracking.operations import (
     Family,
     argument,
@@ -31,7 +32,6 @@ from captum_generic_attn.capture.tracking.operations import (
     family_of,
     tensors_in,
 )
-from captum_generic_attn.capture.tracking.shadow import Role
 from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.capture.unsupported import foreign_kernel, many_factors
 

@@ -19,8 +19,8 @@ from captum_generic_attn.capture.heads import Groups, group_heads
 from captum_generic_attn.capture.operands import Operands, Saved, save
 from captum_generic_attn.capture.record import AttentionRecord, Source, Tap
 from captum_generic_attn.capture.scope import Scope
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role, Softmax
 from captum_generic_attn.capture.tracking.head_calls import of_call
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.capture.unsupported import (
     NO_GRADIENTS,
@@ -131,7 +131,7 @@ class Recorder:
         planes = () if plane is None else (plane,)
         lost = "" if planes else "attention"
         of_queries, of_keys = tokens.ancestors
-        passed = Shadow(Role.TOKENS, planes, of_queries | of_keys, data=True, lost=lost)
+        passed = AbstractValue(Role.TOKENS, planes, of_queries | of_keys, data=True, lost=lost)
         self._transfer.shadows[result] = passed
         groups = self._groups_or_refusal(tokens)
         if groups is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from captum_generic_attn.capture.tracking.shadow import Shadow, Softmax
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Softmax
 
 
 class Reason(NamedTuple):
@@ -96,7 +96,7 @@ NO_GRADIENTS = Reason(
 """Autograd records nothing where the call is made."""
 
 
-def unknown_layout(shadow: Shadow) -> Reason:
+def unknown_layout(shadow: AbstractValue) -> Reason:
     """The axes of weights cannot be sorted into queries and keys."""
     return Reason(
         f"queries and keys could not be told apart ({shadow.lost or 'unknown layout'})",
@@ -104,14 +104,14 @@ def unknown_layout(shadow: Shadow) -> Reason:
     )
 
 
-def weights_lost(shadow: Shadow) -> Reason:
+def weights_lost(shadow: AbstractValue) -> Reason:
     """A softmax of what has lost its tokens weighs tokens."""
     reason = shadow.lost or "an operation that is not known"
     seen = f"the tokens of its weights could not be followed through {reason}"
     return Reason(seen, _KEEP_APART)
 
 
-def values_lost(shadow: Shadow) -> Reason:
+def values_lost(shadow: AbstractValue) -> Reason:
     """The tokens of values were lost."""
     reason = "pairs of tokens" if shadow.pairs else shadow.lost or "an operation that is not known"
     seen = f"the tokens of its values could not be followed through {reason}"

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role, Softmax
 from captum_generic_attn.capture.tracking.contraction import Contraction
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow, Softmax
 from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.tokens.ids import varies
 
@@ -31,7 +31,7 @@ class Factor(NamedTuple):
 
     tensor: Tensor
     labels: tuple[str, ...]
-    shadow: Shadow
+    shadow: AbstractValue
     summed: list[int]
 
     @classmethod

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_generic_attn.capture import Capture, capture_forward, name_of_input
 from captum_generic_attn.capture.record import AttentionRecord
-from captum_generic_attn.capture.tracking.shadow import Role
+from captum_generic_attn.capture.tracking.abstract_value import Role
 from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.errors import UnsupportedOperationError
 from captum_generic_attn.lrp.mode import RelevanceMode

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from captum_generic_attn.capture.mode import CaptureMode
 from captum_generic_attn.capture.recorder import Recorder
 from captum_generic_attn.capture.scope import Scope
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
 from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.tokens.spaces import TokenSpaces
 
@@ -166,7 +166,7 @@ def check(
     for i, value in enumerate(raw):
         leaf = value.clone().requires_grad_().clone()
         plane = spaces.of_input(f"input{i}", leaf.shape)
-        transfer.shadows[leaf] = Shadow(Role.RAW, (plane,), data=True)
+        transfer.shadows[leaf] = AbstractValue(Role.RAW, (plane,), data=True)
         arguments.append(leaf)
     planes = [transfer.of(a).planes[0] for a in arguments]
     world = World("captured")
@@ -177,7 +177,7 @@ def check(
     if recorder.refusals:  # an error names it
         verdict.refused = True
         return verdict
-    calls: list[Shadow] = [transfer.of(call) for call in world.calls]
+    calls: list[AbstractValue] = [transfer.of(call) for call in world.calls]
     told = [*planes, *(c.planes[0] if len(c.planes) == 1 else None for c in calls)]
     tokens = shadow.planes if shadow.role in (Role.RAW, Role.TOKENS) else ()
     verdict.tracked = bool(tokens)
@@ -215,7 +215,7 @@ def jacobians(value: Tensor, sources: Sequence[Tensor]) -> list[Tensor]:
 
 
 def check_ancestors(
-    verdict: Verdict, shadow: Shadow, calls: Sequence[Shadow], reach: Sequence[Tensor],
+    verdict: Verdict, shadow: AbstractValue, calls: Sequence[AbstractValue], reach: Sequence[Tensor],
     recorder: Recorder,
 ) -> None:  # fmt: skip
     recorded = {record.index for record in recorder.records}

@@ -15,7 +15,7 @@ PUBLIC = [
     if error is not errors.CaptumGenericAttnError
 ]
 # They tell other parts of the package what to do next, and never reach the user.
-INTERNAL = {"Again", "OverwrittenError", "Unreadable"}
+INTERNAL = {"Again", "OverwrittenError", "UnsupportedCallError"}
 
 
 @pytest.mark.parametrize("error", PUBLIC)

@@ -14,7 +14,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from captum_generic_attn.capture.tracking.shadow import Shadow
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue
 from captum_generic_attn.tokens.ids import compact, compact_together, varies
 
 NO_CALL = -1
@@ -50,7 +50,7 @@ class Heads:
                 self._beside.update(combinations(found, 2))
                 return
 
-    def noted(self, shadow: Shadow) -> Shadow:
+    def noted(self, shadow: AbstractValue) -> AbstractValue:
         """The shadow itself; calls that lie side by side in its tensor are noted."""
         if shadow.calls is not None:
             self.lie(shadow.calls, shadow.planes[0] if len(shadow.planes) == 1 else None)

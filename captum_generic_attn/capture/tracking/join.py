@@ -20,8 +20,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from captum_generic_attn.capture.tracking.abstract_value import (
+    CONSTANT,
+    AbstractValue,
+    Role,
+    ancestors_of,
+)
 from captum_generic_attn.capture.tracking.operand import Operand, is_crosswise
-from captum_generic_attn.capture.tracking.shadow import NO_SHADOW, Role, Shadow, ancestors_of
 from captum_generic_attn.capture.tracking.state import TrackingState
 from captum_generic_attn.capture.tracking.statistic_terms import is_guide, is_statistic
 from captum_generic_attn.capture.tracking.token_creation import rows
@@ -39,10 +44,10 @@ _SCALES = {"mul", "multiply", "div", "divide", "true_divide"}
 
 def mixture(
     state: TrackingState, name: str, operands: Sequence[Operand], shape: torch.Size
-) -> Shadow:
+) -> AbstractValue:
     """The value of the mixture of some operands, of `shape`, to which they broadcast."""
     if not operands:
-        return NO_SHADOW
+        return CONSTANT
     feeding = [o for o in operands if o.shadow.data] or operands
     ancestors = ancestors_of(o.shadow for o in operands)
     calls = _calls(state, operands, shape)
@@ -59,7 +64,7 @@ def mixture(
     return state.heads.noted(found) if several else found
 
 
-def _is_lost(shadow: Shadow) -> bool:
+def _is_lost(shadow: AbstractValue) -> bool:
     """Whether the tokens of a value were lost; of mixed logits, the channels are known."""
     return not shadow.planes and not shadow.mixed
 
@@ -67,7 +72,7 @@ def _is_lost(shadow: Shadow) -> bool:
 def _joined(
     state: TrackingState, name: str, main: Operand, operands: Sequence[Operand],
     feeding: Sequence[Operand], shape: torch.Size,
-) -> Shadow:  # fmt: skip
+) -> AbstractValue:  # fmt: skip
     """Role and token ids of a mixture: the main operand, joined by all others in turn."""
     if _is_lost(main.shadow):
         return main.shadow.without_tokens(name)
@@ -104,7 +109,7 @@ def _precedence(operand: Operand, shape: torch.Size) -> tuple[int, bool, bool]:
     return role.rank, whole, bool(operand.shadow.planes)
 
 
-def _expanded(shadow: Shadow, shape: torch.Size) -> Shadow:
+def _expanded(shadow: AbstractValue, shape: torch.Size) -> AbstractValue:
     """The value broadcast to a shape; the very same ids where they have it, which are cached."""
     if all(ids.shape == shape for ids in shadow.planes):
         return shadow
@@ -122,7 +127,7 @@ def _calls(state: TrackingState, operands: Sequence[Operand], shape: torch.Size)
 
 def _fold(
     state: TrackingState, name: str, main: Operand, feeding: Sequence[Operand], shape: torch.Size
-) -> Shadow:
+) -> AbstractValue:
     """The main operand after all others joined it, one after another."""
     found = main
     for other in feeding:
@@ -138,7 +143,7 @@ def _fold(
 
 def join(
     state: TrackingState, name: str, main: Operand, other: Operand, shape: torch.Size
-) -> Shadow:
+) -> AbstractValue:
     """The value of the main operand after another joined it.
 
     Args:
@@ -149,7 +154,7 @@ def join(
         shape: that of the result.
     """
     kept, shadow = _expanded(main.shadow, shape), other.shadow
-    found: Shadow | None
+    found: AbstractValue | None
     if kept.pairs:  # masks and biases move attention, not what it reads
         found = kept if not shadow.pairs or not _is_lost(shadow) else None
     elif _same(kept, shadow) or (main.differentiable and not other.differentiable):
@@ -163,7 +168,7 @@ def join(
     return main.shadow.without_tokens(shadow.lost or name) if found is None else found
 
 
-def _same(one: Shadow, other: Shadow) -> bool:
+def _same(one: AbstractValue, other: AbstractValue) -> bool:
     """Whether two values have the very same tokens, as along a residual stream."""
     if one.role is not Role.TOKENS or other.role is not Role.TOKENS:
         return False
@@ -172,7 +177,7 @@ def _same(one: Shadow, other: Shadow) -> bool:
 
 def _met(
     state: TrackingState, name: str, main: Operand, other: Operand, shape: torch.Size
-) -> Shadow | None:
+) -> AbstractValue | None:
     """The value where tokens or elements meet others at each position; `None` if they are lost."""
     kept, shadow = _expanded(main.shadow, shape), other.shadow
     if not shadow.planes or shadow.pairs:
@@ -228,7 +233,7 @@ def merged(spaces: TokenSpaces, kept: Tensor, absorbed: Tensor) -> Tensor | None
 
 def _with_learned(
     spaces: TokenSpaces, main: Operand, operands: Sequence[Operand], shape: torch.Size
-) -> Shadow | None:
+) -> AbstractValue | None:
     """A mixture with computed parameters: pairs, where each operand has tokens along its own axis.
 
     The parameters come first, as queries do. `None` if there are none.

@@ -14,11 +14,16 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from captum_generic_attn.capture.tracking import probe
+from captum_generic_attn.capture.tracking.abstract_value import (
+    AbstractValue,
+    Origin,
+    Role,
+    ancestors_of,
+)
 from captum_generic_attn.capture.tracking.head_calls import through_weight
 from captum_generic_attn.capture.tracking.join import mixture
 from captum_generic_attn.capture.tracking.operand import Operand, is_value
 from captum_generic_attn.capture.tracking.operations import tensors_in
-from captum_generic_attn.capture.tracking.shadow import Origin, Role, Shadow, ancestors_of
 from captum_generic_attn.capture.tracking.state import TrackingState
 from captum_generic_attn.tokens.ids import first_along, varies
 
@@ -73,8 +78,8 @@ def results_of(
 
 
 def found_behind(
-    state: TrackingState, tensor: Tensor, origins: Sequence[Origin], inside: Shadow
-) -> Shadow:
+    state: TrackingState, tensor: Tensor, origins: Sequence[Origin], inside: AbstractValue
+) -> AbstractValue:
     """The shadow of what a function made that no mode sees, such as an `autograd.Function`.
 
     Args:
@@ -100,12 +105,14 @@ def found_behind(
     return _probed(state, name, given, tensor)
 
 
-def _probed(state: TrackingState, name: str, given: Sequence[Given], result: Tensor) -> Shadow:
+def _probed(
+    state: TrackingState, name: str, given: Sequence[Given], result: Tensor
+) -> AbstractValue:
     """The shadow of a result whose operation is known by its gradient alone."""
     shadows = [g.operand.shadow for g in given]
     ancestors = ancestors_of(shadows)
     data = any(shadow.data for shadow in shadows)
-    lost = Shadow(Role.TOKENS, ancestors=ancestors, data=data).without_tokens(name)
+    lost = AbstractValue(Role.TOKENS, ancestors=ancestors, data=data).without_tokens(name)
     for shadow in shadows:
         if not shadow.planes:
             return lost._replace(lost=shadow.lost or name)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_generic_attn.capture.tracking.shadow import Shadow
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue
 from captum_generic_attn.tokens.spaces import TokenSpaces
 
 
@@ -16,7 +16,7 @@ class Operand(NamedTuple):
 
     tensor: Tensor | None
     shape: torch.Size
-    shadow: Shadow
+    shadow: AbstractValue
 
     @property
     def plane(self) -> Tensor:

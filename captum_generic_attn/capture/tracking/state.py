@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.utils.weak import WeakIdKeyDictionary
 
+from captum_generic_attn.capture.tracking.abstract_value import (
+    CONSTANT,
+    AbstractValue,
+    AbstractValues,
+    Origin,
+    Role,
+    ancestors_of,
+)
 from captum_generic_attn.capture.tracking.contraction import Contraction
 from captum_generic_attn.capture.tracking.head_calls import Heads
 from captum_generic_attn.capture.tracking.probe import Hooks
-from captum_generic_attn.capture.tracking.shadow import (
-    NO_SHADOW,
-    Origin,
-    Role,
-    Shadow,
-    Shadows,
-    ancestors_of,
-)
 from captum_generic_attn.capture.tracking.token_creation import rows
 from captum_generic_attn.capture.tracking.views import seen_from_base, seen_through_view
 from captum_generic_attn.tokens.ids import compact
@@ -69,7 +69,7 @@ class TrackingState(ABC):
         """Start with an empty forward pass; `parameters` are names by the `id` of the tensor."""
         self.spaces = spaces
         self.parameters = parameters
-        self.shadows = Shadows()
+        self.shadows = AbstractValues()
         self.heads = Heads()
         self.hooks = Hooks()
         self.pools: dict[int, Pool] = {}
@@ -79,7 +79,9 @@ class TrackingState(ABC):
         self._written: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     @abstractmethod
-    def behind(self, tensor: Tensor, origins: Sequence[Origin], inside: Shadow) -> Shadow:
+    def behind(
+        self, tensor: Tensor, origins: Sequence[Origin], inside: AbstractValue
+    ) -> AbstractValue:
         """The value of a tensor that an unseen function made of the tensors at `origins`.
 
         `inside` is what the operations inside that function said.
@@ -87,7 +89,7 @@ class TrackingState(ABC):
 
     # -- values of tensors ---------------------------------------------------------------------
 
-    def of(self, tensor: Tensor) -> Shadow:
+    def of(self, tensor: Tensor) -> AbstractValue:
         """The value of a tensor; a parameter gets one when it is first asked for."""
         shadow = self.shadows.get(tensor)
         if shadow is not None:
@@ -97,14 +99,14 @@ class TrackingState(ABC):
                 return seen_through_view(self.shadows[base], base, shadow, tensor)
             return shadow
         if not self.knows(tensor) or tensor.ndim == 0:
-            return NO_SHADOW
+            return CONSTANT
         origins = [] if id(tensor) in self.parameters else self.shadows.origins(tensor)
         if origins:
             self.shadows[tensor] = self.behind(tensor, origins, self.shadows.inside(tensor))
             return self.shadows[tensor]
         name = self.parameters.get(id(tensor), "a parameter")
         planes = (self.spaces.of_parameter(name, tensor.shape),)
-        self.shadows[tensor] = Shadow(Role.PARAMETER, planes)
+        self.shadows[tensor] = AbstractValue(Role.PARAMETER, planes)
         return self.shadows[tensor]
 
     def knows(self, tensor: Tensor) -> bool:
@@ -117,7 +119,7 @@ class TrackingState(ABC):
             or isinstance(tensor, nn.Parameter)
         )
 
-    def tokens_of(self, tensor: Tensor, name: str) -> Shadow:
+    def tokens_of(self, tensor: Tensor, name: str) -> AbstractValue:
         """The value of a tensor that is about to be read as tokens, its last axis as features."""
         shadow = self.of(tensor)
         if shadow.role is Role.STATISTIC:
@@ -148,14 +150,12 @@ class TrackingState(ABC):
         unseen = base is not None and base not in self.shadows and tensor in self.shadows
         if unseen and base is not None and tensor.numel() == base.numel():
             part = self.shadows[tensor]  # an operation returned a view of what nobody saw
-            self.shadows[base] = seen_from_base(
-                self.heads, NO_SHADOW, base, part, tensor, part.lost
-            )
+            self.shadows[base] = seen_from_base(self.heads, CONSTANT, base, part, tensor, part.lost)
         for one in (tensor,) if base is None else (tensor, base):
             if self.knows(one):
                 self.of(one)
             else:
-                self.shadows[one] = NO_SHADOW
+                self.shadows[one] = CONSTANT
 
     def note_write(self, result: Tensor, name: str) -> None:
         """Note that `result` was written to. What stands in a view stands in its base as well."""
@@ -167,7 +167,7 @@ class TrackingState(ABC):
 
     # -- attention calls -----------------------------------------------------------------------
 
-    def replaced(self, shadows: Sequence[Shadow]) -> bool:
+    def replaced(self, shadows: Sequence[AbstractValue]) -> bool:
         """Whether a call that some of these depend on had tokens of the others as queries.
 
         Without a residual path, the result of a call takes the place of the tokens' state before.
@@ -187,7 +187,7 @@ class TrackingState(ABC):
                 return True
         return False
 
-    def note_global_context(self, term: Shadow, main: Shadow, plane: Tensor) -> None:
+    def note_global_context(self, term: AbstractValue, main: AbstractValue, plane: Tensor) -> None:
         """Note calls whose pooled token is added to all tokens that it was pooled from."""
         if not self.pools:
             return

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 
 from captum_generic_attn.capture.tracking import probe
+from captum_generic_attn.capture.tracking.abstract_value import Role
 from captum_generic_attn.capture.tracking.operand import Operand
-from captum_generic_attn.capture.tracking.shadow import Role
 from captum_generic_attn.capture.tracking.state import TrackingState
 from captum_generic_attn.tokens.ids import compact_together
 

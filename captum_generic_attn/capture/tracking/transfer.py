@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.capture.tracking import opaque
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Origin
 from captum_generic_attn.capture.tracking.families import (
     Values,
     concatenation,
@@ -27,7 +28,6 @@ from captum_generic_attn.capture.tracking.families import (
     writes,
 )
 from captum_generic_attn.capture.tracking.operations import Family, Operation, tensors_in
-from captum_generic_attn.capture.tracking.shadow import Origin, Shadow
 from captum_generic_attn.capture.tracking.state import TrackingState
 
 _TRANSFERS: dict[Family, Callable[[TrackingState, Operation], Values]] = {
@@ -112,18 +112,20 @@ class Transfer(TrackingState):
             if in_place:
                 self.note_write(result, name)
 
-    def behind(self, tensor: Tensor, origins: Sequence[Origin], inside: Shadow) -> Shadow:
+    def behind(
+        self, tensor: Tensor, origins: Sequence[Origin], inside: AbstractValue
+    ) -> AbstractValue:
         """The value of a tensor that a function returned which no mode sees."""
         return opaque.found_behind(self, tensor, origins, inside)
 
-    def summed(self, name: str, inputs: Sequence[Tensor], result: Tensor) -> Shadow:
+    def summed(self, name: str, inputs: Sequence[Tensor], result: Tensor) -> AbstractValue:
         """The value of an element-wise mixture of tensors."""
         return elementwise.summed(self, name, inputs, result)
 
     def weighted(
         self, tensor: Tensor, labels: Sequence[str], out_labels: Sequence[str], summed: set[str],
         result: Tensor, name: str,
-    ) -> Shadow:  # fmt: skip
+    ) -> AbstractValue:  # fmt: skip
         """The value of a product of a tensor with a weight."""
         return weights.weighted(self, tensor, labels, out_labels, summed, result, name)
 

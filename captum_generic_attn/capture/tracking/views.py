@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
 from captum_generic_attn.capture.tracking.head_calls import Heads, no_call
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow
 from captum_generic_attn.tokens.space import PADDING
 
 
-def unlike(one: Shadow, other: Shadow) -> bool:
+def unlike(one: AbstractValue, other: AbstractValue) -> bool:
     """Whether the token ids of two values say different things: pairs, statistics."""
     statistic = Role.STATISTIC in (one.role, other.role)
     return one.pairs != other.pairs or (statistic and one.role is not other.role)
@@ -22,8 +22,8 @@ def higher_role(one: Role, other: Role) -> Role:
 
 
 def seen_from_base(
-    heads: Heads, whole: Shadow, base: Tensor, part: Shadow, view: Tensor, name: str
-) -> Shadow:
+    heads: Heads, whole: AbstractValue, base: Tensor, part: AbstractValue, view: Tensor, name: str
+) -> AbstractValue:
     """The value of a tensor `base`, of value `whole`, after a view of it was written to."""
     merged = whole._replace(
         ancestors=whole.ancestors | part.ancestors, data=whole.data or part.data, weighing=None
@@ -51,7 +51,9 @@ def seen_from_base(
     return heads.noted(merged._replace(role=role, planes=planes, calls=calls))
 
 
-def seen_through_view(whole: Shadow, base: Tensor, part: Shadow, view: Tensor) -> Shadow:
+def seen_through_view(
+    whole: AbstractValue, base: Tensor, part: AbstractValue, view: Tensor
+) -> AbstractValue:
     """The value of a view, of value `part` before, after the tensor `base` was written to."""
     part = part._replace(ancestors=part.ancestors | whole.ancestors)
     if whole.data and not whole.planes:

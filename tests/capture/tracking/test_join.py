@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from captum_generic_attn.capture.tracking.abstract_value import CONSTANT, AbstractValue, Role
 from captum_generic_attn.capture.tracking.join import join, mixture
 from captum_generic_attn.capture.tracking.operand import Operand
-from captum_generic_attn.capture.tracking.shadow import NO_SHADOW, Role, Shadow
 from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.tokens.space import PADDING
 from captum_generic_attn.tokens.spaces import TokenSpaces
@@ -41,7 +41,9 @@ class World:
         padded = torch.where(torch.arange(N)[:, None] == 0, PADDING, self.first).expand(SHAPE)
         lines = raw[:, :, :1].expand(SHAPE)
         self.operands = {
-            "lost": self.operand(Shadow(Role.TOKENS, (), frozenset([1]), data=True, lost="scan")),
+            "lost": self.operand(
+                AbstractValue(Role.TOKENS, (), frozenset([1]), data=True, lost="scan")
+            ),
             "tokens": self.tokens(self.first, 2),
             "same tokens, other calls": self.tokens(self.first, 3),
             "tokens of another space": self.tokens(word, 4),
@@ -49,13 +51,15 @@ class World:
             "others that attention added to": self.tokens(also, 9),
             "tokens and padding": self.tokens(padded, 6),
             "tokens of which some are lost": self.tokens(unknown, 7),
-            "elements": self.operand(Shadow(Role.RAW, (raw,), data=True)),
-            "elements of other places": self.operand(Shadow(Role.RAW, (raw.flip(1),), data=True)),
-            "statistic": self.operand(Shadow(Role.STATISTIC, (lines,), data=True)),
+            "elements": self.operand(AbstractValue(Role.RAW, (raw,), data=True)),
+            "elements of other places": self.operand(
+                AbstractValue(Role.RAW, (raw.flip(1),), data=True)
+            ),
+            "statistic": self.operand(AbstractValue(Role.STATISTIC, (lines,), data=True)),
             "logits": self.pairs(Role.LOGITS),
             "probabilities": self.pairs(Role.PROBABILITIES),
-            "parameter": self.operand(Shadow(Role.PARAMETER, (weight,))),
-            "constant": self.operand(NO_SHADOW),
+            "parameter": self.operand(AbstractValue(Role.PARAMETER, (weight,))),
+            "constant": self.operand(CONSTANT),
         }
 
     def born(self, name: str) -> Tensor:
@@ -64,19 +68,19 @@ class World:
         assert ids is not None
         return ids.unsqueeze(-1).expand(SHAPE)
 
-    def operand(self, shadow: Shadow) -> Operand:
+    def operand(self, shadow: AbstractValue) -> Operand:
         generator = torch.Generator().manual_seed(1)
         tensor = torch.rand(SHAPE, generator=generator, requires_grad=True) * 2
         self.state.shadows[tensor] = shadow
         return Operand(tensor, SHAPE, shadow)
 
     def tokens(self, ids: Tensor, call: int) -> Operand:
-        return self.operand(Shadow(Role.TOKENS, (ids,), frozenset([call]), data=True))
+        return self.operand(AbstractValue(Role.TOKENS, (ids,), frozenset([call]), data=True))
 
     def pairs(self, role: Role) -> Operand:
         queries = self.first
         keys = self.attended[:, :1, :1].expand(SHAPE)
-        return self.operand(Shadow(role, (queries, keys), frozenset([8]), data=True))
+        return self.operand(AbstractValue(role, (queries, keys), frozenset([8]), data=True))
 
     def sources(self, token: int) -> frozenset[int]:
         """A token with all that it was merged from, and what lives on as any of these."""
@@ -99,7 +103,7 @@ class World:
                 ]  # fmt: skip
         return frozenset(found)
 
-    def of(self, shadow: Shadow) -> tuple[Any, ...]:
+    def of(self, shadow: AbstractValue) -> tuple[Any, ...]:
         """What a value says: of each element the sources of its tokens; all that is lost is one."""
         known = []
         for ids in shadow.planes:
@@ -114,7 +118,7 @@ NAMES = list(World().operands)
 FEW = ["lost", "tokens", "tokens of another space", "tokens that attention added to", "elements"]
 
 
-def mix(world: World, *names: str) -> Shadow:
+def mix(world: World, *names: str) -> AbstractValue:
     return mixture(world.state, "add", [world.operands[name] for name in names], SHAPE)
 
 

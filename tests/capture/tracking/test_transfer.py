@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
 from captum_generic_attn.capture.tracking.operations import Family, canonical, family_of
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow
 from captum_generic_attn.capture.tracking.transfer import Transfer
 from captum_generic_attn.tokens.space import PADDING
 from captum_generic_attn.tokens.spaces import TokenSpaces
@@ -40,14 +40,14 @@ class Following(TorchFunctionMode):
         """A tensor whose elements are tokens of their own and hold their ids plus one."""
         plane = self.spaces.of_input(name, torch.Size(shape))
         tensor = plane.double() + 1
-        self.transfer.shadows[tensor] = Shadow(role, (plane,), frozenset([7]), data=True)
+        self.transfer.shadows[tensor] = AbstractValue(role, (plane,), frozenset([7]), data=True)
         return tensor
 
     def tokens(self, *shape: int, name: str = "x", call: int | None = 7) -> Tensor:
         """`[*shape, D]` features of tokens, all of them the token's id plus one."""
         plane = self.spaces.of_input(name, torch.Size(shape)).unsqueeze(-1).expand(*shape, D)
         tensor = (plane.double() + 1).contiguous()
-        self.transfer.shadows[tensor] = Shadow(
+        self.transfer.shadows[tensor] = AbstractValue(
             Role.TOKENS, (plane,), frozenset({call} - {None}), data=True
         )
         return tensor
@@ -59,7 +59,7 @@ class Following(TorchFunctionMode):
         assert plane is not None
         plane = plane.unsqueeze(-1).expand(*shape, D)
         tensor = (plane.double() + 1).contiguous()
-        self.transfer.shadows[tensor] = Shadow(
+        self.transfer.shadows[tensor] = AbstractValue(
             Role.TOKENS, (plane,), frozenset({call} - {None}), data=True
         )
         return tensor
@@ -466,7 +466,7 @@ def test_a_weight_makes_tokens_of_raw_rows(following: Following) -> None:
 def test_integers_become_tokens_where_they_stand(following: Following) -> None:
     ids = torch.arange(B * N).view(B, N)
     plane = following.spaces.of_input("ids", ids.shape)
-    following.transfer.shadows[ids] = Shadow(Role.RAW, (plane,), data=True)
+    following.transfer.shadows[ids] = AbstractValue(Role.RAW, (plane,), data=True)
     with following:
         out = F.embedding(ids.flip(1), torch.ones(9, D).double())
     assert following.spaces.coordinates(plane_of(following, out)[1, :, 0]).tolist() == [

@@ -7,6 +7,6 @@ order; `None` for a result that carries none.
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from captum_generic_attn.capture.tracking.shadow import Shadow
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue
 
-Values: TypeAlias = Sequence[Shadow | None]
+Values: TypeAlias = Sequence[AbstractValue | None]

@@ -13,11 +13,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_generic_attn.capture.tracking.abstract_value import (
+    AbstractValue,
+    Role,
+    ancestors_of,
+    leading,
+)
 from captum_generic_attn.capture.tracking.families import Values
 from captum_generic_attn.capture.tracking.head_calls import no_call
 from captum_generic_attn.capture.tracking.join import merged
 from captum_generic_attn.capture.tracking.operations import Operation, tensors_in
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow, ancestors_of, leading
 from captum_generic_attn.capture.tracking.state import TrackingState
 from captum_generic_attn.tokens.ids import first_along, same_ids, varies
 from captum_generic_attn.tokens.space import FOREIGN, PADDING
@@ -27,7 +32,7 @@ class _Part(NamedTuple):
     """A tensor that is joined with others, and its value."""
 
     tensor: Tensor
-    shadow: Shadow
+    shadow: AbstractValue
 
 
 def joined(state: TrackingState, op: Operation) -> Values:
@@ -83,7 +88,7 @@ def _calls(op: Operation, parts: Sequence[_Part]) -> Tensor | None:
     return _run(op, [no_call(t.shape) if s.calls is None else s.calls for t, s in parts])
 
 
-def _along_features(parts: Sequence[_Part], main: Shadow, op: Operation) -> bool:
+def _along_features(parts: Sequence[_Part], main: AbstractValue, op: Operation) -> bool:
     """Whether features of tokens are joined, of which no part has tokens along the axis."""
     axis = _axis(op)
     if main.role is not Role.TOKENS or not main.data or not main.planes or "cat" not in op.name:
@@ -98,7 +103,7 @@ def _along_features(parts: Sequence[_Part], main: Shadow, op: Operation) -> bool
 
 
 def _merged_features(
-    state: TrackingState, parts: Sequence[_Part], main: Shadow, op: Operation
+    state: TrackingState, parts: Sequence[_Part], main: AbstractValue, op: Operation
 ) -> Tensor | None:
     """The ids of tokens whose features are joined: content and position, a skip connection.
 
@@ -120,8 +125,12 @@ def _merged_features(
 
 
 def _side_by_side(
-    state: TrackingState, op: Operation, parts: Sequence[_Part], main: Shadow, whole: Shadow
-) -> Shadow:
+    state: TrackingState,
+    op: Operation,
+    parts: Sequence[_Part],
+    main: AbstractValue,
+    whole: AbstractValue,
+) -> AbstractValue:
     """The value of tensors that are joined along the batch or along tokens."""
     planes = []
     for number in range(max((len(part.shadow.planes) for part in parts), default=0)):
@@ -144,7 +153,7 @@ def _side_by_side(
     return state.heads.noted(found)
 
 
-def _without_tokens(state: TrackingState, part: _Part, main: Shadow, name: str) -> Tensor:
+def _without_tokens(state: TrackingState, part: _Part, main: AbstractValue, name: str) -> Tensor:
     """The ids of a tensor that brings no tokens of its own to those that it is joined with."""
     tensor, shadow = part
     if main.pairs or not tensor.is_floating_point():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue
 from captum_generic_attn.capture.tracking.families import Values
 from captum_generic_attn.capture.tracking.operations import NORMS, Operation, normed_axes
-from captum_generic_attn.capture.tracking.shadow import Shadow
 from captum_generic_attn.capture.tracking.state import TrackingState
 
 
@@ -20,7 +20,7 @@ def same(state: TrackingState, op: Operation) -> Values:
     ]
 
 
-def _normed(state: TrackingState, shadow: Shadow, op: Operation) -> Shadow:
+def _normed(state: TrackingState, shadow: AbstractValue, op: Operation) -> AbstractValue:
     """The value of a norm: tokens stay what they are, unless it runs over the examples."""
     shadow = shadow._replace(weighing=None)
     if not shadow.planes:

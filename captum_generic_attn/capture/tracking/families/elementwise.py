@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role, ancestors_of
 from captum_generic_attn.capture.tracking.families import Values
 from captum_generic_attn.capture.tracking.head_calls import no_call
 from captum_generic_attn.capture.tracking.join import mixture
 from captum_generic_attn.capture.tracking.operand import Operand, is_value
 from captum_generic_attn.capture.tracking.operations import Operation, on_cpu
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow, ancestors_of
 from captum_generic_attn.capture.tracking.state import TrackingState
 
 _FILLS = {"masked_fill", "fill", "index_fill"}
@@ -29,7 +29,9 @@ def tokenwise(state: TrackingState, op: Operation) -> Values:
     return found
 
 
-def summed(state: TrackingState, name: str, inputs: Sequence[Tensor], result: Tensor) -> Shadow:
+def summed(
+    state: TrackingState, name: str, inputs: Sequence[Tensor], result: Tensor
+) -> AbstractValue:
     """The value of an element-wise mixture of tensors."""
     found = [
         Operand(t, t.shape, shadow) for t in inputs
@@ -41,7 +43,7 @@ def summed(state: TrackingState, name: str, inputs: Sequence[Tensor], result: Te
 
 def of_the_same_tokens(
     state: TrackingState, args: Sequence[object], result: Tensor
-) -> Shadow | None:
+) -> AbstractValue | None:
     """The value of a mixture whose operands all have the very same token ids.
 
     Most operations are such: activations, and the sums of a residual stream. `None` if this one is
@@ -49,7 +51,7 @@ def of_the_same_tokens(
     """
     if state.wrote:
         return None
-    common: Shadow | None = None
+    common: AbstractValue | None = None
     for value in args:
         if isinstance(value, Tensor):
             shadow = state.shadows.get(value)
@@ -73,7 +75,7 @@ def of_the_same_tokens(
     return common
 
 
-def _chosen(state: TrackingState, op: Operation) -> Shadow | None:
+def _chosen(state: TrackingState, op: Operation) -> AbstractValue | None:
     """The value of `where` that chose between tokens: ids are chosen as elements are."""
     if len(op.args) != 3 or not all(isinstance(a, Tensor) for a in op.args):
         return None

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role, ancestors_of
 from captum_generic_attn.capture.tracking.families import Values
 from captum_generic_attn.capture.tracking.operations import Operation
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow, ancestors_of
 from captum_generic_attn.capture.tracking.state import TrackingState
 from captum_generic_attn.tokens.ids import first_along, varies
 
@@ -22,15 +22,19 @@ def skipped(state: TrackingState, op: Operation) -> Values:
     return [_passed(state, op.inputs, result, op.name) for result in op.results]
 
 
-def _passed(state: TrackingState, inputs: Sequence[Tensor], result: Tensor, name: str) -> Shadow:
+def _passed(
+    state: TrackingState, inputs: Sequence[Tensor], result: Tensor, name: str
+) -> AbstractValue:
     """The value of one result; the first input holds the queries."""
     query = inputs[0]
     asking = state.of(query)
     ancestors = ancestors_of(state.of(t) for t in inputs if state.knows(t))
-    lost = Shadow(Role.TOKENS, ancestors=ancestors, data=True).without_tokens(name)
+    lost = AbstractValue(Role.TOKENS, ancestors=ancestors, data=True).without_tokens(name)
     if not asking.planes or result.ndim != query.ndim or result.ndim == 0:
         return lost._replace(lost=asking.lost or name)
     ids = asking.planes[0]
     if query.shape[:-1] != result.shape[:-1] or varies(ids, -1):
         return lost
-    return Shadow(Role.TOKENS, (first_along(ids, -1).expand(result.shape),), ancestors, data=True)
+    return AbstractValue(
+        Role.TOKENS, (first_along(ids, -1).expand(result.shape),), ancestors, data=True
+    )

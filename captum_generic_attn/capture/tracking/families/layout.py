@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_generic_attn.capture.tracking import probe
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue
 from captum_generic_attn.capture.tracking.families import Values
 from captum_generic_attn.capture.tracking.operations import Operation, on_cpu, tensors_in
-from captum_generic_attn.capture.tracking.shadow import Shadow
 from captum_generic_attn.capture.tracking.state import TrackingState
 from captum_generic_attn.tokens.ids import first_along, varies
 from captum_generic_attn.tokens.memory import hashable
@@ -45,7 +45,7 @@ def shape(state: TrackingState, op: Operation) -> Values:
     return found
 
 
-def _laid_out(shadow: Shadow, ids: list[Tensor], name: str) -> Shadow:
+def _laid_out(shadow: AbstractValue, ids: list[Tensor], name: str) -> AbstractValue:
     """The value of moved elements, given their ids and then their calls."""
     calls = ids.pop() if shadow.calls is not None else None
     moved_by = name if name in _REORDERS else shadow.moved_by

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
 from captum_generic_attn.capture.tracking.families import Values
 from captum_generic_attn.capture.tracking.operand import is_value
 from captum_generic_attn.capture.tracking.operations import Operation, on_cpu, tensors_in
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow
 from captum_generic_attn.capture.tracking.state import TrackingState
 from captum_generic_attn.capture.tracking.token_creation import integers
 
@@ -57,7 +57,7 @@ def embedding(state: TrackingState, op: Operation) -> Values:
     return [found.map(lambda ids: integers.laid_out(ids, places, result.shape))]
 
 
-def _rows_of(state: TrackingState, table: Tensor, index: Tensor, op: Operation) -> Shadow:
+def _rows_of(state: TrackingState, table: Tensor, index: Tensor, op: Operation) -> AbstractValue:
     """The value of rows that integers pick from tokens."""
     shadow, places = state.of(table), on_cpu(index).long()
     if index.is_floating_point() or index.ndim + table.ndim - 1 != op.results[0].ndim:

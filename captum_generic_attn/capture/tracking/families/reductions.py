@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role, ancestors_of
 from captum_generic_attn.capture.tracking.families import Values
 from captum_generic_attn.capture.tracking.families.elementwise import tokenwise
 from captum_generic_attn.capture.tracking.operand import is_value
 from captum_generic_attn.capture.tracking.operations import Operation
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow, ancestors_of
 from captum_generic_attn.capture.tracking.state import TrackingState
 from captum_generic_attn.capture.tracking.token_creation import rows
 from captum_generic_attn.tokens.ids import first_along, varies
@@ -43,7 +43,7 @@ def reduce(state: TrackingState, op: Operation) -> Values:
     shadow = shadow._replace(calls=None, weighing=None)
     kept = not any(varies(ids, axis) for ids in shadow.planes for axis in axes)
     merges = given is not None and shadow.data and len(shadow.planes) == 1
-    found: list[Shadow | None] = []
+    found: list[AbstractValue | None] = []
     for result in op.results:
         if not result.is_floating_point():
             found.append(None)
@@ -61,7 +61,7 @@ def reduce(state: TrackingState, op: Operation) -> Values:
 
 
 def _within_examples(
-    state: TrackingState, shadow: Shadow, operand: Tensor, axes: Sequence[int]
+    state: TrackingState, shadow: AbstractValue, operand: Tensor, axes: Sequence[int]
 ) -> bool:
     """Whether a reduction of elements makes a statistic: each number of one example alone."""
     if shadow.role not in (Role.RAW, Role.STATISTIC):
@@ -70,7 +70,9 @@ def _within_examples(
     return examples.isdisjoint(axis % operand.ndim for axis in axes)
 
 
-def _reduced(shadow: Shadow, axes: Sequence[int], result: Tensor, name: str) -> Shadow:
+def _reduced(
+    shadow: AbstractValue, axes: Sequence[int], result: Tensor, name: str
+) -> AbstractValue:
     """The value of a reduction whose lines each keep the first of their ids."""
     planes = []
     for ids in shadow.planes:
@@ -83,8 +85,12 @@ def _reduced(shadow: Shadow, axes: Sequence[int], result: Tensor, name: str) -> 
 
 
 def _with_calls(
-    state: TrackingState, value: Shadow, calls: Tensor | None, axes: Sequence[int], result: Tensor
-) -> Shadow:
+    state: TrackingState,
+    value: AbstractValue,
+    calls: Tensor | None,
+    axes: Sequence[int],
+    result: Tensor,
+) -> AbstractValue:
     """The value with the attention calls of its elements, if tokens are known."""
     if calls is None or not value.planes:
         return value

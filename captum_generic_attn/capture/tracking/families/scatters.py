@@ -12,12 +12,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from captum_generic_attn.capture.tracking.abstract_value import (
+    AbstractValue,
+    Role,
+    ancestors_of,
+    leading,
+)
 from captum_generic_attn.capture.tracking.families import Values
 from captum_generic_attn.capture.tracking.head_calls import no_call
 from captum_generic_attn.capture.tracking.join import merged
 from captum_generic_attn.capture.tracking.operand import is_value
 from captum_generic_attn.capture.tracking.operations import Operation, on_cpu
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow, ancestors_of, leading
 from captum_generic_attn.capture.tracking.state import TrackingState
 from captum_generic_attn.tokens.ids import first_along, varies
 from captum_generic_attn.tokens.space import PADDING
@@ -28,7 +33,7 @@ def scatter(state: TrackingState, op: Operation) -> Values:
     return [added_to(state, op) if is_value(result) else None for result in op.results]
 
 
-def added_to(state: TrackingState, op: Operation) -> Shadow:
+def added_to(state: TrackingState, op: Operation) -> AbstractValue:
     """The value of a target to which a source was added at the places of an index."""
     target, source = op.args[0], _source(op)
     shadows = [state.of(target), state.of(source)]
@@ -64,7 +69,10 @@ def added_to(state: TrackingState, op: Operation) -> Shadow:
 
 
 def _merged_calls(
-    state: TrackingState, shadows: Sequence[Shadow], tensors: Sequence[Tensor], places: Tensor
+    state: TrackingState,
+    shadows: Sequence[AbstractValue],
+    tensors: Sequence[Tensor],
+    places: Tensor,
 ) -> Tensor | None:
     """The call of each row of the target `[n]`; `None` if no call or several made a row."""
     if all(shadow.calls is None for shadow in shadows):
@@ -94,7 +102,7 @@ def _source(op: Operation) -> Tensor:
     return found
 
 
-def _rows(shadow: Shadow, tensor: Tensor) -> Tensor | None:
+def _rows(shadow: AbstractValue, tensor: Tensor) -> Tensor | None:
     """The token of each row, the last axis being features; `None` if they differ along it."""
     if not shadow.data or not shadow.planes:
         return torch.full(tensor.shape[:-1], PADDING, dtype=torch.int32)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
 from captum_generic_attn.capture.tracking.contraction import relabel
 from captum_generic_attn.capture.tracking.families import Values
 from captum_generic_attn.capture.tracking.head_calls import through_weight
 from captum_generic_attn.capture.tracking.operations import Operation
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow
 from captum_generic_attn.capture.tracking.state import TrackingState
 from captum_generic_attn.capture.tracking.token_creation import rows
 from captum_generic_attn.tokens.ids import first_along, varies
@@ -22,7 +22,7 @@ def linear(state: TrackingState, op: Operation) -> Values:
     return [mixed(state, op.inputs[0], op.results[0], op.name)]
 
 
-def mixed(state: TrackingState, tensor: Tensor, result: Tensor, name: str) -> Shadow:
+def mixed(state: TrackingState, tensor: Tensor, result: Tensor, name: str) -> AbstractValue:
     """The value after a weight mixed the last axis of a tensor."""
     shadow = state.tokens_of(tensor, name)
     shape = result.shape
@@ -58,7 +58,7 @@ def _same_tokens(ids: Tensor, shape: torch.Size) -> Tensor | None:
 def weighted(
     state: TrackingState, tensor: Tensor, labels: Sequence[str], out_labels: Sequence[str],
     summed: set[str], result: Tensor, name: str,
-) -> Shadow:  # fmt: skip
+) -> AbstractValue:  # fmt: skip
     """The value of a product of a tensor with a weight, given the labels of a `Contraction`."""
     if summed == {labels[-1]} and result.shape[:-1] == tensor.shape[:-1]:
         return mixed(state, tensor, result, name)
@@ -75,7 +75,7 @@ def weighted(
 
 
 def _calls_through(
-    state: TrackingState, shadow: Shadow, axes: Sequence[int], shape: torch.Size
+    state: TrackingState, shadow: AbstractValue, axes: Sequence[int], shape: torch.Size
 ) -> Tensor | None:
     """The attention call of each element after a weight summed axes of a tensor of this value.
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
 from captum_generic_attn.capture.tracking.families import Values
 from captum_generic_attn.capture.tracking.families.look_ups import index_among
 from captum_generic_attn.capture.tracking.families.scatters import added_to
 from captum_generic_attn.capture.tracking.head_calls import no_call
 from captum_generic_attn.capture.tracking.operand import is_value
 from captum_generic_attn.capture.tracking.operations import Operation, on_cpu
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow
 from captum_generic_attn.capture.tracking.state import TrackingState
 from captum_generic_attn.capture.tracking.views import higher_role, unlike
 from captum_generic_attn.tokens.space import PADDING
@@ -26,7 +26,7 @@ def write(state: TrackingState, op: Operation) -> Values:
     return [_written(state, op)]
 
 
-def _marked(state: TrackingState, op: Operation) -> Shadow | None:
+def _marked(state: TrackingState, op: Operation) -> AbstractValue | None:
     """The value of rows of zeros and a one, which integers of an input place; `None` if not so."""
     index = index_among(state, op.args[2:3], op.kwargs)
     result = op.results[0]
@@ -38,7 +38,7 @@ def _marked(state: TrackingState, op: Operation) -> Shadow | None:
     return state.of(index).map(lambda ids: ids.expand(result.shape))
 
 
-def _written(state: TrackingState, op: Operation) -> Shadow:
+def _written(state: TrackingState, op: Operation) -> AbstractValue:
     """The value of a tensor after values were written into places of it."""
     target = op.inputs[0]
     shadow = state.of(target)
@@ -77,7 +77,7 @@ def _written(state: TrackingState, op: Operation) -> Shadow:
 
 
 def _calls(
-    op: Operation, target: Tensor, shadow: Shadow, new: Tensor, source: Shadow
+    op: Operation, target: Tensor, shadow: AbstractValue, new: Tensor, source: AbstractValue
 ) -> Tensor | None:
     """The attention call of each element, after elements of `new` were written to the target."""
     if source.calls is None and shadow.calls is None:

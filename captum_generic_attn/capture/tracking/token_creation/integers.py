@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
 from captum_generic_attn.capture.tracking.operations import Operation, on_cpu
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow
 from captum_generic_attn.tokens.ids import repeats
 from captum_generic_attn.tokens.spaces import TokenSpaces
 
 
 def of_integers(
-    spaces: TokenSpaces, shadow: Shadow, weight: str, index: Tensor, name: str
-) -> Shadow:
+    spaces: TokenSpaces, shadow: AbstractValue, weight: str, index: Tensor, name: str
+) -> AbstractValue:
     """Each integer becomes a token; a token of the parameter `weight` if it comes from no input.
 
     Among integers of an input, constants (the start token of a decoder) are tokens of their own.
@@ -24,13 +24,13 @@ def of_integers(
     if not shadow.planes:
         if shadow.data:
             return shadow.without_tokens(name)
-        return Shadow(Role.TOKENS, (spaces.of_table(weight, index.detach().cpu()),))
+        return AbstractValue(Role.TOKENS, (spaces.of_table(weight, index.detach().cpu()),))
     plane = spaces.born_of_rows(shadow.planes[0].unsqueeze(-1))
     if plane is None:
         return shadow.irregular(name)
     if bool((plane < 0).any()):
         plane = torch.where(plane < 0, spaces.of_constants(weight, plane < 0), plane)
-    return Shadow(Role.TOKENS, (plane,), shadow.ancestors, data=shadow.data)
+    return AbstractValue(Role.TOKENS, (plane,), shadow.ancestors, data=shadow.data)
 
 
 def places_of_index(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
 from captum_generic_attn.capture.tracking.operations import Operation
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow
 from captum_generic_attn.capture.tracking.token_creation import pictures
 from captum_generic_attn.capture.tracking.token_creation.geometry import centres_of
 from captum_generic_attn.capture.tracking.token_creation.rows import on_map
@@ -17,7 +17,7 @@ from captum_generic_attn.tokens.ids import distinct_along, first_along, varies
 from captum_generic_attn.tokens.spaces import TokenSpaces
 
 
-def of_windows(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
+def of_windows(spaces: TokenSpaces, shadow: AbstractValue, op: Operation) -> AbstractValue:
     """The value of a convolution or pooling: its windows are new tokens, unless the grid is kept.
 
     Where the grid is kept, each position keeps its token, which is an approximation of the docs.
@@ -48,7 +48,7 @@ def of_windows(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     return _upsampled(spaces, shadow, op) if "transpose" in op.name else _of_map(spaces, shadow, op)
 
 
-def _of_map(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
+def _of_map(spaces: TokenSpaces, shadow: AbstractValue, op: Operation) -> AbstractValue:
     """Each window over a map of tokens becomes a token of those inside."""
     lines, out = distinct_along(shadow.planes[0], 1), op.results[0].shape[2:]
     windows = windows_read_by(op)
@@ -58,7 +58,7 @@ def _of_map(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     return on_map(spaces, shadow, op, elements_in(lines, windows, out), centres)
 
 
-def _upsampled(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
+def _upsampled(spaces: TokenSpaces, shadow: AbstractValue, op: Operation) -> AbstractValue:
     """Each place of a transposed convolution becomes a token of those whose kernels reach it."""
     lines = distinct_along(shadow.planes[0], 1)
     spatial, out = op.inputs[0].shape[2:], op.results[0].shape[2:]

@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue
 from captum_generic_attn.capture.tracking.operations import Operation
-from captum_generic_attn.capture.tracking.shadow import Shadow
 from captum_generic_attn.capture.tracking.token_creation.geometry import (
     centres_of,
     channel_offsets,
@@ -20,7 +20,7 @@ from captum_generic_attn.tokens.space import PADDING
 from captum_generic_attn.tokens.spaces import TokenSpaces
 
 
-def of_picture(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
+def of_picture(spaces: TokenSpaces, shadow: AbstractValue, op: Operation) -> AbstractValue:
     """Each window of the elements of an input becomes a token.
 
     Channels may be of several inputs (bands, two dates), each of which makes tokens; at one place
@@ -31,7 +31,7 @@ def of_picture(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
     channels = _channels_by_input(spaces, plane)
     if channels is None:
         return shadow.irregular(f"{op.name} of channels whose elements lie at different places")
-    together: Shadow | None = None
+    together: AbstractValue | None = None
     for alike in channels:
         born = _of_channels(spaces, shadow, op, plane[:, alike], windows)
         if together is None or not born.planes:
@@ -45,8 +45,8 @@ def of_picture(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
 
 
 def _of_channels(
-    spaces: TokenSpaces, shadow: Shadow, op: Operation, plane: Tensor, windows: Windows
-) -> Shadow:
+    spaces: TokenSpaces, shadow: AbstractValue, op: Operation, plane: Tensor, windows: Windows
+) -> AbstractValue:
     """Tokens of the windows over channels `[B, c, *spatial]`, whose rows may be of several inputs.
 
     Two pictures that are joined along the batch go through one convolution.
@@ -55,7 +55,7 @@ def _of_channels(
     lines = plane[:, 0]
     one = lines.reshape(len(lines), -1).amax(1)  # any element will do to tell the picture
     owner = spaces.locate(one)[0]
-    together: Shadow | None = None
+    together: AbstractValue | None = None
     for i in torch.unique(owner).tolist():
         mine = torch.where(owner == i, one, PADDING).view(-1, *[1] * (lines.ndim - 1), 1)
         centres = extent = None

@@ -7,8 +7,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
 from captum_generic_attn.capture.tracking.operations import Operation
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow
 from captum_generic_attn.capture.tracking.token_creation.geometry import centres_of, extent_of
 from captum_generic_attn.capture.tracking.token_creation.rows import on_map
 from captum_generic_attn.capture.tracking.token_creation.windows import Windows
@@ -16,7 +16,7 @@ from captum_generic_attn.tokens.ids import varies
 from captum_generic_attn.tokens.spaces import TokenSpaces
 
 
-def of_resized(spaces: TokenSpaces, shadow: Shadow, op: Operation) -> Shadow:
+def of_resized(spaces: TokenSpaces, shadow: AbstractValue, op: Operation) -> AbstractValue:
     """Each place of a resized map becomes a token, made of the token that it lies in.
 
     A resized picture has elements of its own. They lie where they were in the picture.

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
 from captum_generic_attn.capture.tracking.operations import Operation
-from captum_generic_attn.capture.tracking.shadow import Role, Shadow
 from captum_generic_attn.tokens.extent import Extent
 from captum_generic_attn.tokens.ids import distinct_along, first_along, repeats, varies
 from captum_generic_attn.tokens.space import PADDING
 from captum_generic_attn.tokens.spaces import TokenSpaces
 
 
-def of_rows(spaces: TokenSpaces, shadow: Shadow, shape: torch.Size, name: str) -> Shadow:
+def of_rows(
+    spaces: TokenSpaces, shadow: AbstractValue, shape: torch.Size, name: str
+) -> AbstractValue:
     """Each row of the last axis becomes a token: a projection of region features or patches."""
     (parents,) = shadow.planes
     if shadow.role is Role.TOKENS:
@@ -26,7 +28,9 @@ def of_rows(spaces: TokenSpaces, shadow: Shadow, shape: torch.Size, name: str) -
     return shadow._replace(role=Role.TOKENS, planes=(plane.unsqueeze(-1).expand(shape),))
 
 
-def of_groups(spaces: TokenSpaces, shadow: Shadow, op: Operation, axes: Sequence[int]) -> Shadow:
+def of_groups(
+    spaces: TokenSpaces, shadow: AbstractValue, op: Operation, axes: Sequence[int]
+) -> AbstractValue:
     """Tokens that are averaged or summed along axes become one token."""
     (plane,) = shadow.planes
     axes = [axis % plane.ndim for axis in axes]
@@ -88,9 +92,9 @@ def of_elements(spaces: TokenSpaces, elements: Tensor, tokens: Tensor) -> Tensor
 
 
 def on_map(
-    spaces: TokenSpaces, shadow: Shadow, op: Operation, parents: Tensor, centres: Tensor | None,
+    spaces: TokenSpaces, shadow: AbstractValue, op: Operation, parents: Tensor, centres: Tensor | None,
     extent: Extent | None = None,
-) -> Shadow:  # fmt: skip
+) -> AbstractValue:  # fmt: skip
     """New tokens at the places of a map `[B, C, *out]`.
 
     Args:
@@ -108,7 +112,9 @@ def on_map(
     return shadow._replace(role=Role.TOKENS, planes=planes)
 
 
-def none_made(spaces: TokenSpaces, shadow: Shadow, parents: Tensor, name: str) -> Shadow:
+def none_made(
+    spaces: TokenSpaces, shadow: AbstractValue, parents: Tensor, name: str
+) -> AbstractValue:
     """What is left where no tokens can be made of these parents.
 
     If some of them were lost before, the operation is named that lost them.

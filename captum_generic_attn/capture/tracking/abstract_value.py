@@ -1,7 +1,7 @@
 """The abstract value of a tensor: which token each element is of, its role, its attention calls.
 
 The capture is an abstract interpretation. Each tensor of the forward pass has an abstract value
-(`Shadow`), and each operation has a transfer function that says what becomes of abstract values.
+(`AbstractValue`), and each operation has a transfer function that says what becomes of abstract values.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Softmax:
         return re.search("attn|attention", self.module_type, re.IGNORECASE) is not None
 
 
-class Shadow(NamedTuple):
+class AbstractValue(NamedTuple):
     """Role, token ids and ancestors of one tensor.
 
     `planes` are token ids, integer tensors of the tensor's own shape: one of them, or two for
@@ -106,35 +106,35 @@ class Shadow(NamedTuple):
         """Whether each element is of two tokens."""
         return self.role.is_pairs
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Shadow:
+    def map(self, change: Callable[[Tensor], Tensor]) -> AbstractValue:
         """The same value with all token ids changed."""
         return self._replace(planes=tuple(map(change, self.planes)))
 
-    def without_tokens(self, operation: str) -> Shadow:
+    def without_tokens(self, operation: str) -> AbstractValue:
         """What is left when an operation mixes tokens or is not known: tokens are lost there."""
-        return Shadow(
+        return AbstractValue(
             Role.TOKENS if self.role.of_tokens else Role.NOTHING,
             ancestors=self.ancestors,
             data=self.data,
             lost=self.lost or operation,
         )
 
-    def irregular(self, operation: str) -> Shadow:
+    def irregular(self, operation: str) -> AbstractValue:
         """What is left when `operation` cannot make tokens of the layout that it gets."""
         at = f"{self.moved_by} before {operation}" if self.moved_by else operation
         return self.without_tokens(at)
 
 
-NO_SHADOW = Shadow()
+CONSTANT = AbstractValue()
 """The value of a constant."""
 
 
-def ancestors_of(shadows: Iterable[Shadow]) -> frozenset[int]:
+def ancestors_of(shadows: Iterable[AbstractValue]) -> frozenset[int]:
     """The attention calls that some of these depend on."""
     return frozenset[int]().union(*(shadow.ancestors for shadow in shadows))
 
 
-def leading(shadows: Iterable[Shadow]) -> Shadow:
+def leading(shadows: Iterable[AbstractValue]) -> AbstractValue:
     """Whose tokens a result has that holds elements of several: of data, then of highest rank."""
     return max(shadows, key=lambda shadow: (shadow.data, shadow.role.rank))
 
@@ -144,10 +144,10 @@ class Origin(NamedTuple):
 
     edge: GradientEdge
     shape: torch.Size
-    shadow: Shadow
+    shadow: AbstractValue
 
 
-class Shadows:
+class AbstractValues:
     """The abstract values of the tensors of one forward pass.
 
     They are kept in a dictionary by tensor object, never on the tensor. An entry counts as long as
@@ -156,11 +156,11 @@ class Shadows:
     """
 
     def __init__(self) -> None:
-        self._shadows: dict[int, tuple[ReferenceType[Tensor], Shadow]] = {}
-        self._recorded: dict[tuple[int, int], tuple[torch.Size, Shadow]] = {}
+        self._shadows: dict[int, tuple[ReferenceType[Tensor], AbstractValue]] = {}
+        self._recorded: dict[tuple[int, int], tuple[torch.Size, AbstractValue]] = {}
         self._unrecorded: set[int] = set()
 
-    def get(self, tensor: Tensor) -> Shadow | None:
+    def get(self, tensor: Tensor) -> AbstractValue | None:
         """The value of a tensor, if it has one."""
         known = self._shadows.get(id(tensor))
         if known is None or known[0]() is not tensor:
@@ -169,15 +169,15 @@ class Shadows:
             return None  # it left an `autograd.Function`, whose inside is not all that it did
         return known[1]
 
-    def inside(self, tensor: Tensor) -> Shadow:
+    def inside(self, tensor: Tensor) -> AbstractValue:
         """The value that a tensor had inside the `autograd.Function` that returned it."""
         known = self._shadows.get(id(tensor))
-        return NO_SHADOW if known is None or known[0]() is not tensor else known[1]
+        return CONSTANT if known is None or known[0]() is not tensor else known[1]
 
-    def __getitem__(self, tensor: Tensor) -> Shadow:
-        return self.get(tensor) or NO_SHADOW
+    def __getitem__(self, tensor: Tensor) -> AbstractValue:
+        return self.get(tensor) or CONSTANT
 
-    def __setitem__(self, tensor: Tensor, shadow: Shadow) -> None:
+    def __setitem__(self, tensor: Tensor, shadow: AbstractValue) -> None:
         self._shadows[id(tensor)] = ref(tensor), shadow
         node = tensor.grad_fn
         if node is not None:
@@ -190,7 +190,7 @@ class Shadows:
         return self.get(tensor) is not None
 
     def origins(
-        self, tensor: Tensor, fits: Callable[[Shadow], bool] = lambda _: True
+        self, tensor: Tensor, fits: Callable[[AbstractValue], bool] = lambda _: True
     ) -> list[Origin]:
         """The nearest tensors above in the graph whose values fit."""
         found: list[Origin] = []
