@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captum_generic_attn.capture.scope import Scope, signature_of
 from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
-from captum_generic_attn.capture.tracking.transfer import Transfer
+from captum_generic_attn.capture.tracking.tracker import TokenTracker
 
 
 def argument_names(forward_func: Callable[..., Any], count: int) -> list[str]:
@@ -53,8 +53,8 @@ def check_devices(scope: Scope, arguments: dict[str, Any]) -> None:
 class Arguments:
     """Makes what the model gets: aliases of the user's tensors, whose tokens are tracked."""
 
-    def __init__(self, transfer: Transfer, examples: int) -> None:
-        self._transfer = transfer
+    def __init__(self, tracker: TokenTracker, examples: int) -> None:
+        self._tracker = tracker
         self._examples = examples
         self._aliases: dict[int, Tensor] = {}
 
@@ -79,8 +79,8 @@ class Arguments:
             alias = self._aliases[id(value)] = _alias(value, explained=explained)
             if alias.ndim > 0 and alias.dtype != torch.bool:
                 shared = len(alias) != self._examples
-                plane = self._transfer.spaces.of_input(name, alias.shape, shared=shared)
-                self._transfer.shadows[alias] = AbstractValue(Role.RAW, (plane,), data=not shared)
+                plane = self._tracker.spaces.of_input(name, alias.shape, shared=shared)
+                self._tracker.shadows[alias] = AbstractValue(Role.RAW, (plane,), data=not shared)
         return self._aliases[id(value)]
 
 

@@ -23,7 +23,7 @@ from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, R
 from captum_generic_attn.capture.tracking.contraction import Contraction, elementwise, relabel
 from captum_generic_attn.capture.tracking.operations import argument
 from captum_generic_attn.capture.tracking.state import WITHOUT_SOFTMAX
-from captum_generic_attn.capture.tracking.transfer import Transfer
+from captum_generic_attn.capture.tracking.tracker import TokenTracker
 from captum_generic_attn.capture.unsupported import NO_SOFTMAX
 from captum_generic_attn.capture.weighing import Factor, Product
 from captum_generic_attn.tokens.ids import varies
@@ -41,13 +41,13 @@ class Attention:
     """Finds logits, probabilities and their products with values in one forward pass."""
 
     def __init__(
-        self, transfer: Transfer, recorder: Recorder, scope: Scope, constants: Constants
+        self, tracker: TokenTracker, recorder: Recorder, scope: Scope, constants: Constants
     ) -> None:
         self._run = constants.run
-        self._transfer = transfer
+        self._tracker = tracker
         self._recorder = recorder
         self._scope = scope
-        self._calls = ExplicitCalls(transfer, recorder, scope)
+        self._calls = ExplicitCalls(tracker, recorder, scope)
 
     # -- softmax -------------------------------------------------------------------------------
 
@@ -55,10 +55,10 @@ class Attention:
         """Note what a softmax returns: of logits, probabilities with keys along its axis."""
         operand = argument(args, kwargs, 0, "input")
         axis = argument(args, kwargs, 1, "dim", -1)
-        shadow = self._transfer.of(operand)
+        shadow = self._tracker.of(operand)
         logits = shadow.role is Role.LOGITS
         along = [varies(plane, axis) for plane in shadow.planes]
-        several = self._transfer.spaces.several
+        several = self._tracker.spaces.several
         apart = not logits and any(several(plane) for plane in shadow.planes)
         softmax = Softmax(*self._scope.current(), logits, any(along), apart)
         self._recorder.softmaxes.append(softmax)
@@ -68,7 +68,7 @@ class Attention:
             elif all(along) or (not any(along) and operand.shape[axis] > 1):
                 shadow = shadow._replace(planes=(), lost="softmax over neither queries nor keys")
         role = Role.PROBABILITIES if logits else shadow.role
-        self._transfer.shadows[result] = shadow._replace(
+        self._tracker.shadows[result] = shadow._replace(
             role=role, softmax=softmax, calls=None, weighing=None
         )
 
@@ -84,7 +84,7 @@ class Attention:
             The result, whose tokens are known from then on.
         """
         product = Product(name, terms, functools.partial(self._run, func, args, kwargs))
-        left, right = (Factor.of(terms, side, self._transfer) for side in (0, 1))
+        left, right = (Factor.of(terms, side, self._tracker) for side in (0, 1))
         shadows = left.shadow, right.shadow
         for side, shadow in enumerate(shadows):
             if shadow.role is Role.PROBABILITIES or shadow.softmax is not None:
@@ -109,9 +109,9 @@ class Attention:
         else:
             shadow = self._weighted(product, left, right, result)
         if terms.bias is not None:
-            self._transfer.shadows[result] = shadow
-            shadow = self._transfer.summed(product.name, [result, terms.bias], result)
-        self._transfer.shadows[result] = shadow
+            self._tracker.shadows[result] = shadow
+            shadow = self._tracker.summed(product.name, [result, terms.bias], result)
+        self._tracker.shadows[result] = shadow
         return result
 
     def _weighted(
@@ -119,7 +119,7 @@ class Attention:
     ) -> AbstractValue:
         """What is known of a product of tokens and a parameter, as of a linear layer."""
         tokens = left if left.shadow.data or not right.shadow.data else right
-        return self._transfer.weighted(
+        return self._tracker.weighted(
             tokens.tensor, tokens.labels, product.terms.out_labels, product.terms.summed, result,
             product.name,
         )  # fmt: skip
@@ -133,9 +133,9 @@ class Attention:
             labels = terms.labels(side)
             features_summed = labels[-1] in terms.summed
             shadow = (
-                self._transfer.tokens_of(tensor, name)
+                self._tracker.tokens_of(tensor, name)
                 if features_summed
-                else self._transfer.of(tensor)
+                else self._tracker.of(tensor)
             )
             shadows.append(shadow)
             plane = shadow.planes[0] if shadow.planes else self._lost_tokens(tensor, terms, side)
@@ -155,24 +155,24 @@ class Attention:
 
     def _check_pooled(self, shadow: AbstractValue, plane: Tensor) -> None:
         """Note pooled tokens that a product with tokens sums over: no softmax is there."""
-        pools = self._transfer.pools
+        pools = self._tracker.pools
         for call in shadow.ancestors & pools.keys():
-            if pools[call].queries & set(self._transfer.spaces.indices(plane)):
+            if pools[call].queries & set(self._tracker.spaces.indices(plane)):
                 pools[call].problem = WITHOUT_SOFTMAX
 
     def _lost_tokens(self, tensor: Tensor, terms: Contraction, side: int) -> Tensor:
-        reason = self._transfer.of(tensor).lost or "an operation that is not known"
+        reason = self._tracker.of(tensor).lost or "an operation that is not known"
         shape = torch.Size(
             1 if label in terms.summed else n
             for label, n in zip(terms.labels(side), tensor.shape, strict=True)
         )
-        return self._transfer.spaces.unknown(shape, reason).expand(tensor.shape)
+        return self._tracker.spaces.unknown(shape, reason).expand(tensor.shape)
 
     # -- weights that were normalised without a softmax ----------------------------------------
 
     def _multiply_logits(self, product: Product, side: int) -> Tensor:
         """Logits times values: attention if the logits were normalised by hand, else refused."""
-        factor = Factor.of(product.terms, side, self._transfer)
+        factor = Factor.of(product.terms, side, self._tracker)
         shadow = factor.shadow
         if len(factor.summed) == 1 and not shadow.mixed:
             (axis,) = factor.summed
@@ -180,7 +180,7 @@ class Attention:
                 softmax = Softmax(*self._scope.current(), has_logits=True, over_tokens=True)
                 if [varies(plane, axis) for plane in shadow.planes] == [True, False]:
                     shadow = _keys_last(shadow)
-                self._transfer.shadows[factor.tensor] = shadow._replace(
+                self._tracker.shadows[factor.tensor] = shadow._replace(
                     role=Role.PROBABILITIES, softmax=softmax
                 )
                 return self._calls.multiply(product, side)
@@ -190,7 +190,7 @@ class Attention:
 
     def _may_be_weights(self, terms: Contraction, side: int) -> bool:
         """Whether logits in a product are data, or weights that were made of parameters."""
-        factor, other = (Factor.of(terms, i, self._transfer) for i in (side, 1 - side))
+        factor, other = (Factor.of(terms, i, self._tracker) for i in (side, 1 - side))
         if factor.shadow.data:
             return other.shadow.data
         if len(factor.summed) != 1 or len(factor.shadow.planes) != 2:
@@ -202,7 +202,7 @@ class Attention:
         return next((side for side in (0, 1) if self._weighs_by_hand(terms, side)), None)
 
     def _weighs_by_hand(self, terms: Contraction, side: int) -> bool:
-        factor = Factor.of(terms, side, self._transfer)
+        factor = Factor.of(terms, side, self._tracker)
         shadow = factor.shadow
         if shadow.role is not Role.TOKENS or not shadow.data or len(shadow.planes) != 1:
             return False
@@ -211,7 +211,7 @@ class Attention:
         if not _normalised(factor.tensor, factor.summed[0]):
             return False
         softmax = Softmax(*self._scope.current(), has_logits=False, over_tokens=True)
-        self._transfer.shadows[factor.tensor] = shadow._replace(softmax=softmax)
+        self._tracker.shadows[factor.tensor] = shadow._replace(softmax=softmax)
         return True
 
     # -- an element-wise product of weights and tokens, then a sum -----------------------------
@@ -230,7 +230,7 @@ class Attention:
             terms = elementwise(*args)
             if not _broadcast(terms, side, values):
                 continue
-            shadow = self._transfer.shadows[weights]
+            shadow = self._tracker.shadows[weights]
             if shadow.softmax is not None:
                 shadow.softmax.gates |= shadow.data and bool(shadow.planes)
             if shadow.softmax is not None or shadow.pairs:
@@ -240,10 +240,10 @@ class Attention:
 
     def _may_weigh(self, weights: Tensor, values: Tensor) -> bool:
         """Whether a factor may hold weights over the tokens of the other."""
-        shadow = self._transfer.shadows.get(weights)
+        shadow = self._tracker.shadows.get(weights)
         if shadow is None or weights.ndim == 0 or values.ndim == 0:
             return False
-        other = self._transfer.of(values)
+        other = self._tracker.of(values)
         if other.pairs or other.softmax is not None:
             return False
         return self._may_hold_weights(shadow) and (other.data or shadow.pairs)
@@ -255,7 +255,7 @@ class Attention:
         if shadow.softmax is not None:
             return not shadow.data or shadow.softmax.over_tokens or not shadow.planes
         one = shadow.role is Role.TOKENS and shadow.data and len(shadow.planes) == 1
-        return one and bool(self._transfer.spaces.token_axes(shadow.planes[0]))
+        return one and bool(self._tracker.spaces.token_axes(shadow.planes[0]))
 
     def summed(
         self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any],
@@ -263,7 +263,7 @@ class Attention:
     ) -> Tensor | None:  # fmt: skip
         """Run the sum of an element-wise product if both are attention; `None` if they are not."""
         product: Tensor = args[0]
-        self._transfer.shadows[product] = self._transfer.of(product)._replace(weighing=None)
+        self._tracker.shadows[product] = self._tracker.of(product)._replace(weighing=None)
         labels = _labels_of_sum(terms, args, kwargs)
         if labels is None:
             return None
@@ -272,7 +272,7 @@ class Attention:
         for side in (0, 1):
             if not self._sums_over_tokens(terms, side):
                 continue
-            shadow = self._transfer.of((terms.left, terms.right)[side])
+            shadow = self._tracker.of((terms.left, terms.right)[side])
             if shadow.softmax is not None or self._weighs_by_hand(terms, side):
                 return self._calls.multiply(whole, side)
             if shadow.pairs and self._may_be_weights(terms, side):
@@ -281,7 +281,7 @@ class Attention:
 
     def _sums_over_tokens(self, terms: Contraction, side: int) -> bool:
         """Whether a sum runs over the tokens that a factor would weigh, as far as is known."""
-        shadow, labels = self._transfer.of((terms.left, terms.right)[side]), terms.labels(side)
+        shadow, labels = self._tracker.of((terms.left, terms.right)[side]), terms.labels(side)
         if shadow.data and not shadow.planes and shadow.softmax is not None:
             return bool(terms.summed)
         return any(

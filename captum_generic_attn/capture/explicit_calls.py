@@ -18,7 +18,7 @@ from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
 from captum_generic_attn.capture.tracking.contraction import Contraction, relabel
 from captum_generic_attn.capture.tracking.state import Pool
-from captum_generic_attn.capture.tracking.transfer import Transfer
+from captum_generic_attn.capture.tracking.tracker import TokenTracker
 from captum_generic_attn.capture.unsupported import (
     BROADCAST_QUERY,
     CHANNELS,
@@ -48,8 +48,8 @@ class _Planes(NamedTuple):
 class ExplicitCalls:
     """Records the calls of one forward pass whose probabilities the model computes itself."""
 
-    def __init__(self, transfer: Transfer, recorder: Recorder, scope: Scope) -> None:
-        self._transfer = transfer
+    def __init__(self, tracker: TokenTracker, recorder: Recorder, scope: Scope) -> None:
+        self._tracker = tracker
         self._recorder = recorder
         self._scope = scope
 
@@ -59,7 +59,7 @@ class ExplicitCalls:
         Returns:
             The result, whose tokens are known from then on.
         """
-        weighing = Weighing.of(product.terms, side, self._transfer)
+        weighing = Weighing.of(product.terms, side, self._tracker)
         case = weighing.case
         if case is Case.MIXED:
             return self._mix(product, weighing)
@@ -78,7 +78,7 @@ class ExplicitCalls:
     def _mix(self, product: Product, weighing: Weighing) -> Tensor:
         """The product with a parameter."""
         result, weights = product.run(), weighing.weights
-        self._transfer.shadows[result] = self._transfer.weighted(
+        self._tracker.shadows[result] = self._tracker.weighted(
             weights.tensor, weights.labels, weighing.out_labels, product.terms.summed, result,
             product.name,
         )  # fmt: skip
@@ -98,7 +98,7 @@ class ExplicitCalls:
         The user may accept refused calls (`strict=False`, `layers=`). Tokens are lost where the
         result has no places for them.
         """
-        shadows = [self._transfer.of(tensor) for tensor in (terms.left, terms.right)]
+        shadows = [self._tracker.of(tensor) for tensor in (terms.left, terms.right)]
         ancestors = frozenset[int]().union(*(s.ancestors for s in shadows))
         passed = AbstractValue(Role.TOKENS, ancestors=ancestors, data=True)
         found = passed.without_tokens(next((s.lost for s in shadows if s.lost), name))
@@ -110,7 +110,7 @@ class ExplicitCalls:
             if plane is not None:
                 found = passed._replace(planes=(plane,))
                 break
-        self._transfer.shadows[result] = found
+        self._tracker.shadows[result] = found
         return result
 
     # -- records -------------------------------------------------------------------------------
@@ -136,9 +136,9 @@ class ExplicitCalls:
         if index is not None:
             self._observe(index, weighing, result, plane)
             if not weighing.by_queries:
-                spaces = self._transfer.spaces
+                spaces = self._tracker.spaces
                 pooled, pooled_from = (frozenset(spaces.indices(p)) for p in planes[:2])
-                self._transfer.pools[index] = Pool(pooled, pooled_from)
+                self._tracker.pools[index] = Pool(pooled, pooled_from)
         return result
 
     def _of_queries(self, weighing: Weighing) -> _Planes:
@@ -195,7 +195,7 @@ class ExplicitCalls:
 
         They are the same for all examples, as tokens of a parameter are.
         """
-        spaces, weights = self._transfer.spaces, weighing.weights.tensor
+        spaces, weights = self._tracker.spaces, weighing.weights.tensor
         apart = set(weighing.rows) | (spaces.token_axes(keys) - {key})
         shape = [n if i in apart else 1 for i, n in enumerate(weights.shape)]
         name = self._scope.current()[0] or "pooled"
@@ -235,7 +235,7 @@ class ExplicitCalls:
             return None
         planes = weights.shadow.planes[-1], values.shadow.planes[0]
         question = "values", weights.labels, values.labels
-        differ = self._transfer.spaces.memory.of(planes, question, lambda: self._differ(weighing))
+        differ = self._tracker.spaces.memory.of(planes, question, lambda: self._differ(weighing))
         return OTHER_VALUES if differ else None
 
     def _differ(self, weighing: Weighing) -> bool:
@@ -252,7 +252,7 @@ class ExplicitCalls:
         of_values = relabel(values.shadow.planes[0], values.labels, common, shape)
         if of_keys is None or of_values is None:
             return True
-        return not self._transfer.spaces.belong(of_keys, of_values)
+        return not self._tracker.spaces.belong(of_keys, of_values)
 
     def _unsupported_pool(self, weighing: Weighing) -> Reason | None:
         """Whether weights that no token asks for are none of whole tokens.
@@ -273,7 +273,7 @@ class ExplicitCalls:
 
     def _token_and_example_axes(self, shadow: AbstractValue) -> set[int]:
         """The axes of weights along which tokens and examples differ."""
-        spaces = self._transfer.spaces
+        spaces = self._tracker.spaces
         tokens = spaces.token_axes(shadow.planes[0]) if shadow.planes else frozenset()
         examples = spaces.example_axes(shadow.planes[0]) if shadow.data else frozenset({0})
         return {*tokens, *examples}

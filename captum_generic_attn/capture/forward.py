@@ -23,7 +23,7 @@ from captum_generic_attn.capture.mode import CaptureMode
 from captum_generic_attn.capture.recorder import Recorder
 from captum_generic_attn.capture.scope import Scope, modules_of
 from captum_generic_attn.capture.tracking.abstract_value import AbstractValue
-from captum_generic_attn.capture.tracking.transfer import Transfer
+from captum_generic_attn.capture.tracking.tracker import TokenTracker
 from captum_generic_attn.capture.unsupported import UnsupportedCall, foreign_kernel
 from captum_generic_attn.capture.witness import Witness
 from captum_generic_attn.errors import UnsupportedAttentionError
@@ -37,7 +37,7 @@ def capture_forward(
     choose: Callable[[Any], Tensor],
     *,
     copies: bool = False,
-    inner_mode: Callable[[Transfer], contextlib.AbstractContextManager[object]] | None = None,
+    inner_mode: Callable[[TokenTracker], contextlib.AbstractContextManager[object]] | None = None,
     witness: Witness | None = None,
 ) -> Capture:
     """Run `forward_func(*inputs, *additional)` and record its attention.
@@ -63,11 +63,11 @@ def capture_forward(
     names = argument_names(forward_func, len(inputs) + len(additional))
     check_devices(scope, dict(zip(names, (*inputs, *additional), strict=True)))
     spaces = TokenSpaces()
-    transfer = Transfer(spaces, scope.parameters)
-    transfer.notes_embeddings = inner_mode is not None or witness is not None
-    recorder = Recorder(transfer, scope, len(inputs[0]), copies=copies, witness=witness)
+    tracker = TokenTracker(spaces, scope.parameters)
+    tracker.notes_embeddings = inner_mode is not None or witness is not None
+    recorder = Recorder(tracker, scope, len(inputs[0]), copies=copies, witness=witness)
     with torch.inference_mode(mode=False), torch.enable_grad():
-        given = Arguments(transfer, len(inputs[0]))
+        given = Arguments(tracker, len(inputs[0]))
         arguments = [
             given.alias(value, name, explained=i < len(inputs))
             for i, (value, name) in enumerate(zip((*inputs, *additional), names, strict=True))
@@ -76,15 +76,15 @@ def capture_forward(
             get_gradient_edge(a) if isinstance(a, Tensor) and a.requires_grad else None
             for a in arguments[: len(inputs)]
         ]
-        inner = contextlib.nullcontext() if inner_mode is None else inner_mode(transfer)
-        mode = CaptureMode(transfer, recorder, scope, eager_attention=inner_mode is not None)
+        inner = contextlib.nullcontext() if inner_mode is None else inner_mode(tracker)
+        mode = CaptureMode(tracker, recorder, scope, eager_attention=inner_mode is not None)
         try:
             with paused_compiler(), scope.keeping_state(), scope, inner, mode:
                 output = choose(forward_func(*arguments))
         except Exception as error:
             _explain(error, scope)
             raise
-        shadow = transfer.of(output) if isinstance(output, Tensor) else AbstractValue()
+        shadow = tracker.of(output) if isinstance(output, Tensor) else AbstractValue()
         records = recorder.close()
     return Capture(
         output,
@@ -99,7 +99,7 @@ def capture_forward(
         scope.modules,
         scope.parameters,
         roots,
-        transfer.embedded,
+        tracker.embedded,
         inner_mode is not None,
     )
 

@@ -12,7 +12,7 @@ from captum_generic_attn.capture.constants import Constants, require_gradient
 from captum_generic_attn.capture.kernels import FusedCall, Kernel
 from captum_generic_attn.capture.recorder import CallTokens, Recorder
 from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
-from captum_generic_attn.capture.tracking.transfer import Transfer
+from captum_generic_attn.capture.tracking.tracker import TokenTracker
 from captum_generic_attn.capture.unsupported import CHANNELS, OTHER_VALUES, Reason, values_lost
 from captum_generic_attn.tokens.ids import varies
 
@@ -20,9 +20,9 @@ from captum_generic_attn.tokens.ids import varies
 class FusedCalls:
     """Records the fused calls of one forward pass."""
 
-    def __init__(self, transfer: Transfer, recorder: Recorder, constants: Constants) -> None:
+    def __init__(self, tracker: TokenTracker, recorder: Recorder, constants: Constants) -> None:
         self._run = constants.run
-        self._transfer = transfer
+        self._tracker = tracker
         self._recorder = recorder
 
     def run(
@@ -35,18 +35,18 @@ class FusedCalls:
             The result, whose tokens are known from then on.
         """
         call = kernel.read(*args, **kwargs)
-        queries = self._transfer.tokens_of(call.query, "attention")
-        keys = self._transfer.tokens_of(call.key, "attention")
+        queries = self._tracker.tokens_of(call.query, "attention")
+        keys = self._tracker.tokens_of(call.key, "attention")
         result: Tensor = self._run(func, args, kwargs)
         require_gradient(result)
         self._note_dropout(call, queries, keys)
-        planes = self._transfer.spaces.memory(
+        planes = self._tracker.spaces.memory(
             _planes_of_call, self._plane(call.query, queries), self._plane(call.key, keys),
             result.shape, grouped=call.grouped,
         )  # fmt: skip
-        values = self._transfer.of(call.value)
+        values = self._tracker.of(call.value)
         if values.role is Role.RAW:
-            values = self._transfer.tokens_of(call.value, "attention")
+            values = self._tracker.tokens_of(call.value, "attention")
         reason = CHANNELS if planes is None else self._unsupported_values(keys, values)
         if planes is None or reason is not None:
             self._recorder.refuse(reason or CHANNELS)
@@ -57,7 +57,7 @@ class FusedCalls:
             of_values = values.planes[0][..., 0].expand(key_tokens.shape)
             key_tokens = torch.where(key_tokens < 0, of_values, key_tokens)  # keys are constants
         source = kernel.source(self._recorder.saved(*call.tensors), call, result)
-        ancestors = queries.ancestors, keys.ancestors | self._transfer.of(call.value).ancestors
+        ancestors = queries.ancestors, keys.ancestors | self._tracker.of(call.value).ancestors
         tokens = CallTokens(query_tokens, key_tokens, plane, ancestors)
         index = self._recorder.record(source, result, result, tokens)
         if self._recorder.witness is not None and index is not None:
@@ -69,7 +69,7 @@ class FusedCalls:
 
     def _note_dropout(self, call: FusedCall, queries: AbstractValue, keys: AbstractValue) -> None:
         """Note that attention of data drops probabilities, as in training mode."""
-        values = self._transfer.of(call.value)
+        values = self._tracker.of(call.value)
         if call.dropout > 0 and (queries.data or keys.data or values.data):
             self._recorder.in_training["dropout of fused attention"] = None
 
@@ -79,7 +79,7 @@ class FusedCalls:
             return shadow.planes[0]
         reason = shadow.lost or "a tensor that no input feeds"
         reason = "pairs of tokens" if shadow.pairs else reason
-        return self._transfer.spaces.unknown(tensor.shape[:-1], reason).unsqueeze(-1)
+        return self._tracker.spaces.unknown(tensor.shape[:-1], reason).unsqueeze(-1)
 
     def _pass_over(
         self, result: Tensor, queries: AbstractValue, keys: AbstractValue, plane: Tensor | None
@@ -92,7 +92,7 @@ class FusedCalls:
         if plane is None and queries.planes:
             plane = queries.planes[0]
         fits = plane is not None and plane.shape == result.shape and not queries.pairs
-        self._transfer.shadows[result] = (
+        self._tracker.shadows[result] = (
             passed._replace(planes=(plane,))
             if fits and plane is not None
             else passed.without_tokens("attention")
@@ -108,7 +108,7 @@ class FusedCalls:
         if not keys.planes:
             return None
         planes = keys.planes[0], values.planes[0]
-        differ = self._transfer.spaces.memory.of(planes, "values", lambda: self._differ(*planes))
+        differ = self._tracker.spaces.memory.of(planes, "values", lambda: self._differ(*planes))
         return OTHER_VALUES if differ else None
 
     def _differ(self, keys: Tensor, values: Tensor) -> bool:
@@ -116,7 +116,7 @@ class FusedCalls:
             return True
         of_keys, of_values = keys[..., 0], values[..., 0]
         shape = torch.Size(map(max, of_keys.shape, of_values.shape))
-        spaces = self._transfer.spaces
+        spaces = self._tracker.spaces
         return not spaces.belong(of_keys.expand(shape), of_values.expand(shape))
 
 

@@ -32,7 +32,7 @@ from captum_generic_attn.capture.tracking.operations import (
     family_of,
     tensors_in,
 )
-from captum_generic_attn.capture.tracking.transfer import Transfer
+from captum_generic_attn.capture.tracking.tracker import TokenTracker
 from captum_generic_attn.capture.unsupported import foreign_kernel, many_factors
 
 Function = Callable[..., Any]
@@ -171,20 +171,25 @@ class CaptureMode(ConstantParametersMode):
     """Tracks tokens and records attention in the forward pass of one thread."""
 
     def __init__(
-        self, transfer: Transfer, recorder: Recorder, scope: Scope, *, eager_attention: bool = False
+        self,
+        tracker: TokenTracker,
+        recorder: Recorder,
+        scope: Scope,
+        *,
+        eager_attention: bool = False,
     ) -> None:
         """Start a mode.
 
         Args:
-            transfer: tracks tokens.
+            tracker: tracks tokens.
             recorder: gets the attention calls.
             scope: the modules of the model.
             eager_attention: whether fused attention is computed from single operations.
         """
         super().__init__(scope.parameters, eager_attention=eager_attention)
-        self._transfer = transfer
-        self._attention = Attention(transfer, recorder, scope, self._constants)
-        self._fused = FusedCalls(transfer, recorder, self._constants)
+        self._tracker = tracker
+        self._attention = Attention(tracker, recorder, scope, self._constants)
+        self._fused = FusedCalls(tracker, recorder, self._constants)
         self._recorder = recorder
 
     def _run(self, identity: _Identity, func: Function, args: Args, kwargs: Kwargs) -> Any:
@@ -215,40 +220,40 @@ class CaptureMode(ConstantParametersMode):
     def _run_known(self, identity: _Identity, func: Function, args: Args, kwargs: Kwargs) -> Any:
         """Run an operation of a known family that makes no attention."""
         name, in_place, family, *_ = identity
-        transfer = self._transfer
-        if family is Family.SHAPE and transfer.looks_up(args, kwargs):
+        tracker = self._tracker
+        if family is Family.SHAPE and tracker.looks_up(args, kwargs):
             family = Family.EMBEDDING
         weighs = self._attention.weighs(args, kwargs) if name in _TIMES else None
         if in_place and args and isinstance(args[0], Tensor):
-            transfer.settle(args[0])
+            tracker.settle(args[0])
         out = self._compute(identity._replace(family=family), func, args, kwargs)
         if name == "batch_norm" and out.ndim > 3 and len(out) == 1 and out.requires_grad:
             out.register_hook(_contiguous)
         if family is Family.SOFTMAX:
             self._attention.softmax(args, kwargs, out)
             return out
-        transfer.apply(family, name, func, args, kwargs, out, in_place=in_place)
+        tracker.apply(family, name, func, args, kwargs, out, in_place=in_place)
         if weighs is not None:
-            transfer.shadows[out] = transfer.of(out)._replace(weighing=weighs)
+            tracker.shadows[out] = tracker.of(out)._replace(weighing=weighs)
         return out
 
     def _run_unknown(self, identity: _Identity, func: Function, args: Args, kwargs: Kwargs) -> Any:
         """Run an operation of no known family; what it overwrites is looked up before."""
-        given = opaque.given_to(self._transfer, args, kwargs)
+        given = opaque.given_to(self._tracker, args, kwargs)
         if identity.in_place and args and isinstance(args[0], Tensor):
-            self._transfer.settle(args[0])
+            self._tracker.settle(args[0])
         out = self._compute(identity, func, args, kwargs)
         if given:
-            self._transfer.unknown(identity.name, given, out, in_place=identity.in_place)
+            self._tracker.unknown(identity.name, given, out, in_place=identity.in_place)
         return out
 
     def _show_gradient(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
         """Run a function by which users see a gradient; a probe of the tensor must come first."""
-        transfer = self._transfer
-        if transfer.knows(args[0]):
-            transfer.of(args[0])
+        tracker = self._tracker
+        if tracker.knows(args[0]):
+            tracker.of(args[0])
         out = func(*args, **kwargs)
-        transfer.hooks.note(args[0])
+        tracker.hooks.note(args[0])
         return out
 
     # -- products and sums that may be attention -----------------------------------------------
@@ -266,30 +271,30 @@ class CaptureMode(ConstantParametersMode):
         weight = args[1] if len(args) > 1 else None
         if not isinstance(weight, Tensor) or id(weight) in self._parameters:
             return False
-        known = self._transfer.shadows.get(weight)
+        known = self._tracker.shadows.get(weight)
         if known is None or not isinstance(args[0], Tensor):
             return False
-        return known.data or (known.role is Role.TOKENS and self._transfer.shadows[args[0]].pairs)
+        return known.data or (known.role is Role.TOKENS and self._tracker.shadows[args[0]].pairs)
 
     def _multiply(
         self, identity: _Identity, func: Function, args: Args, kwargs: Kwargs,
         terms: contraction.Contraction,
     ) -> Any:  # fmt: skip
-        if self._transfer.knows(terms.left) or self._transfer.knows(terms.right):
+        if self._tracker.knows(terms.left) or self._tracker.knows(terms.right):
             return self._attention.product(identity.name, func, args, kwargs, terms)
         return self._constants.run(func, args, kwargs)
 
     def _sum(self, name: str, func: Function, args: Args, kwargs: Kwargs) -> Tensor | None:
         """Run a sum if it makes attention of an element-wise product; else `None`."""
         operand = args[0] if args else None
-        terms = self._transfer.weighing(operand) if isinstance(operand, Tensor) else None
+        terms = self._tracker.weighing(operand) if isinstance(operand, Tensor) else None
         if terms is None:
             return None
         return self._attention.summed(name, func, args, kwargs, terms)
 
     def _check_many_factors(self, args: Args, kwargs: Kwargs, name: str) -> None:
         for tensor in tensors_in((args, kwargs)):
-            shadow = self._transfer.of(tensor)
+            shadow = self._tracker.of(tensor)
             if shadow.role is Role.PROBABILITIES and shadow.softmax is not None:
                 shadow.softmax.products += 1
                 self._recorder.refuse(many_factors(name))
@@ -303,16 +308,16 @@ class CaptureMode(ConstantParametersMode):
         case.
         """
         tensor = argument(args, kwargs, 0, "input")
-        transfer = self._transfer
+        tracker = self._tracker
         if not _trains(name, args, kwargs) or not isinstance(tensor, Tensor):
             return False
-        if not transfer.knows(tensor) or not transfer.of(tensor).data:
+        if not tracker.knows(tensor) or not tracker.of(tensor).data:
             return False
         if name != "batch_norm" or argument(args, kwargs, 1, "running_mean") is not None:
             return True
-        planes = transfer.of(tensor).planes
+        planes = tracker.of(tensor).planes
         # Statistics of a channel belong to one example if no two examples share the channel.
-        return not planes or not transfer.spaces.example_axes(planes[0]) <= {1}
+        return not planes or not tracker.spaces.example_axes(planes[0]) <= {1}
 
 
 def _contiguous(gradient: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from captum_generic_attn.capture.record import AttentionRecord, Source, Tap
 from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role, Softmax
 from captum_generic_attn.capture.tracking.head_calls import of_call
-from captum_generic_attn.capture.tracking.transfer import Transfer
+from captum_generic_attn.capture.tracking.tracker import TokenTracker
 from captum_generic_attn.capture.unsupported import (
     NO_GRADIENTS,
     SHARED_TOKENS,
@@ -71,18 +71,18 @@ class Recorder:
     """
 
     def __init__(
-        self, transfer: Transfer, scope: Scope, examples: int, *, copies: bool = False,
+        self, tracker: TokenTracker, scope: Scope, examples: int, *, copies: bool = False,
         witness: Witness | None = None,
     ) -> None:  # fmt: skip
         self.records: list[AttentionRecord] = []
         self.refusals: list[UnsupportedCall] = []
         self.softmaxes: list[Softmax] = []
-        self.streams = TokenStreams(transfer.spaces)
+        self.streams = TokenStreams(tracker.spaces)
         self.in_training: dict[str, None] = {}
         self.witness = witness
         self._calls = 0
         self._softmax_of: dict[int, Softmax] = {}
-        self._transfer = transfer
+        self._tracker = tracker
         self._scope = scope
         self._examples = examples
         self._copies = copies
@@ -125,14 +125,14 @@ class Recorder:
         """
         plane = tokens.result
         if plane is not None:
-            memory = self._transfer.spaces.memory
+            memory = self._tracker.spaces.memory
             plane = memory(_after_attention, plane)
             plane = memory.one(plane)  # the next layer does the same to the same tokens
         planes = () if plane is None else (plane,)
         lost = "" if planes else "attention"
         of_queries, of_keys = tokens.ancestors
         passed = AbstractValue(Role.TOKENS, planes, of_queries | of_keys, data=True, lost=lost)
-        self._transfer.shadows[result] = passed
+        self._tracker.shadows[result] = passed
         groups = self._groups_or_refusal(tokens)
         if groups is None:
             return None
@@ -147,10 +147,10 @@ class Recorder:
                 of_queries, of_keys,
             )
         )  # fmt: skip
-        self._transfer.queried[index] = groups.query_tokens
+        self._tracker.queried[index] = groups.query_tokens
         if softmax is not None:
             self._softmax_of[index] = softmax
-        self._transfer.shadows[result] = passed._replace(
+        self._tracker.shadows[result] = passed._replace(
             ancestors=frozenset([index]), calls=of_call(index, result.shape)
         )
         return index
@@ -161,7 +161,7 @@ class Recorder:
         if not torch.is_grad_enabled():
             self.refuse(NO_GRADIENTS)
             return None
-        memory = self._transfer.spaces.memory
+        memory = self._tracker.spaces.memory
         try:
             groups = memory.of((queries, keys), "groups", lambda: self._groups(queries, keys))
         except UnsupportedCallError as problem:
@@ -183,7 +183,7 @@ class Recorder:
         self._check_lost(keys)
         if self._shared(queries) and self._shared(keys):
             return None
-        spaces = self._transfer.spaces
+        spaces = self._tracker.spaces
         groups = group_heads(queries, keys, spaces, self._examples)
         self._check_present(groups.query_tokens, groups.key_tokens)
         spaces.read(groups.query_tokens)
@@ -192,7 +192,7 @@ class Recorder:
         return groups
 
     def _check_lost(self, rows: Tensor) -> None:
-        spaces = self._transfer.spaces
+        spaces = self._tracker.spaces
         found = spaces.indices(rows)
         lost = dict.fromkeys(spaces[i].name for i in found if spaces[i].kind == "unknown")
         if lost:
@@ -203,12 +203,12 @@ class Recorder:
             )
 
     def _shared(self, rows: Tensor) -> bool:
-        spaces = self._transfer.spaces
+        spaces = self._tracker.spaces
         found = spaces.indices(rows)
         return bool(found) and all(spaces[i].kind == "shared" for i in found)
 
     def _check_present(self, queries: Tensor, keys: Tensor) -> None:
-        spaces = self._transfer.spaces
+        spaces = self._tracker.spaces
         for ids, which in ((queries, "queries"), (keys, "keys")):
             if not spaces.indices(ids):
                 raise UnsupportedCallError(
@@ -231,7 +231,7 @@ class Recorder:
         """Refuse calls that pool tokens where later operations show that it is no attention."""
         kept = []
         for record in self.records:
-            pool = self._transfer.pools.get(record.index)
+            pool = self._tracker.pools.get(record.index)
             if pool is None or pool.problem is None:
                 kept.append(record)
                 continue
@@ -278,7 +278,7 @@ class Recorder:
         for record in self.records:
             queries = tuple(torch.unique(record.query_tokens).tolist())
             alike.setdefault((queries, record.query_ancestors), []).append(record.index)
-        layers = self._transfer.heads.layers(list(alike.values()))
+        layers = self._tracker.heads.layers(list(alike.values()))
         heads = {record.index: record.heads for record in self.records}
         self.records = [
             replace(r, layer=min(layer), head_fraction=r.heads / sum(heads[i] for i in layer))

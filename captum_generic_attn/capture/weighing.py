@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role, Softmax
 from captum_generic_attn.capture.tracking.contraction import Contraction
-from captum_generic_attn.capture.tracking.transfer import Transfer
+from captum_generic_attn.capture.tracking.tracker import TokenTracker
 from captum_generic_attn.tokens.ids import varies
 
 
@@ -35,12 +35,12 @@ class Factor(NamedTuple):
     summed: list[int]
 
     @classmethod
-    def of(cls, terms: Contraction, side: int, transfer: Transfer) -> Factor:
+    def of(cls, terms: Contraction, side: int, tracker: TokenTracker) -> Factor:
         """The left (0) or right (1) factor."""
         tensor, labels = (terms.left, terms.right)[side], terms.labels(side)
         gone = terms.summed
         summed = [i for i, label in enumerate(labels) if label in gone]
-        return cls(tensor, labels, transfer.of(tensor), summed)
+        return cls(tensor, labels, tracker.of(tensor), summed)
 
 
 class Case(Enum):
@@ -63,13 +63,13 @@ class Weighing:
     over_keys: list[int]
 
     @classmethod
-    def of(cls, terms: Contraction, side: int, transfer: Transfer) -> Weighing:
+    def of(cls, terms: Contraction, side: int, tracker: TokenTracker) -> Weighing:
         """The product, with the weights as its left (0) or right (1) factor."""
-        weights = Factor.of(terms, side, transfer)
+        weights = Factor.of(terms, side, tracker)
         planes, softmax = weights.shadow.planes, weights.shadow.softmax
         assert softmax is not None  # noqa: S101 - only such a factor is asked for
         over_keys = [i for i in weights.summed if not planes or varies(planes[-1], i)]
-        values = Factor.of(terms, 1 - side, transfer)
+        values = Factor.of(terms, 1 - side, tracker)
         return cls(weights, values, terms.out_labels, softmax, over_keys)
 
     @property

@@ -15,7 +15,7 @@ from torch import Tensor
 from captum_generic_attn.capture import Capture, capture_forward, name_of_input
 from captum_generic_attn.capture.record import AttentionRecord
 from captum_generic_attn.capture.tracking.abstract_value import Role
-from captum_generic_attn.capture.tracking.transfer import Transfer
+from captum_generic_attn.capture.tracking.tracker import TokenTracker
 from captum_generic_attn.errors import UnsupportedOperationError
 from captum_generic_attn.lrp.mode import RelevanceMode
 from captum_generic_attn.lrp.rule_sets import RuleSet
@@ -27,9 +27,9 @@ from captum_generic_attn.tokens.ids import compact
 class _Tokens:
     """What the shadows of a capture say of a tensor."""
 
-    def __init__(self, transfer: Transfer, batch: int) -> None:
-        self._shadows = transfer.shadows
-        self._spaces = transfer.spaces
+    def __init__(self, tracker: TokenTracker, batch: int) -> None:
+        self._shadows = tracker.shadows
+        self._spaces = tracker.spaces
         self._batch = batch
 
     def is_data(self, tensor: Tensor) -> bool:
@@ -125,10 +125,8 @@ class Propagation:
         """Whether the relevance of an example starts from its score, or from 1."""
         return self._rules.start != "one"
 
-    def _inner_mode(self, transfer: Transfer) -> RelevanceMode:
-        self._mode = RelevanceMode(
-            self._rules, _Tokens(transfer, len(self._inputs[0])), self._leaks
-        )
+    def _inner_mode(self, tracker: TokenTracker) -> RelevanceMode:
+        self._mode = RelevanceMode(self._rules, _Tokens(tracker, len(self._inputs[0])), self._leaks)
         return self._mode
 
     def of(

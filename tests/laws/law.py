@@ -20,7 +20,7 @@ from captum_generic_attn.capture.mode import CaptureMode
 from captum_generic_attn.capture.recorder import Recorder
 from captum_generic_attn.capture.scope import Scope
 from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
-from captum_generic_attn.capture.tracking.transfer import Transfer
+from captum_generic_attn.capture.tracking.tracker import TokenTracker
 from captum_generic_attn.tokens.spaces import TokenSpaces
 
 B, N, D = 2, 3, 4
@@ -160,24 +160,24 @@ def check(
     raw = inputs() if raw is None else raw
     spaces = Noted()
     scope = Scope({"": module or nn.Module()})
-    transfer = Transfer(spaces, scope.parameters)
-    recorder = Recorder(transfer, scope, B)
+    tracker = TokenTracker(spaces, scope.parameters)
+    recorder = Recorder(tracker, scope, B)
     arguments = []
     for i, value in enumerate(raw):
         leaf = value.clone().requires_grad_().clone()
         plane = spaces.of_input(f"input{i}", leaf.shape)
-        transfer.shadows[leaf] = AbstractValue(Role.RAW, (plane,), data=True)
+        tracker.shadows[leaf] = AbstractValue(Role.RAW, (plane,), data=True)
         arguments.append(leaf)
-    planes = [transfer.of(a).planes[0] for a in arguments]
+    planes = [tracker.of(a).planes[0] for a in arguments]
     world = World("captured")
-    with CaptureMode(transfer, recorder, scope):
+    with CaptureMode(tracker, recorder, scope):
         out = program(world, *arguments)
-    shadow = transfer.of(out)
+    shadow = tracker.of(out)
     verdict = Verdict(lost=shadow.lost or "pairs of tokens" * shadow.pairs)
     if recorder.refusals:  # an error names it
         verdict.refused = True
         return verdict
-    calls: list[AbstractValue] = [transfer.of(call) for call in world.calls]
+    calls: list[AbstractValue] = [tracker.of(call) for call in world.calls]
     told = [*planes, *(c.planes[0] if len(c.planes) == 1 else None for c in calls)]
     tokens = shadow.planes if shadow.role in (Role.RAW, Role.TOKENS) else ()
     verdict.tracked = bool(tokens)

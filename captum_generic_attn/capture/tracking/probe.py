@@ -3,7 +3,7 @@
 A few vector-Jacobian products, each on half of all positions (tokens and examples): what comes back
 outside the half was moved or mixed between positions. The halves are chosen so that of any two
 positions each is once inside without the other: also one token that reads one other is seen. Each
-product is about the cost of one backward pass of the operation alone. Used by `transfer` for
+product is about the cost of one backward pass of the operation alone. Used by `tracker` for
 operations in no list, and for what an `autograd.Function` returns.
 """
 

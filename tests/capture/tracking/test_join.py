@@ -15,7 +15,7 @@ from torch import Tensor
 from captum_generic_attn.capture.tracking.abstract_value import CONSTANT, AbstractValue, Role
 from captum_generic_attn.capture.tracking.join import join, mixture
 from captum_generic_attn.capture.tracking.operand import Operand
-from captum_generic_attn.capture.tracking.transfer import Transfer
+from captum_generic_attn.capture.tracking.tracker import TokenTracker
 from captum_generic_attn.tokens.space import PADDING
 from captum_generic_attn.tokens.spaces import TokenSpaces
 
@@ -28,7 +28,7 @@ class World:
 
     def __init__(self) -> None:
         self.spaces = TokenSpaces()
-        self.state = Transfer(self.spaces, {})
+        self.state = TokenTracker(self.spaces, {})
         raw = self.spaces.of_input("x", SHAPE)
         self.first = self.born("a")
         word = self.born("b")

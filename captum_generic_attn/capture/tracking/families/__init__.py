@@ -1,4 +1,4 @@
-"""Transfer functions: what each family of operations does to abstract values.
+"""TokenTracker functions: what each family of operations does to abstract values.
 
 Each takes the state of the forward pass and an operation, and returns the value of each result in
 order; `None` for a result that carries none.

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
 from captum_generic_attn.capture.tracking.operations import Family, canonical, family_of
-from captum_generic_attn.capture.tracking.transfer import Transfer
+from captum_generic_attn.capture.tracking.tracker import TokenTracker
 from captum_generic_attn.tokens.space import PADDING
 from captum_generic_attn.tokens.spaces import TokenSpaces
 
@@ -28,26 +28,26 @@ class Following(TorchFunctionMode):
     def __init__(self, **parameters: Tensor) -> None:
         super().__init__()
         self.spaces = TokenSpaces()
-        self.transfer = Transfer(self.spaces, {id(p): name for name, p in parameters.items()})
+        self.tracker = TokenTracker(self.spaces, {id(p): name for name, p in parameters.items()})
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         name, in_place = canonical(func)
-        self.transfer.apply(family_of(name), name, func, args, kwargs or {}, out, in_place=in_place)
+        self.tracker.apply(family_of(name), name, func, args, kwargs or {}, out, in_place=in_place)
         return out
 
     def ids(self, *shape: int, role: Role = Role.TOKENS, name: str = "x") -> Tensor:
         """A tensor whose elements are tokens of their own and hold their ids plus one."""
         plane = self.spaces.of_input(name, torch.Size(shape))
         tensor = plane.double() + 1
-        self.transfer.shadows[tensor] = AbstractValue(role, (plane,), frozenset([7]), data=True)
+        self.tracker.shadows[tensor] = AbstractValue(role, (plane,), frozenset([7]), data=True)
         return tensor
 
     def tokens(self, *shape: int, name: str = "x", call: int | None = 7) -> Tensor:
         """`[*shape, D]` features of tokens, all of them the token's id plus one."""
         plane = self.spaces.of_input(name, torch.Size(shape)).unsqueeze(-1).expand(*shape, D)
         tensor = (plane.double() + 1).contiguous()
-        self.transfer.shadows[tensor] = AbstractValue(
+        self.tracker.shadows[tensor] = AbstractValue(
             Role.TOKENS, (plane,), frozenset({call} - {None}), data=True
         )
         return tensor
@@ -59,14 +59,14 @@ class Following(TorchFunctionMode):
         assert plane is not None
         plane = plane.unsqueeze(-1).expand(*shape, D)
         tensor = (plane.double() + 1).contiguous()
-        self.transfer.shadows[tensor] = AbstractValue(
+        self.tracker.shadows[tensor] = AbstractValue(
             Role.TOKENS, (plane,), frozenset({call} - {None}), data=True
         )
         return tensor
 
     def check(self, tensor: Tensor) -> None:
         """The plane of a tensor says what its values say: 0 is no token."""
-        shadow = self.transfer.of(tensor)
+        shadow = self.tracker.of(tensor)
         assert shadow.lost == ""
         (plane,) = shadow.planes
         assert plane.shape == tensor.shape
@@ -76,7 +76,7 @@ class Following(TorchFunctionMode):
 
     def is_lost(self, tensor: Tensor, at: str) -> None:
         """No tokens, but still what it depends on."""
-        shadow = self.transfer.of(tensor)
+        shadow = self.tracker.of(tensor)
         assert shadow.planes == ()
         assert shadow.lost == at
         assert shadow.ancestors == {7}
@@ -84,7 +84,7 @@ class Following(TorchFunctionMode):
 
 
 def plane_of(following: Following, tensor: Tensor) -> Tensor:
-    (plane,) = following.transfer.of(tensor).planes
+    (plane,) = following.tracker.of(tensor).planes
     return plane
 
 
@@ -281,7 +281,7 @@ def test_written_values_bring_their_tokens(following: Following, name: str) -> N
     x, y = following.tokens(B, N), following.tokens(B, 2, name="y", call=8)
     with following:
         out = WRITES[name](x.clone(), y)
-    shadow = following.transfer.of(out)
+    shadow = following.tracker.of(out)
     assert shadow.ancestors == {7, 8}
     if shadow.planes or not shadow.lost:
         following.check(out)
@@ -313,7 +313,7 @@ def test_tokens_keep_their_ids_beside_constants_and_parameters() -> None:
         ]  # fmt: skip
     for result in results:
         assert torch.equal(plane_of(following, result), plane_of(following, x))
-        assert following.transfer.of(result).ancestors == {7}
+        assert following.tracker.of(result).ancestors == {7}
 
 
 def test_streams_that_attended_apart_are_merged(following: Following) -> None:
@@ -323,7 +323,7 @@ def test_streams_that_attended_apart_are_merged(following: Following) -> None:
         following.spaces.ask(plane_of(following, tensor))
     with following:
         out = x + y
-    assert following.transfer.of(out).ancestors == {7, 9}
+    assert following.tracker.of(out).ancestors == {7, 9}
     (merged,) = following.spaces.indices(plane_of(following, out))
     parents = following.spaces[merged].parents
     assert parents is not None
@@ -383,7 +383,7 @@ def test_tokens_pooled_into_one_are_its_parents(following: Following, pool) -> N
     x = following.born(B, N)
     with following:
         out = pool(x)
-    assert following.transfer.of(out).ancestors == {7}
+    assert following.tracker.of(out).ancestors == {7}
     plane = plane_of(following, out)
     assert plane.shape == out.shape
     (pooled,) = following.spaces.indices(plane)
@@ -401,7 +401,7 @@ def test_mixed_tokens_are_lost_by_name_but_not_their_calls(following: Following,
     x = following.tokens(B, N)
     with following:
         out = mix(x)
-    shadow = following.transfer.of(out)
+    shadow = following.tracker.of(out)
     assert 7 in shadow.ancestors
     at = shadow.lost if shadow.lost.startswith("fft") else at
     following.is_lost(out, at)
@@ -435,7 +435,7 @@ def test_integers_of_a_reduction_say_nothing(following: Following) -> None:
     x = following.tokens(B, N)
     with following:
         places = x.max(-1).indices
-    assert following.transfer.of(places).planes == ()
+    assert following.tracker.of(places).planes == ()
 
 
 # --- weights and births
@@ -466,7 +466,7 @@ def test_a_weight_makes_tokens_of_raw_rows(following: Following) -> None:
 def test_integers_become_tokens_where_they_stand(following: Following) -> None:
     ids = torch.arange(B * N).view(B, N)
     plane = following.spaces.of_input("ids", ids.shape)
-    following.transfer.shadows[ids] = AbstractValue(Role.RAW, (plane,), data=True)
+    following.tracker.shadows[ids] = AbstractValue(Role.RAW, (plane,), data=True)
     with following:
         out = F.embedding(ids.flip(1), torch.ones(9, D).double())
     assert following.spaces.coordinates(plane_of(following, out)[1, :, 0]).tolist() == [
@@ -485,7 +485,7 @@ def test_positions_are_rows_of_a_parameter() -> None:
         "positions",
         "parameter",
     )
-    assert not following.transfer.of(out).data
+    assert not following.tracker.of(out).data
 
 
 def test_a_parameter_gets_its_tokens_once() -> None:
@@ -583,5 +583,5 @@ def test_a_convolution_that_keeps_the_grid_keeps_the_tokens(following: Following
 def test_nothing_is_followed_that_does_not_come_from_tokens(following: Following) -> None:
     with following:
         out = torch.ones(2, 3) + 1
-    assert out not in following.transfer.shadows
+    assert out not in following.tracker.shadows
     assert family_of("zeros_like") is Family.NOTHING

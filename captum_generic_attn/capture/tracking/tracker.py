@@ -54,7 +54,7 @@ _MOVES = {Family.JOIN, Family.PAD, Family.WRITE, Family.SCATTER, Family.CHOICE}
 """What gives tokens another layout."""
 
 
-class Transfer(TrackingState):
+class TokenTracker(TrackingState):
     """The abstract values of one forward pass, and what operations make of them."""
 
     def apply(
