@@ -235,7 +235,7 @@ class ExplicitCalls:
             return None
         planes = weights.shadow.planes[-1], values.shadow.planes[0]
         question = "values", weights.labels, values.labels
-        differ = self._tracker.spaces.memory.of(planes, question, lambda: self._differ(weighing))
+        differ = self._tracker.spaces.cache.of(planes, question, lambda: self._differ(weighing))
         return OTHER_VALUES if differ else None
 
     def _differ(self, weighing: Weighing) -> bool:

@@ -40,7 +40,7 @@ class FusedCalls:
         result: Tensor = self._run(func, args, kwargs)
         require_gradient(result)
         self._note_dropout(call, queries, keys)
-        planes = self._tracker.spaces.memory(
+        planes = self._tracker.spaces.cache(
             _planes_of_call, self._plane(call.query, queries), self._plane(call.key, keys),
             result.shape, grouped=call.grouped,
         )  # fmt: skip
@@ -108,7 +108,7 @@ class FusedCalls:
         if not keys.planes:
             return None
         planes = keys.planes[0], values.planes[0]
-        differ = self._tracker.spaces.memory.of(planes, "values", lambda: self._differ(*planes))
+        differ = self._tracker.spaces.cache.of(planes, "values", lambda: self._differ(*planes))
         return OTHER_VALUES if differ else None
 
     def _differ(self, keys: Tensor, values: Tensor) -> bool:

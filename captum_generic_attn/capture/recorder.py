@@ -125,7 +125,7 @@ class Recorder:
         """
         plane = tokens.result
         if plane is not None:
-            memory = self._tracker.spaces.memory
+            memory = self._tracker.spaces.cache
             plane = memory(_after_attention, plane)
             plane = memory.one(plane)  # the next layer does the same to the same tokens
         planes = () if plane is None else (plane,)
@@ -161,7 +161,7 @@ class Recorder:
         if not torch.is_grad_enabled():
             self.refuse(NO_GRADIENTS)
             return None
-        memory = self._tracker.spaces.memory
+        memory = self._tracker.spaces.cache
         try:
             groups = memory.of((queries, keys), "groups", lambda: self._groups(queries, keys))
         except UnsupportedCallError as problem:

@@ -46,7 +46,7 @@ class _Tokens:
             return Examples()
         planes = self._shadows[tensor].planes
         if planes and planes[0].shape == tensor.shape:
-            memory = self._spaces.memory
+            memory = self._spaces.cache
             found = memory.of((planes[0],), "examples", lambda: self._read(planes[0]))
             if found is not None:
                 return found

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_generic_attn.capture import AttentionRecord, Capture
 from captum_generic_attn.tokens import StreamPair, TokenStream
-from captum_generic_attn.tokens.memory import Memory
+from captum_generic_attn.tokens.identity_cache import IdentityCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ def indexed(record: AttentionRecord, capture: Capture) -> IndexedCall:
     streams, meeting = capture.streams, record.stream_pair
     return IndexedCall(
         record.index, record.query_stream, record.examples, streams.positions(record.query_tokens),
-        capture.spaces.memory.of(
+        capture.spaces.cache.of(
             (record.key_tokens,), meeting, lambda: _sources(record.key_tokens, meeting, capture)
         ),
         meeting.is_cross_attention, record.query_ancestors, record.key_ancestors,
@@ -97,7 +97,7 @@ class TokenIndexing:
         self.streams: Mapping[str, TokenStream] = {stream.name: stream for stream in streams}
         self.examples = examples
         self.like = like
-        self._memory = Memory()
+        self._cache = IdentityCache()
         self._initial: dict[str, Tensor] = {}
 
     def initial_relevance(self, stream: str) -> Tensor:
@@ -112,7 +112,7 @@ class TokenIndexing:
     def in_order(self, examples: Tensor, positions: Tensor, stream: str) -> bool:
         """Whether the groups of a call are the examples, each with all tokens in their order."""
         size = self.streams[stream].size
-        return self._memory.of(
+        return self._cache.of(
             (examples, positions),
             size,
             lambda: (

@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.tokens.extent import Extent
+from captum_generic_attn.tokens.identity_cache import IdentityCache
 from captum_generic_attn.tokens.ids import compact
-from captum_generic_attn.tokens.memory import Memory
 from captum_generic_attn.tokens.space import PADDING, Kind, Space
 
 
 class SpaceRegister:
     """The token spaces of one forward pass.
 
-    `memory` is the cache of answers about token ids. `approximations` are operations that left
+    `cache` holds of answers about token ids. `approximations` are operations that left
     positions their tokens by an approximation of the docs.
     """
 
     def __init__(self) -> None:
-        self.memory = Memory()
+        self.cache = IdentityCache()
         self.approximations: dict[tuple[str, str], None] = {}
         self._spaces: list[Space] = []
         self._fixed: set[int] = set()
@@ -123,7 +123,7 @@ class SpaceRegister:
 
     def indices(self, ids: Tensor) -> list[int]:
         """Indices of the spaces in `ids`, in order of first appearance."""
-        return self.memory.of((ids,), "indices", lambda: self._indices(ids))
+        return self.cache.of((ids,), "indices", lambda: self._indices(ids))
 
     def _indices(self, ids: Tensor) -> list[int]:
         index = self.locate(compact(ids).reshape(-1))[0]
@@ -151,11 +151,11 @@ class SpaceRegister:
 
     def token_axes(self, plane: Tensor) -> frozenset[int]:
         """The axes of a plane along which the tokens of one example differ."""
-        return self.memory.of((plane,), "axes", lambda: self._axes(plane))[0]
+        return self.cache.of((plane,), "axes", lambda: self._axes(plane))[0]
 
     def example_axes(self, plane: Tensor) -> frozenset[int]:
         """The axes of a plane along which examples differ."""
-        return self.memory.of((plane,), "axes", lambda: self._axes(plane))[1]
+        return self.cache.of((plane,), "axes", lambda: self._axes(plane))[1]
 
     def _axes(self, plane: Tensor) -> tuple[frozenset[int], frozenset[int]]:
         """The axes along which tokens differ within an example, and those along which examples do.

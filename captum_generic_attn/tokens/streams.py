@@ -286,7 +286,7 @@ class TokenStreams:
 
     def positions(self, ids: Tensor) -> Tensor:
         """Position in its stream of each id; -1 for no token."""
-        return self._spaces.memory.of((ids,), "positions", lambda: self._positions_of(ids))
+        return self._spaces.cache.of((ids,), "positions", lambda: self._positions_of(ids))
 
     def _positions_of(self, ids: Tensor) -> Tensor:
         places = {i: t for s in self._streams.values() for i, t in s.places.items()}

@@ -178,7 +178,7 @@ class TrackingState(ABC):
             missing = together - shadow.ancestors
             if not missing or not shadow.data or len(shadow.planes) != 1:
                 continue
-            mine = self.spaces.memory.of(
+            mine = self.spaces.cache.of(
                 (shadow.planes[0],), "tokens", functools.partial(_tokens_in, shadow.planes[0])
             )
             if any(

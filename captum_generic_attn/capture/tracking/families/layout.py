@@ -13,8 +13,8 @@ from captum_generic_attn.capture.tracking.abstract_value import AbstractValue
 from captum_generic_attn.capture.tracking.families import Values
 from captum_generic_attn.capture.tracking.operations import Operation, on_cpu, tensors_in
 from captum_generic_attn.capture.tracking.state import TrackingState
+from captum_generic_attn.tokens.identity_cache import hashable
 from captum_generic_attn.tokens.ids import first_along, varies
-from captum_generic_attn.tokens.memory import hashable
 from captum_generic_attn.tokens.space import PADDING
 
 _REORDERS = {
@@ -58,7 +58,7 @@ def _cached(state: TrackingState, ids: Tensor, op: Operation) -> list[Tensor]:
         question = op.func, hashable(op.args[1:]), hashable(op.kwargs)
     except TypeError:
         return moved(ids, op)
-    return state.spaces.memory.of((ids,), question, lambda: moved(ids, op))
+    return state.spaces.cache.of((ids,), question, lambda: moved(ids, op))
 
 
 def moved(ids: Tensor, op: Operation) -> list[Tensor]:

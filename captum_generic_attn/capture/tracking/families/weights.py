@@ -27,7 +27,7 @@ def mixed(state: TrackingState, tensor: Tensor, result: Tensor, name: str) -> Ab
     shadow = state.tokens_of(tensor, name)
     shape = result.shape
     if shadow.role is Role.TOKENS and shadow.planes and shadow.softmax is None:
-        ids = state.spaces.memory(_same_tokens, shadow.planes[0], shape)
+        ids = state.spaces.cache(_same_tokens, shadow.planes[0], shape)
         if ids is not None:
             if shadow.calls is None and shadow.weighing is None:
                 return shadow._replace(planes=(ids,))

@@ -17,7 +17,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Memory:
+class IdentityCache:
     """Answers about token ids within one forward pass.
 
     Token ids are never written to, and the cache holds them together with the answer. So the `id`
@@ -53,7 +53,7 @@ class Memory:
 
 
 def hashable(value: object) -> Hashable:
-    """Arguments of an operation as a question for `Memory`.
+    """Arguments of an operation as a question for `IdentityCache`.
 
     Raises:
         TypeError: if a tensor is among them, which may hold something else the next time.
