@@ -33,7 +33,7 @@ from captum_generic_attn.capture.unsupported import (
     weights_lost,
 )
 from captum_generic_attn.capture.weighing import Case, Product, Weighing
-from captum_generic_attn.tokens.ids import compact, varies
+from captum_generic_attn.tokens.ids import squeeze_expanded, varies
 
 
 class _Planes(NamedTuple):
@@ -176,7 +176,7 @@ class ExplicitCalls:
     def _keys_or_values(self, weighing: Weighing, keys: Tensor) -> Tensor:
         """The tokens of the keys; of the values where the keys are constants."""
         values = weighing.values
-        if not values.shadow.planes or bool((compact(keys) >= 0).all()):
+        if not values.shadow.planes or bool((squeeze_expanded(keys) >= 0).all()):
             return keys
         labels = weighing.weights.labels
         tokens = relabel(values.shadow.planes[0], values.labels, labels, keys.shape)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.capture.unsupported import UnsupportedCallError
-from captum_generic_attn.tokens.ids import compact
+from captum_generic_attn.tokens.ids import squeeze_expanded
 from captum_generic_attn.tokens.space import FOREIGN, STALE
 from captum_generic_attn.tokens.spaces import TokenSpaces
 
@@ -131,7 +131,7 @@ def _repeats(rows: Tensor) -> bool:
 
 def _owners(rows: _Rows, spaces: TokenSpaces) -> Tensor:
     """The example of each row, `[R]`; -1 for tokens that all examples share."""
-    tokens = compact(torch.cat([rows.queries, rows.keys], 1))
+    tokens = squeeze_expanded(torch.cat([rows.queries, rows.keys], 1))
     _, example, _ = spaces.locate(tokens)
     most = example.amax(1)
     if bool(((example >= 0) & (example != most[:, None])).any()):

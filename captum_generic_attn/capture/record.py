@@ -18,7 +18,7 @@ from torch.autograd.graph import GradientEdge
 from captum_generic_attn.capture.blocks import Blocks, ExplicitBlocks, FusedBlocks, Maps
 from captum_generic_attn.capture.operands import Operands, Saved
 from captum_generic_attn.tokens import UNRESOLVED, StreamPair
-from captum_generic_attn.tokens.ids import compact
+from captum_generic_attn.tokens.ids import squeeze_expanded
 
 
 class Source(Protocol):
@@ -133,7 +133,7 @@ class Fused:
             Maps.of(gradient, lead, head_index),
             1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale,
             self.causal,
-            Maps.of(compact(mask[0]), lead, head_index) if mask else None,
+            Maps.of(squeeze_expanded(mask[0]), lead, head_index) if mask else None,
             None if logsumexp is None else Maps.of(logsumexp.unsqueeze(-1), lead, head_index),
         )  # fmt: skip
 

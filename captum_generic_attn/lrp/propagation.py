@@ -21,7 +21,7 @@ from captum_generic_attn.lrp.mode import RelevanceMode
 from captum_generic_attn.lrp.rule_sets import RuleSet
 from captum_generic_attn.lrp.rules import Examples
 from captum_generic_attn.lrp.signs import lost_at
-from captum_generic_attn.tokens.ids import compact
+from captum_generic_attn.tokens.ids import squeeze_expanded
 
 
 class _Tokens:
@@ -62,7 +62,7 @@ class _Tokens:
 
     def _read(self, plane: Tensor) -> Examples | None:
         """The axis along which examples differ, and whose each place is, read off the tokens."""
-        small = compact(plane)
+        small = squeeze_expanded(plane)
         example = self._spaces.locate(small)[1]
         for axis in range(small.ndim):
             others = [a for a in range(small.ndim) if a != axis]

@@ -93,7 +93,7 @@ class BufferedAggregator(Aggregator):
 
     def add_map(self, index: int, attention_map: AttentionMap) -> None:
         """Keep the map of the call `index`."""
-        self._maps[index] = attention_map.compact()
+        self._maps[index] = attention_map.squeeze_expanded()
 
     @abstractmethod
     def matrices(self, states: Mapping[str, frozenset[int]]) -> dict[tuple[str, str], Tensor]:

@@ -39,7 +39,7 @@ class AttentionMap(ABC):
         """`Ā columns`, `[G, Nk, k]` to `[G, Nq, k]`."""
         return self.dense() @ columns
 
-    def compact(self) -> AttentionMap:
+    def squeeze_expanded(self) -> AttentionMap:
         """The same map in the form that takes less memory."""
         return self
 
@@ -110,7 +110,7 @@ class BlockMap(AttentionMap):
             total[block.maps, block.rows] += product
         return self._mean(total)
 
-    def compact(self) -> AttentionMap:
+    def squeeze_expanded(self) -> AttentionMap:
         """The matrix where it is smaller than what the blocks are computed from."""
         size = self.blocks.count // self.heads * self.blocks.queries * self.blocks.keys
         return DenseMap(self.dense()) if size < self.blocks.elements else self

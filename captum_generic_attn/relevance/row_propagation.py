@@ -122,7 +122,7 @@ class RowPropagation(Aggregator):
         self._maps[index] = attention_map
         self._process_ready()
         if index in self._maps:
-            self._maps[index] = attention_map.compact()
+            self._maps[index] = attention_map.squeeze_expanded()
 
     def result(self) -> dict[str, Tensor]:
         """`[B, base tokens]` values of the tokens of each stream."""

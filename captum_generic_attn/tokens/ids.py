@@ -24,7 +24,7 @@ def repeats(ids: Tensor, axis: int) -> bool:
     return ids.shape[axis] <= 1 or ids.stride(axis) == 0
 
 
-def compact(ids: Tensor) -> Tensor:
+def squeeze_expanded(ids: Tensor) -> Tensor:
     """The ids with each axis along which they are stored once narrowed to one element."""
     for axis in range(ids.ndim):
         if ids.stride(axis) == 0 and ids.shape[axis] > 1:
@@ -32,7 +32,7 @@ def compact(ids: Tensor) -> Tensor:
     return ids
 
 
-def compact_together(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def squeeze_expanded_together(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Ids of one shape with each axis narrowed along which both are stored once."""
     for axis in range(a.ndim):
         if a.stride(axis) == b.stride(axis) == 0 and a.shape[axis] > 1:
@@ -44,7 +44,7 @@ def varies(ids: Tensor, axis: int) -> bool:
     """Whether tokens differ along an axis. Padding counts as any token."""
     if repeats(ids, axis):
         return False
-    ids = compact(ids)
+    ids = squeeze_expanded(ids)
     most = ids.amax(axis, keepdim=True)
     return bool(((ids != most) & (ids >= 0)).any())
 
@@ -61,7 +61,7 @@ def distinct_along(ids: Tensor, axis: int) -> Tensor:
     if repeats(ids, axis):
         return ids.narrow(axis, 0, min(1, ids.shape[axis]))
     lines = ids.movedim(axis, 0)
-    small = compact(lines)
+    small = squeeze_expanded(lines)
     changes = (small[1:] != small[:-1]).reshape(len(small) - 1, -1).any(-1)
     kept = torch.cat([torch.ones(1, dtype=torch.bool), changes])
     return lines[kept].movedim(0, axis)
@@ -71,12 +71,12 @@ def same_ids(a: Tensor, b: Tensor) -> bool:
     """Whether ids of one shape are equal."""
     if a is b or (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()):
         return True
-    return torch.equal(*compact_together(a, b))
+    return torch.equal(*squeeze_expanded_together(a, b))
 
 
 def fingerprint(ids: Tensor) -> Hashable:
     """A key that is equal for ids that are equal and stored alike, and for no others."""
-    return ids.shape, ids.stride(), ids.dtype, compact(ids).numpy().tobytes()
+    return ids.shape, ids.stride(), ids.dtype, squeeze_expanded(ids).numpy().tobytes()
 
 
 def distinct_ids(rows: Tensor) -> Tensor:

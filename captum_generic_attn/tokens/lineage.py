@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from captum_generic_attn.tokens.ids import compact_together
+from captum_generic_attn.tokens.ids import squeeze_expanded_together
 from captum_generic_attn.tokens.places import TokenPlaces
 from captum_generic_attn.tokens.register import distinct
 from captum_generic_attn.tokens.space import Space
@@ -126,7 +126,7 @@ class TokenLineage(TokenPlaces):
             of one space or of different examples were added to each other, or `kept` live on as
             `absorbed` already.
         """
-        kept, absorbed = compact_together(kept, absorbed)
+        kept, absorbed = squeeze_expanded_together(kept, absorbed)
         to, owner, to_local = self.locate(kept.reshape(-1))
         of, example, of_local = self.locate(absorbed.reshape(-1))
         if bool(((owner >= 0) & (example >= 0) & (owner != example)).any()):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_generic_attn.tokens.extent import Extent
 from captum_generic_attn.tokens.identity_cache import IdentityCache
-from captum_generic_attn.tokens.ids import compact
+from captum_generic_attn.tokens.ids import squeeze_expanded
 from captum_generic_attn.tokens.space import PADDING, Kind, Space
 
 
@@ -126,14 +126,14 @@ class SpaceRegister:
         return self.cache.of((ids,), "indices", lambda: self._indices(ids))
 
     def _indices(self, ids: Tensor) -> list[int]:
-        index = self.locate(compact(ids).reshape(-1))[0]
+        index = self.locate(squeeze_expanded(ids).reshape(-1))[0]
         found = dict.fromkeys(index.tolist())
         found.pop(-1, None)
         return list(found)
 
     def several(self, ids: Tensor) -> bool:
         """Whether an example has more than one token among these."""
-        ids = compact(ids)
+        ids = squeeze_expanded(ids)
         found = torch.unique(ids[ids >= 0])
         examples = torch.unique(self.locate(found)[1])
         return len(found) > len(examples)
@@ -162,7 +162,7 @@ class SpaceRegister:
 
         No token counts as any token.
         """
-        small = compact(plane)
+        small = squeeze_expanded(plane)
         index, example, local = self.locate(small)
         bases = torch.tensor([space.base for space in self._spaces] or [0])
         tokens = torch.where(index < 0, -1, bases[index.clamp(min=0)] + local)

@@ -11,7 +11,7 @@ from captum_generic_attn.capture import AttentionRecord
 from captum_generic_attn.capture.blocking import ending_at
 from captum_generic_attn.capture.witness import Read
 from captum_generic_attn.tokens import TokenSpaces, elements_of
-from captum_generic_attn.tokens.ids import compact
+from captum_generic_attn.tokens.ids import squeeze_expanded
 from captum_generic_attn.verification.report import Check, listed
 from captum_generic_attn.verification.subject import (
     Subject,
@@ -92,7 +92,7 @@ def _probe(subject: Subject, read: Read, record: AttentionRecord) -> tuple[bool,
 
 def _half(subject: Subject, read: Read) -> Tensor:
     """A random half of the tokens that a call reads."""
-    every = torch.unique(torch.cat([p.reshape(-1) for p in map(compact, read.planes)]))
+    every = torch.unique(torch.cat([p.reshape(-1) for p in map(squeeze_expanded, read.planes)]))
     every = every[every >= 0]
     order = torch.randperm(len(every), generator=subject.generator)
     chosen: Tensor = every[order[: max(len(every) // 2, 1)]]
@@ -103,7 +103,7 @@ def _cotangent(subject: Subject, read: Read, chosen: Tensor) -> Tensor:
     """Random numbers where a call reads the chosen tokens, zero elsewhere."""
     inside = torch.ones((), dtype=torch.bool)
     for plane in read.planes:
-        inside = inside & torch.isin(compact(plane), chosen)
+        inside = inside & torch.isin(squeeze_expanded(plane), chosen)
     cotangent = subject.normal(read.like, read.planes[0].shape)
     inside = inside.to(cotangent.device)
     cotangent = cotangent * inside
@@ -112,7 +112,7 @@ def _cotangent(subject: Subject, read: Read, chosen: Tensor) -> Tensor:
 
 def _centred(cotangent: Tensor, inside: Tensor, planes: Sequence[Tensor]) -> Tensor:
     """A cotangent of logits with mean zero for each query: softmax does not see their mean."""
-    rows, columns = map(compact, planes)
+    rows, columns = map(squeeze_expanded, planes)
     for axis in range(cotangent.ndim):
         if rows.shape[axis] == 1 and columns.shape[axis] > 1:
             count = inside.expand(cotangent.shape).sum(axis, keepdim=True).clamp(min=1)

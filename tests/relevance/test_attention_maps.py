@@ -108,8 +108,8 @@ def test_by_blocks_as_whole(name: str, threads: int, monkeypatch: pytest.MonkeyP
     assert_same(ours.dense(), whole.matrix)
     assert_same(ours.left_multiply(rows), whole.left_multiply(rows))
     assert_same(ours.right_multiply(columns), whole.right_multiply(columns))
-    assert_same(ours.compact().dense(), whole.matrix)
-    assert_same(ours.compact().left_multiply(rows), whole.left_multiply(rows))
+    assert_same(ours.squeeze_expanded().dense(), whole.matrix)
+    assert_same(ours.squeeze_expanded().left_multiply(rows), whole.left_multiply(rows))
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -156,7 +156,7 @@ def test_a_share_scales_all(share: float) -> None:
     assert_same(ours.dense(), whole.matrix)
     assert_same(ours.left_multiply(rows), whole.left_multiply(rows))
     assert_same(ours.right_multiply(columns), whole.right_multiply(columns))
-    assert_same(ours.compact().dense(), whole.matrix)
+    assert_same(ours.squeeze_expanded().dense(), whole.matrix)
 
 
 def test_shares_of_heads_that_are_called_one_by_one_add_up() -> None:
@@ -292,10 +292,10 @@ def test_drawn_rows(queries: int, heads: int, data: st.DataObject) -> None:
 def test_the_smaller_form_is_kept(heads: int, tokens: int, dense: bool) -> None:
     blocks = fused(groups=2, heads=heads, queries=tokens, keys=tokens)
     one = BlockMap(blocks, positive_contribution, heads, 0.5)
-    kept = one.compact()
+    kept = one.squeeze_expanded()
     assert type(kept) is (DenseMap if dense else BlockMap)
     assert (kept is one) != dense
-    assert kept.compact() is kept
+    assert kept.squeeze_expanded() is kept
     assert_same(kept.dense(), averaged(blocks, heads) * 0.5)
 
 
@@ -303,12 +303,17 @@ def test_keys_that_heads_share_make_a_call_smaller() -> None:
     """Of each example, Ā takes 900; a call of 4 heads 960, with one head of keys 600."""
     sizes = {"queries": 30, "keys": 30, "heads": 4, "groups": 2, "width": 2}
     assert fused(**sizes).elements == 2 * 4 * 4 * 30 * 2
-    assert type(BlockMap(fused(**sizes), positive_contribution, 4).compact()) is DenseMap
+    assert type(BlockMap(fused(**sizes), positive_contribution, 4).squeeze_expanded()) is DenseMap
     assert fused(**sizes, fewer=4).elements == 2 * (4 + 1 + 1 + 4) * 30 * 2
-    assert type(BlockMap(fused(**sizes, fewer=4), positive_contribution, 4).compact()) is BlockMap
+    assert (
+        type(BlockMap(fused(**sizes, fewer=4), positive_contribution, 4).squeeze_expanded())
+        is BlockMap
+    )
 
 
 def test_probabilities_of_the_model_are_kept_as_their_mean() -> None:
     """They take twice as much of each head, even of one."""
     for heads in (1, 2):
-        assert type(BlockMap(explicit(), positive_contribution, heads).compact()) is DenseMap
+        assert (
+            type(BlockMap(explicit(), positive_contribution, heads).squeeze_expanded()) is DenseMap
+        )

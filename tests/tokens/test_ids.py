@@ -13,9 +13,9 @@ IDS = torch.arange(6).view(2, 3)
 
 def test_compact_keeps_one_of_each_repetition() -> None:
     plane = IDS[:, None, :, None].expand(2, 4, 3, 5)
-    assert ids.compact(plane).shape == (2, 1, 3, 1)
-    assert torch.equal(ids.compact(plane).expand(2, 4, 3, 5), plane)
-    assert ids.compact(IDS) is IDS
+    assert ids.squeeze_expanded(plane).shape == (2, 1, 3, 1)
+    assert torch.equal(ids.squeeze_expanded(plane).expand(2, 4, 3, 5), plane)
+    assert ids.squeeze_expanded(IDS) is IDS
 
 
 @pytest.mark.parametrize(

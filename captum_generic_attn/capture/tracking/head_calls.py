@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.capture.tracking.abstract_value import AbstractValue
-from captum_generic_attn.tokens.ids import compact, compact_together, varies
+from captum_generic_attn.tokens.ids import squeeze_expanded, squeeze_expanded_together, varies
 
 NO_CALL = -1
 """Elements that came from no call: constants, padding, the residual stream."""
@@ -74,7 +74,7 @@ class Heads:
                 self._met.add((min(a, b), max(a, b)))
             return other.expand(shape) if a == NO_CALL else None
         one, other = one.expand(shape), other.expand(shape)
-        small, little = compact_together(one, other)
+        small, little = squeeze_expanded_together(one, other)
         clash = (small >= 0) & (little >= 0) & (small != little)
         if not bool(clash.any()):
             return torch.where(one == NO_CALL, other, one) if one is not other else one
@@ -91,7 +91,7 @@ class Heads:
         several elements beside another's, features are mixed, and the plane is gone.
         """
         for axis in axes:
-            small = compact(calls)
+            small = squeeze_expanded(calls)
             if small.shape[axis] == 1:
                 calls = calls.narrow(axis, 0, 1)
                 continue
@@ -135,7 +135,7 @@ class Heads:
 
 def only_call(calls: Tensor) -> int | None:
     """The call of all elements alike, if they are of one."""
-    small = compact(calls).reshape(-1)
+    small = squeeze_expanded(calls).reshape(-1)
     if len(small) == 0 or (len(small) > 1 and bool((small != small[0]).any())):
         return None
     return int(small[0])
@@ -149,7 +149,7 @@ def through_weight(calls: Tensor | None, shape: torch.Size) -> Tensor | None:
 
 def _calls_in(calls: Tensor) -> list[int]:
     """The calls in a plane, in order."""
-    small = compact(calls)
+    small = squeeze_expanded(calls)
     if small.numel() == 1:
         return [int(small)] if int(small) >= 0 else []
     found: list[int] = torch.unique(small[small >= 0]).tolist()

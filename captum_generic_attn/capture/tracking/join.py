@@ -31,10 +31,10 @@ from captum_generic_attn.capture.tracking.state import TrackingState
 from captum_generic_attn.capture.tracking.statistic_terms import is_guide, is_statistic
 from captum_generic_attn.capture.tracking.token_creation import rows
 from captum_generic_attn.tokens.ids import (
-    compact_together,
     first_along,
     repeats,
     same_ids,
+    squeeze_expanded_together,
     varies,
 )
 from captum_generic_attn.tokens.spaces import TokenSpaces
@@ -215,7 +215,7 @@ def merged(spaces: TokenSpaces, kept: Tensor, absorbed: Tensor) -> Tensor | None
     """
     if same_ids(kept, absorbed):
         return kept
-    one, other = compact_together(kept, absorbed)
+    one, other = squeeze_expanded_together(kept, absorbed)
     lost, gone = spaces.lost(one), spaces.lost(other)
     stays = lost | ((other < 0) & ~gone)
     yields = ~stays & (gone | (one < 0))
@@ -259,7 +259,7 @@ def _in_place(spaces: TokenSpaces, main: Operand, other: Operand, shape: torch.S
         return False
     ids, theirs = main.plane.expand(shape), other.plane.expand(shape)
     if other.shadow.role is Role.STATISTIC:
-        small, little = compact_together(ids, theirs)
+        small, little = squeeze_expanded_together(ids, theirs)
         for axis in range(small.ndim):
             if repeats(little, axis):
                 small = first_along(small, axis)

@@ -29,7 +29,7 @@ from captum_generic_attn.capture.tracking.head_calls import Heads
 from captum_generic_attn.capture.tracking.probe import Hooks
 from captum_generic_attn.capture.tracking.token_creation import rows
 from captum_generic_attn.capture.tracking.views import seen_from_base, seen_through_view
-from captum_generic_attn.tokens.ids import compact
+from captum_generic_attn.tokens.ids import squeeze_expanded
 from captum_generic_attn.tokens.spaces import TokenSpaces
 
 
@@ -199,5 +199,5 @@ class TrackingState(ABC):
 
 def _tokens_in(ids: Tensor) -> Tensor:
     """The tokens in ids, each once."""
-    found: Tensor = torch.unique(compact(ids))
+    found: Tensor = torch.unique(squeeze_expanded(ids))
     return found[found >= 0]

@@ -12,7 +12,7 @@ from captum_generic_attn.capture.tracking import probe
 from captum_generic_attn.capture.tracking.abstract_value import Role
 from captum_generic_attn.capture.tracking.operand import Operand
 from captum_generic_attn.capture.tracking.state import TrackingState
-from captum_generic_attn.tokens.ids import compact_together
+from captum_generic_attn.tokens.ids import squeeze_expanded_together
 
 
 def is_statistic(state: TrackingState, term: Operand, main: Operand, shape: torch.Size) -> bool:
@@ -76,7 +76,7 @@ def _of_the_same_examples(
     state: TrackingState, term: Operand, main: Operand, shape: torch.Size
 ) -> bool:
     """Whether a term whose tokens are known is of the example of each element that it meets."""
-    one, other = compact_together(main.plane.expand(shape), term.plane.expand(shape))
+    one, other = squeeze_expanded_together(main.plane.expand(shape), term.plane.expand(shape))
     examples, others = state.spaces.locate(one)[1], state.spaces.locate(other)[1]
     return not bool(((examples >= 0) & (others >= 0) & (examples != others)).any())
 
