@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_generic_attn.capture.unsupported import UnsupportedCallError
 from captum_generic_attn.tokens.ids import squeeze_expanded
-from captum_generic_attn.tokens.space import FOREIGN, STALE
+from captum_generic_attn.tokens.space import EXTERNAL, OVERWRITTEN
 from captum_generic_attn.tokens.spaces import TokenSpaces
 
 
@@ -102,7 +102,7 @@ def _fold_shared_axes(queries: Tensor, keys: Tensor) -> _Rows:
 def _check_tokens(rows: _Rows, spaces: TokenSpaces) -> None:
     """See that each query is one token, and that all tokens are known."""
     both = rows.queries, rows.keys
-    if any(bool((ids == STALE).any()) for ids in both):
+    if any(bool((ids == OVERWRITTEN).any()) for ids in both):
         raise UnsupportedCallError(
             "padding that went through attention before is attended to again",
             "pad with a parameter or an embedding, whose tokens can be followed",
@@ -116,7 +116,7 @@ def _check_tokens(rows: _Rows, spaces: TokenSpaces) -> None:
             else "relevance is not defined for copies of a token: give each place a token of its "
             "own, or leave the call out with layers=",
         )
-    if any(bool((ids == FOREIGN).any()) for ids in both):
+    if any(bool((ids == EXTERNAL).any()) for ids in both):
         raise UnsupportedCallError(
             "tokens come from a tensor that no input feeds (a filled key-value cache?)",
             "pass the whole sequence as input, without past_key_values",

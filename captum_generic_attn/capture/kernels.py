@@ -4,7 +4,7 @@ A fused function computes attention in one call and does not return its probabil
 how the arguments of a call are read and how its attention and gradient are computed from them. To
 support one more function, add its entry: nothing else in the package knows kernels by name.
 
-Functions that match `FOREIGN` and have no entry are refused.
+Functions that match `WITHOUT_ENTRY` and have no entry are refused.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Kernel:
 KERNELS: tuple[Kernel, ...] = (Kernel("scaled_dot_product_attention", scaled_dot_product_call),)
 """The functions that the capture explains."""
 
-FOREIGN = re.compile(
+WITHOUT_ENTRY = re.compile(
     r"flash_attn|flex_attention|efficient_attention|varlen_attn|flash_attention"
     r"|_fused_sdp|native_multi_head|transformer_encoder_layer_fwd|sage_?attn"
 )
@@ -172,4 +172,4 @@ def is_foreign(name: str) -> bool:
         >>> is_foreign("flash_attn_func"), is_foreign("scaled_dot_product_attention")
         (True, False)
     """
-    return FOREIGN.search(name) is not None and kernel_named(name) is None
+    return WITHOUT_ENTRY.search(name) is not None and kernel_named(name) is None

@@ -33,7 +33,7 @@ from captum_generic_attn.capture.unsupported import (
 from captum_generic_attn.capture.witness import Witness
 from captum_generic_attn.tokens import StreamPair
 from captum_generic_attn.tokens.ids import squeeze_expanded
-from captum_generic_attn.tokens.space import PADDING, STALE
+from captum_generic_attn.tokens.space import OVERWRITTEN, PADDING
 from captum_generic_attn.tokens.streams import TokenStreams
 
 
@@ -52,10 +52,10 @@ class CallTokens(NamedTuple):
 
 
 def _after_attention(plane: Tensor) -> Tensor:
-    """Token ids of a call's result: attention wrote to padding, so it becomes `STALE`."""
+    """Token ids of a call's result: attention wrote to padding, so it becomes `OVERWRITTEN`."""
     if not bool((squeeze_expanded(plane) == PADDING).any()):
         return plane
-    return torch.where(plane == PADDING, STALE, plane)
+    return torch.where(plane == PADDING, OVERWRITTEN, plane)
 
 
 class Recorder:

@@ -6,14 +6,14 @@ other, `grid` maps a value per token back to the shape of the input that it came
 
 from captum_generic_attn.tokens.extent import Extent
 from captum_generic_attn.tokens.grid import Grid, elements_of, fit_grid
-from captum_generic_attn.tokens.space import FOREIGN, PADDING, STALE, Space
+from captum_generic_attn.tokens.space import EXTERNAL, OVERWRITTEN, PADDING, Space
 from captum_generic_attn.tokens.spaces import TokenSpaces
 from captum_generic_attn.tokens.streams import UNRESOLVED, StreamPair, TokenStream, TokenStreams
 
 __all__ = [
-    "FOREIGN",
+    "EXTERNAL",
+    "OVERWRITTEN",
     "PADDING",
-    "STALE",
     "UNRESOLVED",
     "Extent",
     "Grid",

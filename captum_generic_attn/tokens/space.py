@@ -13,9 +13,9 @@ from captum_generic_attn.tokens.extent import Extent
 
 PADDING = -1
 """Id of elements that belong to no token: padding and constants."""
-FOREIGN = -2
+EXTERNAL = -2
 """Id of elements that came from outside the forward pass, such as a filled cache."""
-STALE = -3
+OVERWRITTEN = -3
 """Id of padding that was a query of attention: the result of the call was written to it."""
 
 Kind = Literal["element", "token", "parameter", "shared", "unknown"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from captum_generic_attn.capture.heads import Groups, group_heads
 from captum_generic_attn.capture.unsupported import UnsupportedCallError
-from captum_generic_attn.tokens.space import FOREIGN, PADDING
+from captum_generic_attn.tokens.space import EXTERNAL, PADDING
 from captum_generic_attn.tokens.spaces import TokenSpaces
 
 B, H, N = 3, 2, 4
@@ -143,7 +143,7 @@ REFUSED = {
         lambda ids: ids.T[:, None].expand(N, H, B), "tokens of different examples",
     ),
     "a cache": (
-        lambda ids: torch.cat([torch.full((B, 2), FOREIGN), ids], 1)[:, None],
+        lambda ids: torch.cat([torch.full((B, 2), EXTERNAL), ids], 1)[:, None],
         "no input feeds (a filled key-value cache?)",
     ),
     "heads that read other tokens": (

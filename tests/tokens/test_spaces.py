@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_generic_attn.tokens.space import FOREIGN, PADDING, Space
+from captum_generic_attn.tokens.space import EXTERNAL, PADDING, Space
 from captum_generic_attn.tokens.spaces import TokenSpaces
 
 
@@ -96,9 +96,9 @@ def test_every_id_is_found_again(sizes: list[tuple[int, int]]) -> None:
 def test_no_token_is_nowhere() -> None:
     spaces = TokenSpaces()
     spaces.of_input("x", torch.Size([2, 5]))
-    for located in spaces.locate(torch.tensor([PADDING, FOREIGN])):
+    for located in spaces.locate(torch.tensor([PADDING, EXTERNAL])):
         assert located.tolist() == [-1, -1]
-    assert spaces.indices(torch.tensor([PADDING, FOREIGN])) == []
+    assert spaces.indices(torch.tensor([PADDING, EXTERNAL])) == []
     assert spaces.coordinates(torch.tensor([PADDING])) is None
     assert spaces.coordinates(torch.tensor([], dtype=torch.int32)) is None
 

@@ -25,7 +25,7 @@ from captum_generic_attn.capture.tracking.join import merged
 from captum_generic_attn.capture.tracking.operations import Operation, tensors_in
 from captum_generic_attn.capture.tracking.state import TrackingState
 from captum_generic_attn.tokens.ids import first_along, same_ids, varies
-from captum_generic_attn.tokens.space import FOREIGN, PADDING
+from captum_generic_attn.tokens.space import EXTERNAL, PADDING
 
 
 class _Part(NamedTuple):
@@ -162,4 +162,4 @@ def _without_tokens(state: TrackingState, part: _Part, main: AbstractValue, name
         rows = state.spaces.unknown(tensor.shape[:-1], shadow.lost or name)
         return rows.unsqueeze(-1).expand(tensor.shape)
     constant = bool((tensor == 0).all())
-    return torch.full(tensor.shape, PADDING if constant else FOREIGN, dtype=torch.int32)
+    return torch.full(tensor.shape, PADDING if constant else EXTERNAL, dtype=torch.int32)
