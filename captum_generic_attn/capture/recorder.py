@@ -186,9 +186,9 @@ class Recorder:
         spaces = self._tracker.spaces
         groups = group_heads(queries, keys, spaces, self._examples)
         self._check_present(groups.query_tokens, groups.key_tokens)
-        spaces.read(groups.query_tokens)
-        spaces.read(groups.key_tokens)
-        spaces.ask(groups.query_tokens)
+        spaces.mark_read(groups.query_tokens)
+        spaces.mark_read(groups.key_tokens)
+        spaces.mark_queried(groups.query_tokens)
         return groups
 
     def _check_lost(self, rows: Tensor) -> None:

@@ -25,18 +25,18 @@ class TokenLineage(TokenPlaces):
         self._identified: dict[tuple[int, int], Tensor] = {}
         self._origins: dict[str, str] = {}
         self._read: set[int] = set()
-        self._asked: set[int] = set()
+        self._queried: set[int] = set()
         self._made_of: dict[int, list[int]] = {}
 
     # -- attention calls ------------------------------------------------------------------------
 
-    def read(self, ids: Tensor) -> None:
+    def mark_read(self, ids: Tensor) -> None:
         """Note that an attention call reads these tokens: those made later are other tokens."""
         self._read.update(self.indices(ids))
 
-    def ask(self, queries: Tensor) -> None:
+    def mark_queried(self, queries: Tensor) -> None:
         """Note that these tokens are queries of an attention call: its result is added to them."""
-        self._asked.update(self.indices(queries))
+        self._queried.update(self.indices(queries))
 
     def is_subsumed(self, absorbed: Tensor, kept: Tensor) -> bool:
         """Whether tokens may be identified with others, place by place.
@@ -46,7 +46,7 @@ class TokenLineage(TokenPlaces):
         merged from these too.
         """
         of = self.indices(absorbed)
-        if self._asked & set(of):
+        if self._queried & set(of):
             return False
         return not self._histories(of) or self.contains(kept, absorbed)
 
@@ -57,7 +57,7 @@ class TokenLineage(TokenPlaces):
             new = [i for i in self.made_of(frontier.pop()) if i not in found]
             found.update(new)
             frontier += new
-        return found & self._asked
+        return found & self._queried
 
     # -- what tokens were merged from -----------------------------------------------------------
 

@@ -233,7 +233,7 @@ def test_constants_among_integers_are_tokens_of_the_table() -> None:
 
 def attended(spaces: TokenSpaces, *planes: Tensor) -> None:
     for plane in planes:
-        spaces.ask(plane)
+        spaces.mark_queried(plane)
 
 
 def test_tokens_that_attention_never_added_to_may_live_on_as_others() -> None:

@@ -320,7 +320,7 @@ def test_streams_that_attended_apart_are_merged(following: Following) -> None:
     """Their sum depends on both, and its tokens are neither's: each has one parent in either."""
     x, y = following.born(B, N), following.born(B, N, name="y", call=9)
     for tensor in (x, y):
-        following.spaces.ask(plane_of(following, tensor))
+        following.spaces.mark_queried(plane_of(following, tensor))
     with following:
         out = x + y
     assert following.tracker.of(out).ancestors == {7, 9}
