@@ -40,7 +40,7 @@ class _Owners(NamedTuple):
 class TokenSpaces(TokenLineage):
     """The register of token spaces of one forward pass, which makes tokens of other tokens."""
 
-    def born(
+    def created(
         self, parents: Tensor, centres: Tensor | None, extent: Extent | None = None, *,
         again: bool = False,
     ) -> Tensor | None:  # fmt: skip
@@ -70,7 +70,7 @@ class TokenSpaces(TokenLineage):
             if len(distinct_parents) < len(parents):  # heads that are pooled one by one
                 if centres is not None:
                     centres = centres.view(len(parents), -1, centres.shape[-1])[first].flatten(0, 1)
-                plane = self.born(parents[first], centres, again=again)
+                plane = self.created(parents[first], centres, again=again)
                 return None if plane is None else plane[member]
         alike = len(sources) == 1 or not (raw or any(s.kind == "unknown" for s in sources))
         owners = self._owners(rows) if sources and alike else None
@@ -156,7 +156,7 @@ class TokenSpaces(TokenLineage):
                 return space
         return None
 
-    def born_of_rows(self, parents: Tensor) -> Tensor | None:
+    def created_of_rows(self, parents: Tensor) -> Tensor | None:
         """Open a space with one token for each row of parents, centred among them.
 
         Args:
@@ -172,7 +172,7 @@ class TokenSpaces(TokenLineage):
         index, example, local = self.locate(torch.stack([filled.amax(-1), filled.amin(-1)]))
         raw = any(self[i].kind in ("element", "shared") for i in distinct(index))
         if raw and bool((index != index[0, 0]).any()):
-            return self._born_of_inputs(parents)
+            return self._created_of_inputs(parents)
         one_space = torch.equal(index[0], index[1]) and torch.equal(example[0], example[1])
         placed = None
         if one_space and len(filled):
@@ -185,11 +185,11 @@ class TokenSpaces(TokenLineage):
             if not one_space:
                 return None
             elements = parents.shape[-1] > 1  # an embedding's integers are one each: never again
-            return self.born(most.view(*parents.shape[:-1], 1), centres, extent, again=elements)
-        return self.born(parents, centres, extent)
+            return self.created(most.view(*parents.shape[:-1], 1), centres, extent, again=elements)
+        return self.created(parents, centres, extent)
 
-    def _born_of_inputs(self, parents: Tensor) -> Tensor | None:
-        """As `born_of_rows`, of elements of several inputs that were joined before.
+    def _created_of_inputs(self, parents: Tensor) -> Tensor | None:
+        """As `created_of_rows`, of elements of several inputs that were joined before.
 
         A row of elements of several inputs is one token, that of the first.
         """
@@ -199,7 +199,7 @@ class TokenSpaces(TokenLineage):
             return None
         together: Tensor | None = None
         for i in inputs:
-            plane = self.born_of_rows(torch.where(index == i, parents, PADDING))
+            plane = self.created_of_rows(torch.where(index == i, parents, PADDING))
             if plane is None:
                 return None
             if together is None:

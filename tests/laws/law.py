@@ -89,8 +89,8 @@ class Noted(TokenSpaces):
         super().__init__()
         self.elements: dict[int, set[int]] = {}
 
-    def born_of_rows(self, parents: Tensor) -> Tensor | None:
-        plane = super().born_of_rows(parents)
+    def created_of_rows(self, parents: Tensor) -> Tensor | None:
+        plane = super().created_of_rows(parents)
         if plane is not None:
             rows = parents.reshape(plane.numel(), -1).tolist()
             for token, made_of in zip(plane.reshape(-1).tolist(), rows, strict=True):

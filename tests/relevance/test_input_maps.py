@@ -30,7 +30,7 @@ class Sketch:
     def words(self, index: int) -> Tensor:
         """Tokens of the rows of an input."""
         plane = self.elements[index]
-        ids = self.spaces.born_of_rows(plane if plane.ndim == 3 else plane[..., None])
+        ids = self.spaces.created_of_rows(plane if plane.ndim == 3 else plane[..., None])
         assert ids is not None
         return ids
 
@@ -127,7 +127,7 @@ def test_the_warning_can_be_left_out() -> None:
 def test_tokens_without_a_grid_are_refused_as_a_map_and_given_as_values() -> None:
     sketch = Sketch((2, 8))
     pairs = [[0, 1], [2, 3], [6, 7]]
-    words = sketch.spaces.born_of_rows(sketch.elements[0][:, pairs])
+    words = sketch.spaces.created_of_rows(sketch.elements[0][:, pairs])
     assert words is not None
     with pytest.raises(ValueError, match=r"3 tokens of a .* \(2, 8\) could not be told") as caught:
         sketch.maps(words, "nearest")
@@ -139,7 +139,8 @@ def test_several_grids_add_up_as_maps_and_are_refused_as_values() -> None:
     """Patches of two sizes: their pictures can be added, their tokens cannot."""
     sketch = Sketch((1, 8, 1))
     fine, coarse = (
-        sketch.spaces.born_of_rows(sketch.elements[0].view(1, 8 // size, size)) for size in (2, 4)
+        sketch.spaces.created_of_rows(sketch.elements[0].view(1, 8 // size, size))
+        for size in (2, 4)
     )
     assert fine is not None
     assert coarse is not None

@@ -130,7 +130,7 @@ def test_spaces_are_listed_in_the_order_of_their_birth() -> None:
 
 
 def born(spaces: TokenSpaces, parents: Tensor, centres: Tensor | None = None) -> Tensor:
-    plane = spaces.born(parents.unsqueeze(-1), centres)
+    plane = spaces.created(parents.unsqueeze(-1), centres)
     assert plane is not None
     return plane
 
@@ -177,7 +177,7 @@ def test_a_new_space_remembers_its_parents() -> None:
     ids = spaces.of_input("ids", torch.Size([2, 4]))
     words = born(spaces, ids)  # 8 to 15
     assert spaces[1].parents is None, "made of an input's elements"
-    pairs = spaces.born(words.view(2, 2, 2), None)
+    pairs = spaces.created(words.view(2, 2, 2), None)
     assert pairs is not None
     assert pairs.tolist() == [[16, 17], [18, 19]]
     assert spaces[2].parents is not None
@@ -188,9 +188,9 @@ def test_children_of_the_same_parents_are_the_same_tokens() -> None:
     """In whatever order and however often the parents are listed."""
     spaces = TokenSpaces()
     words = born(spaces, spaces.of_input("ids", torch.Size([1, 4])))
-    pairs = spaces.born(words.view(1, 2, 2), None)
-    again = spaces.born(torch.tensor([[[5, 4, 5, PADDING], [7, 6, 7, 7]]]), None)
-    others = spaces.born(torch.tensor([[[5, 6], [7, 4]]]), None)
+    pairs = spaces.created(words.view(1, 2, 2), None)
+    again = spaces.created(torch.tensor([[[5, 4, 5, PADDING], [7, 6, 7, 7]]]), None)
+    others = spaces.created(torch.tensor([[[5, 6], [7, 4]]]), None)
     assert pairs is not None
     assert again is not None
     assert others is not None
@@ -203,7 +203,7 @@ def test_a_row_without_parents_is_padding() -> None:
     spaces = TokenSpaces()
     words = born(spaces, spaces.of_input("ids", torch.Size([2, 2])))
     padded = torch.nn.functional.pad(words, (0, 2), value=PADDING).view(2, 2, 2)
-    plane = spaces.born(padded, None)
+    plane = spaces.created(padded, None)
     assert plane is not None
     assert plane.tolist() == [[8, PADDING], [9, PADDING]]
 
@@ -214,7 +214,7 @@ def test_parents_may_come_from_parameters_as_well() -> None:
     words = born(spaces, spaces.of_input("ids", torch.Size([2, 2])))  # 4 to 7
     cls = spaces.of_parameter("cls", torch.Size([1, 8]))[:, 0]  # 8
     rows = torch.cat([cls.expand(2, -1), words], 1)
-    plane = spaces.born(rows, None)
+    plane = spaces.created(rows, None)
     assert plane is not None
     space = spaces[spaces.indices(plane)[0]]
     assert (space.name, space.kind, space.size, space.examples) == ("ids", "token", 1, 2)
@@ -252,8 +252,8 @@ def test_what_was_pooled_before_is_known_to_what_was_pooled_and_attended() -> No
     spaces = TokenSpaces()
     words = born(spaces, spaces.of_input("ids", torch.Size([1, 4])))
     attended(spaces, words)
-    queries = spaces.born(words.view(1, 2, 2), None)
-    skip = spaces.born(words[:, ::2, None], None)
+    queries = spaces.created(words.view(1, 2, 2), None)
+    skip = spaces.created(words[:, ::2, None], None)
     assert queries is not None
     assert skip is not None
     attended(spaces, queries)
@@ -283,7 +283,7 @@ UNBORN = {
 def test_tokens_that_cannot_be_numbered(case: str) -> None:
     spaces = TokenSpaces()
     a, b = (spaces.of_input(name, torch.Size([2, 3])) for name in "ab")
-    assert spaces.born(UNBORN[case](a, b).unsqueeze(-1), None) is None
+    assert spaces.created(UNBORN[case](a, b).unsqueeze(-1), None) is None
     assert len(list(spaces)) == 2, "nothing is opened in vain"
 
 
@@ -318,7 +318,7 @@ def test_a_row_s_centre_is_the_mean_of_its_elements() -> None:
     spaces = TokenSpaces()
     x = spaces.of_input("x", torch.Size([2, 4, 4]))
     rows = x.unflatten(2, (2, 2)).reshape(2, 8, 2)
-    plane = spaces.born_of_rows(rows)
+    plane = spaces.created_of_rows(rows)
     assert plane is not None
     assert plane.tolist() == [list(range(32, 40)), list(range(40, 48))]
     assert centres_of(spaces, plane[1]) == [[i, j] for i in range(4) for j in (0.5, 2.5)]
@@ -327,7 +327,7 @@ def test_a_row_s_centre_is_the_mean_of_its_elements() -> None:
 def test_padding_in_a_row_does_not_move_its_centre() -> None:
     spaces = TokenSpaces()
     spaces.of_input("x", torch.Size([1, 6]))
-    plane = spaces.born_of_rows(torch.tensor([[[0, 1, 2], [3, 5, PADDING]]]))
+    plane = spaces.created_of_rows(torch.tensor([[[0, 1, 2], [3, 5, PADDING]]]))
     assert plane is not None
     assert centres_of(spaces, plane[0]) == [[1.0], [4.0]]
 
@@ -337,7 +337,7 @@ def test_rows_at_an_edge_have_the_centre_of_their_like() -> None:
     spaces = TokenSpaces()
     spaces.of_input("x", torch.Size([1, 4]))
     rows = torch.tensor([[[PADDING, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, PADDING]]])
-    plane = spaces.born_of_rows(rows)
+    plane = spaces.created_of_rows(rows)
     assert plane is not None
     assert centres_of(spaces, plane[0]) == [[0.0], [1.0], [2.0], [3.0]]
 
@@ -346,7 +346,7 @@ def test_rows_of_several_inputs_are_tokens_of_both() -> None:
     spaces = TokenSpaces()
     a = spaces.of_input("a", torch.Size([2, 2, 1]))
     b = spaces.of_input("b", torch.Size([2, 2, 1]))
-    plane = spaces.born_of_rows(torch.cat([a, b], -1))
+    plane = spaces.created_of_rows(torch.cat([a, b], -1))
     assert plane is not None
     (first,) = spaces.indices(plane)
     assert spaces[first].name == "a"
@@ -359,7 +359,7 @@ def test_sequences_of_several_inputs_are_tokens_of_each() -> None:
     spaces = TokenSpaces()
     a = spaces.of_input("a", torch.Size([2, 2, 1]))
     b = spaces.of_input("b", torch.Size([2, 3, 1]))
-    plane = spaces.born_of_rows(torch.cat([a, b], 1))
+    plane = spaces.created_of_rows(torch.cat([a, b], 1))
     assert plane is not None
     assert [spaces[i].name for i in spaces.indices(plane)] == ["a", "b"]
     assert [spaces[i].size for i in spaces.indices(plane)] == [2, 3]
@@ -368,7 +368,7 @@ def test_sequences_of_several_inputs_are_tokens_of_each() -> None:
 def test_rows_that_mix_examples_make_no_tokens() -> None:
     spaces = TokenSpaces()
     x = spaces.of_input("x", torch.Size([2, 3]))
-    assert spaces.born_of_rows(x.T[None]) is None
+    assert spaces.created_of_rows(x.T[None]) is None
 
 
 def test_every_example_s_own_order_is_kept() -> None:
@@ -376,7 +376,7 @@ def test_every_example_s_own_order_is_kept() -> None:
     spaces = TokenSpaces()
     x = spaces.of_input("x", torch.Size([2, 3]))
     order = torch.tensor([[2, 0, 1], [0, 1, 2]])
-    plane = spaces.born_of_rows(x.gather(1, order)[..., None])
+    plane = spaces.created_of_rows(x.gather(1, order)[..., None])
     assert plane is not None
     for example in range(2):
         found = spaces.coordinates(plane[example])
@@ -446,8 +446,8 @@ def test_the_elements_that_merged_tokens_were_made_of() -> None:
     """Each parent's own, of whichever space, in any example."""
     spaces = TokenSpaces()
     elements = spaces.of_input("x", torch.Size([2, 12]))
-    first = spaces.born_of_rows(elements[:, :4].view(2, 2, 2))
-    last = spaces.born_of_rows(elements[:, 6:12].view(2, 2, 3))
+    first = spaces.created_of_rows(elements[:, :4].view(2, 2, 2))
+    last = spaces.created_of_rows(elements[:, 6:12].view(2, 2, 3))
     assert first is not None
     assert last is not None
     rows = torch.stack([first, last], -1)
@@ -460,7 +460,7 @@ def test_the_elements_that_merged_tokens_were_made_of() -> None:
     assert alone.ranges[:, 0].tolist() == [[0, 1], [2, 3]]
     centres = torch.tensor([[1.0], [5.0]]).repeat(2, 1)
     swapped = torch.stack([rows[0], torch.stack([first[1].flip(0), last[1]], -1)])
-    merged = spaces.born(swapped, centres)
+    merged = spaces.created(swapped, centres)
     assert merged is not None
     extent = spaces[spaces.indices(merged)[0]].extent
     assert extent is not None

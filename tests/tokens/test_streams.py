@@ -34,7 +34,7 @@ class Sketch:
 
     def born(self, parents: Tensor) -> Tensor:
         """Tokens `[B, N]` of parents `[B, N, m]`."""
-        ids = self.spaces.born_of_rows(parents)
+        ids = self.spaces.created_of_rows(parents)
         assert ids is not None
         return ids
 
@@ -149,7 +149,7 @@ def test_parts_that_stand_apart_are_numbered() -> None:
 def test_a_second_stream_of_an_input_says_where_it_runs() -> None:
     sketch = Sketch()
     source = sketch.words("ids", 3)
-    shifted = sketch.spaces.born_of_rows(source[..., None])
+    shifted = sketch.spaces.created_of_rows(source[..., None])
     assert shifted is not None
     for layer in range(2):
         sketch.attend(source, module=f"model.encoder.layers.{layer}.self_attn")

@@ -64,7 +64,7 @@ class World:
 
     def born(self, name: str) -> Tensor:
         elements = self.spaces.of_input(name, SHAPE[:2])
-        ids = self.spaces.born(elements.unsqueeze(-1), None)
+        ids = self.spaces.created(elements.unsqueeze(-1), None)
         assert ids is not None
         return ids.unsqueeze(-1).expand(SHAPE)
 

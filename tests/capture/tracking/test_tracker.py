@@ -55,7 +55,7 @@ class Following(TorchFunctionMode):
     def born(self, *shape: int, name: str = "x", call: int | None = 7) -> Tensor:
         """Like `tokens`, of a space of tokens instead of an input's elements."""
         elements = self.spaces.of_input(name, torch.Size(shape))
-        plane = self.spaces.born(elements.unsqueeze(-1), None)
+        plane = self.spaces.created(elements.unsqueeze(-1), None)
         assert plane is not None
         plane = plane.unsqueeze(-1).expand(*shape, D)
         tensor = (plane.double() + 1).contiguous()

@@ -25,7 +25,7 @@ def of_integers(
         if shadow.data:
             return shadow.without_tokens(name)
         return AbstractValue(Role.TOKENS, (spaces.of_table(weight, index.detach().cpu()),))
-    plane = spaces.born_of_rows(shadow.planes[0].unsqueeze(-1))
+    plane = spaces.created_of_rows(shadow.planes[0].unsqueeze(-1))
     if plane is None:
         return shadow.irregular(name)
     if bool((plane < 0).any()):

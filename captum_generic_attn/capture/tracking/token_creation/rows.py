@@ -22,7 +22,7 @@ def of_rows(
     (parents,) = shadow.planes
     if shadow.role is Role.TOKENS:
         parents = distinct_along(parents, -1)
-    plane = spaces.born_of_rows(parents)
+    plane = spaces.created_of_rows(parents)
     if plane is None:
         return none_made(spaces, shadow, parents, name)
     return shadow._replace(role=Role.TOKENS, planes=(plane.unsqueeze(-1).expand(shape),))
@@ -38,7 +38,7 @@ def of_groups(
     small = [n if varies(plane, axis) else 1 for axis, n in enumerate(plane.shape)]
     rows = plane[tuple(slice(n) for n in small)].permute(*kept, *axes)
     rows = rows.reshape(*[small[axis] for axis in kept], -1)
-    parents = spaces.born_of_rows(distinct_along(rows, -1))
+    parents = spaces.created_of_rows(distinct_along(rows, -1))
     if parents is None:
         return none_made(spaces, shadow, rows, op.name)
     if op.results[0].ndim == plane.ndim:  # keepdim
@@ -60,7 +60,7 @@ def of_sums(spaces: TokenSpaces, one: Tensor, other: Tensor) -> Tensor | None:
             one, other = first
     pairs = torch.stack([one, other], -1)
     pairs = torch.where((one == other).unsqueeze(-1), PADDING, pairs)  # a token stays itself
-    born = spaces.born_of_rows(pairs)
+    born = spaces.created_of_rows(pairs)
     return None if born is None else torch.where(one == other, one, born).expand(shape)
 
 
@@ -83,7 +83,7 @@ def of_elements(spaces: TokenSpaces, elements: Tensor, tokens: Tensor) -> Tensor
             narrow = first_along(narrow, axis)
     rows = narrow.permute(*places, *features)
     rows = rows.reshape(*[tokens.shape[axis] for axis in places], -1)
-    plane = spaces.born_of_rows(rows)
+    plane = spaces.created_of_rows(rows)
     if plane is None:
         return None
     for axis in sorted(features):
@@ -105,7 +105,7 @@ def on_map(
         centres: `[B, *out, d]`, `None` if they are unknown.
         extent: with ranges `[B, *out, d, 2]`; `None`: that of the parents.
     """
-    plane = spaces.born(parents, centres, extent)
+    plane = spaces.created(parents, centres, extent)
     if plane is None:
         return none_made(spaces, shadow, parents, op.name)
     planes = (plane.unsqueeze(1).expand(op.results[0].shape),)
