@@ -66,7 +66,7 @@ class Attention:
             if along == [True, False]:
                 shadow = _keys_last(shadow)
             elif all(along) or (not any(along) and operand.shape[axis] > 1):
-                shadow = shadow._replace(planes=(), lost="softmax over neither queries nor keys")
+                shadow = shadow._replace(planes=(), lost_at="softmax over neither queries nor keys")
         role = Role.PROBABILITIES if logits else shadow.role
         self._tracker.shadows[result] = shadow._replace(
             role=role, softmax=softmax, calls=None, weighing=None
@@ -161,7 +161,7 @@ class Attention:
                 pools[call].problem = WITHOUT_SOFTMAX
 
     def _lost_tokens(self, tensor: Tensor, terms: Contraction, side: int) -> Tensor:
-        reason = self._tracker.of(tensor).lost or "an operation that is not known"
+        reason = self._tracker.of(tensor).lost_at or "an operation that is not known"
         shape = torch.Size(
             1 if label in terms.summed else n
             for label, n in zip(terms.labels(side), tensor.shape, strict=True)

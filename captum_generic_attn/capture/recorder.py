@@ -131,7 +131,7 @@ class Recorder:
         planes = () if plane is None else (plane,)
         lost = "" if planes else "attention"
         of_queries, of_keys = tokens.ancestors
-        passed = AbstractValue(Role.TOKENS, planes, of_queries | of_keys, data=True, lost=lost)
+        passed = AbstractValue(Role.TOKENS, planes, of_queries | of_keys, data=True, lost_at=lost)
         self._tracker.shadows[result] = passed
         groups = self._groups_or_refusal(tokens)
         if groups is None:

@@ -173,7 +173,7 @@ def check(
     with CaptureMode(tracker, recorder, scope):
         out = program(world, *arguments)
     shadow = tracker.of(out)
-    verdict = Verdict(lost=shadow.lost or "pairs of tokens" * shadow.pairs)
+    verdict = Verdict(lost=shadow.lost_at or "pairs of tokens" * shadow.pairs)
     if recorder.refusals:  # an error names it
         verdict.refused = True
         return verdict

@@ -95,7 +95,7 @@ class AbstractValue(NamedTuple):
     data: bool = False  # whether it depends on an input
     softmax: Softmax | None = None
     mixed: bool = False  # logits whose product summed over tokens (channel attention)
-    lost: str = ""
+    lost_at: str = ""
     moved_by: str = ""
     calls: Tensor | None = None
     guided: bool = False  # whether one other token was added to all of these, as a query is
@@ -116,7 +116,7 @@ class AbstractValue(NamedTuple):
             Role.TOKENS if self.role.of_tokens else Role.NOTHING,
             ancestors=self.ancestors,
             data=self.data,
-            lost=self.lost or operation,
+            lost_at=self.lost_at or operation,
         )
 
     def irregular(self, operation: str) -> AbstractValue:

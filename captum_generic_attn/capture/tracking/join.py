@@ -134,7 +134,7 @@ def _fold(
         if other.shadow is main.shadow:
             continue
         if found.shadow.pairs and not main.shadow.pairs:  # a third operand of what is crosswise
-            return found.shadow.without_tokens(other.shadow.lost or name)
+            return found.shadow.without_tokens(other.shadow.lost_at or name)
         found = found._replace(shadow=join(state, name, found, other, shape))
         if _is_lost(found.shadow):
             break
@@ -165,7 +165,7 @@ def join(
         found = kept._replace(guided=kept.guided or is_guide(state, other, main))
     else:
         found = _met(state, name, main, other, shape)
-    return main.shadow.without_tokens(shadow.lost or name) if found is None else found
+    return main.shadow.without_tokens(shadow.lost_at or name) if found is None else found
 
 
 def _same(one: AbstractValue, other: AbstractValue) -> bool:

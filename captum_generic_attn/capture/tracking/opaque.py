@@ -115,7 +115,7 @@ def _probed(
     lost = AbstractValue(Role.TOKENS, ancestors=ancestors, data=data).without_tokens(name)
     for shadow in shadows:
         if not shadow.planes:
-            return lost._replace(lost=shadow.lost or name)
+            return lost._replace(lost_at=shadow.lost_at or name)
     aligned: list[_Aligned] = []
     sources: list[probe.Source] = []
     for operand, edge in given:

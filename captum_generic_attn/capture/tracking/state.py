@@ -150,7 +150,9 @@ class TrackingState(ABC):
         unseen = base is not None and base not in self.shadows and tensor in self.shadows
         if unseen and base is not None and tensor.numel() == base.numel():
             part = self.shadows[tensor]  # an operation returned a view of what nobody saw
-            self.shadows[base] = seen_from_base(self.heads, CONSTANT, base, part, tensor, part.lost)
+            self.shadows[base] = seen_from_base(
+                self.heads, CONSTANT, base, part, tensor, part.lost_at
+            )
         for one in (tensor,) if base is None else (tensor, base):
             if self.knows(one):
                 self.of(one)

@@ -29,7 +29,7 @@ def seen_from_base(
         ancestors=whole.ancestors | part.ancestors, data=whole.data or part.data, weighing=None
     )
     if not part.planes:
-        return merged.without_tokens(part.lost or name) if part.data else merged
+        return merged.without_tokens(part.lost_at or name) if part.data else merged
     if whole.data and part.data and unlike(whole, part):
         return merged._replace(role=Role.TOKENS).without_tokens(name)
     if not base.is_contiguous() or (whole.planes and part.pairs != whole.pairs):
@@ -57,7 +57,7 @@ def seen_through_view(
     """The value of a view, of value `part` before, after the tensor `base` was written to."""
     part = part._replace(ancestors=part.ancestors | whole.ancestors)
     if whole.data and not whole.planes:
-        return part.without_tokens(whole.lost)
+        return part.without_tokens(whole.lost_at)
     if not part.planes or len(whole.planes) != len(part.planes) or not base.is_contiguous():
         return part
     offset = view.storage_offset() - base.storage_offset()

@@ -42,7 +42,7 @@ class World:
         lines = raw[:, :, :1].expand(SHAPE)
         self.operands = {
             "lost": self.operand(
-                AbstractValue(Role.TOKENS, (), frozenset([1]), data=True, lost="scan")
+                AbstractValue(Role.TOKENS, (), frozenset([1]), data=True, lost_at="scan")
             ),
             "tokens": self.tokens(self.first, 2),
             "same tokens, other calls": self.tokens(self.first, 3),
@@ -140,7 +140,7 @@ def test_the_order_of_operands_does_not_matter(one: str, other: str) -> None:
     found = mix(worlds[0], one, other), mix(worlds[1], other, one)
     assert worlds[0].of(found[0]) == worlds[1].of(found[1])
     assert found[0].role is found[1].role
-    assert bool(found[0].lost) == bool(found[1].lost)
+    assert bool(found[0].lost_at) == bool(found[1].lost_at)
 
 
 @pytest.mark.parametrize(("one", "other"), list(product(NAMES, NAMES)))
@@ -173,7 +173,7 @@ def test_lost_joined_with_anything_of_data_is_lost(other: str) -> None:
         assert world.of(found)[0] == world.of(world.operands[other].shadow)[0]
     else:
         assert not found.planes
-        assert found.lost == "scan"
+        assert found.lost_at == "scan"
     assert 1 in found.ancestors
 
 
@@ -212,7 +212,7 @@ def test_tokens_live_on_as_those_that_attention_added_to_but_these_are_merged() 
 def test_elements_of_different_places_are_lost() -> None:
     found = mix(World(), "elements", "elements of other places")
     assert not found.planes
-    assert found.lost == "add"
+    assert found.lost_at == "add"
 
 
 def test_a_fold_is_what_three_operands_are() -> None:

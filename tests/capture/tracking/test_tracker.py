@@ -67,7 +67,7 @@ class Following(TorchFunctionMode):
     def check(self, tensor: Tensor) -> None:
         """The plane of a tensor says what its values say: 0 is no token."""
         shadow = self.tracker.of(tensor)
-        assert shadow.lost == ""
+        assert shadow.lost_at == ""
         (plane,) = shadow.planes
         assert plane.shape == tensor.shape
         assert torch.equal(plane.double() + 1, tensor.real.double())
@@ -78,7 +78,7 @@ class Following(TorchFunctionMode):
         """No tokens, but still what it depends on."""
         shadow = self.tracker.of(tensor)
         assert shadow.planes == ()
-        assert shadow.lost == at
+        assert shadow.lost_at == at
         assert shadow.ancestors == {7}
         assert shadow.data
 
@@ -283,7 +283,7 @@ def test_written_values_bring_their_tokens(following: Following, name: str) -> N
         out = WRITES[name](x.clone(), y)
     shadow = following.tracker.of(out)
     assert shadow.ancestors == {7, 8}
-    if shadow.planes or not shadow.lost:
+    if shadow.planes or not shadow.lost_at:
         following.check(out)
 
 
@@ -403,7 +403,7 @@ def test_mixed_tokens_are_lost_by_name_but_not_their_calls(following: Following,
         out = mix(x)
     shadow = following.tracker.of(out)
     assert 7 in shadow.ancestors
-    at = shadow.lost if shadow.lost.startswith("fft") else at
+    at = shadow.lost_at if shadow.lost_at.startswith("fft") else at
     following.is_lost(out, at)
 
 

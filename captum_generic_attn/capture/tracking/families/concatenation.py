@@ -159,7 +159,7 @@ def _without_tokens(state: TrackingState, part: _Part, main: AbstractValue, name
     if main.pairs or not tensor.is_floating_point():
         return torch.full(tensor.shape, PADDING, dtype=torch.int32)
     if shadow.data:
-        rows = state.spaces.unknown(tensor.shape[:-1], shadow.lost or name)
+        rows = state.spaces.unknown(tensor.shape[:-1], shadow.lost_at or name)
         return rows.unsqueeze(-1).expand(tensor.shape)
     constant = bool((tensor == 0).all())
     return torch.full(tensor.shape, PADDING if constant else EXTERNAL, dtype=torch.int32)

@@ -31,7 +31,7 @@ def _passed(
     ancestors = ancestors_of(state.of(t) for t in inputs if state.knows(t))
     lost = AbstractValue(Role.TOKENS, ancestors=ancestors, data=True).without_tokens(name)
     if not asking.planes or result.ndim != query.ndim or result.ndim == 0:
-        return lost._replace(lost=asking.lost or name)
+        return lost._replace(lost_at=asking.lost_at or name)
     ids = asking.planes[0]
     if query.shape[:-1] != result.shape[:-1] or varies(ids, -1):
         return lost
