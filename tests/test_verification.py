@@ -129,7 +129,7 @@ def test_attention_that_is_not_the_models() -> None:
 
 def test_a_join_that_forgets_what_was_lost() -> None:
     def forgetful(state, name, main, other, shape):
-        return main.shadow
+        return main.abstract
 
     with mock.patch.object(join, "join", forgetful):
         found = report(Between(lambda x: x + FLIP @ x), inputs(2))
@@ -141,9 +141,9 @@ def test_a_join_that_forgets_what_was_lost() -> None:
 def test_an_unknown_operation_that_is_taken_for_element_wise(step: str) -> None:
     def element_wise(transfer, name, given, out, *, in_place):
         results = opaque.tensors_in(out)
-        shadow = next(g.operand.shadow for g in given if g.operand.shadow.data)
+        abstract = next(g.operand.abstract for g in given if g.operand.abstract.data)
         for result in results:
-            transfer.shadows[result] = shadow
+            transfer.abstract_values[result] = abstract
         return results
 
     steps: dict[str, Callable[[Tensor], Tensor]] = {

@@ -79,8 +79,10 @@ class Arguments:
             alias = self._aliases[id(value)] = _alias(value, explained=explained)
             if alias.ndim > 0 and alias.dtype != torch.bool:
                 shared = len(alias) != self._examples
-                plane = self._tracker.spaces.of_input(name, alias.shape, shared=shared)
-                self._tracker.shadows[alias] = AbstractValue(Role.RAW, (plane,), data=not shared)
+                ids = self._tracker.spaces.of_input(name, alias.shape, shared=shared)
+                self._tracker.abstract_values[alias] = AbstractValue(
+                    Role.RAW, (ids,), data=not shared
+                )
         return self._aliases[id(value)]
 
 

@@ -55,20 +55,22 @@ class Attention:
         """Note what a softmax returns: of logits, probabilities with keys along its axis."""
         operand = argument(args, kwargs, 0, "input")
         axis = argument(args, kwargs, 1, "dim", -1)
-        shadow = self._tracker.of(operand)
-        logits = shadow.role is Role.LOGITS
-        along = [varies(plane, axis) for plane in shadow.planes]
+        abstract = self._tracker.of(operand)
+        logits = abstract.role is Role.LOGITS
+        along = [varies(ids, axis) for ids in abstract.token_ids]
         several = self._tracker.spaces.several
-        apart = not logits and any(several(plane) for plane in shadow.planes)
+        apart = not logits and any(several(ids) for ids in abstract.token_ids)
         softmax = Softmax(*self._scope.current(), logits, any(along), apart)
         self._recorder.softmaxes.append(softmax)
-        if logits and shadow.planes:
+        if logits and abstract.token_ids:
             if along == [True, False]:
-                shadow = _keys_last(shadow)
+                abstract = _keys_last(abstract)
             elif all(along) or (not any(along) and operand.shape[axis] > 1):
-                shadow = shadow._replace(planes=(), lost_at="softmax over neither queries nor keys")
-        role = Role.PROBABILITIES if logits else shadow.role
-        self._tracker.shadows[result] = shadow._replace(
+                abstract = abstract._replace(
+                    token_ids=(), lost_at="softmax over neither queries nor keys"
+                )
+        role = Role.PROBABILITIES if logits else abstract.role
+        self._tracker.abstract_values[result] = abstract._replace(
             role=role, softmax=softmax, calls=None, weighing=None
         )
 
@@ -85,40 +87,40 @@ class Attention:
         """
         product = Product(name, terms, functools.partial(self._run, func, args, kwargs))
         left, right = (Factor.of(terms, side, self._tracker) for side in (0, 1))
-        shadows = left.shadow, right.shadow
-        for side, shadow in enumerate(shadows):
-            if shadow.role is Role.PROBABILITIES or shadow.softmax is not None:
+        abstract_values = left.abstract, right.abstract
+        for side, abstract in enumerate(abstract_values):
+            if abstract.role is Role.PROBABILITIES or abstract.softmax is not None:
                 return self._calls.multiply(product, side)
-        for side, shadow in enumerate(shadows):
-            if shadow.role is Role.LOGITS and self._may_be_weights(terms, side):
+        for side, abstract in enumerate(abstract_values):
+            if abstract.role is Role.LOGITS and self._may_be_weights(terms, side):
                 return self._multiply_logits(product, side)
         return self._multiply_tokens(product, left, right)
 
     def _multiply_tokens(self, product: Product, left: Factor, right: Factor) -> Tensor:
         """Run a product of tokens with tokens, or with a parameter."""
-        terms, shadows = product.terms, (left.shadow, right.shadow)
+        terms, abstract_values = product.terms, (left.abstract, right.abstract)
         result = product.run()
-        of_one = left.shadow.data != right.shadow.data
+        of_one = left.abstract.data != right.abstract.data
         if of_one and not result.requires_grad and torch.is_grad_enabled():
             result = result.requires_grad_().clone()  # one-hot rows times a table: no leaf
-        if all(shadow.data or shadow.role.of_tokens for shadow in shadows):
+        if all(abstract.data or abstract.role.of_tokens for abstract in abstract_values):
             by_hand = self._side_of_weights(terms)
             if by_hand is not None:
                 return self._calls.multiply(product, by_hand)
-            shadow = self._logits(terms, result, product.name)
+            abstract = self._logits(terms, result, product.name)
         else:
-            shadow = self._weighted(product, left, right, result)
+            abstract = self._weighted(product, left, right, result)
         if terms.bias is not None:
-            self._tracker.shadows[result] = shadow
-            shadow = self._tracker.summed(product.name, [result, terms.bias], result)
-        self._tracker.shadows[result] = shadow
+            self._tracker.abstract_values[result] = abstract
+            abstract = self._tracker.summed(product.name, [result, terms.bias], result)
+        self._tracker.abstract_values[result] = abstract
         return result
 
     def _weighted(
         self, product: Product, left: Factor, right: Factor, result: Tensor
     ) -> AbstractValue:
         """What is known of a product of tokens and a parameter, as of a linear layer."""
-        tokens = left if left.shadow.data or not right.shadow.data else right
+        tokens = left if left.abstract.data or not right.abstract.data else right
         return self._tracker.weighted(
             tokens.tensor, tokens.labels, product.terms.out_labels, product.terms.summed, result,
             product.name,
@@ -126,38 +128,42 @@ class Attention:
 
     def _logits(self, terms: Contraction, result: Tensor, name: str) -> AbstractValue:
         """What is known of a product of tokens and tokens: it may be of queries and keys."""
-        planes: list[Tensor] = []
-        shadows: list[AbstractValue] = []
+        token_ids: list[Tensor] = []
+        abstract_values: list[AbstractValue] = []
         mixed = False
         for side, tensor in enumerate((terms.left, terms.right)):
             labels = terms.labels(side)
             features_summed = labels[-1] in terms.summed
-            shadow = (
+            abstract = (
                 self._tracker.tokens_of(tensor, name)
                 if features_summed
                 else self._tracker.of(tensor)
             )
-            shadows.append(shadow)
-            plane = shadow.planes[0] if shadow.planes else self._lost_tokens(tensor, terms, side)
-            carried = relabel(plane, labels, terms.out_labels, result.shape)
+            abstract_values.append(abstract)
+            ids = (
+                abstract.token_ids[0]
+                if abstract.token_ids
+                else self._lost_tokens(tensor, terms, side)
+            )
+            carried = relabel(ids, labels, terms.out_labels, result.shape)
             mixed |= carried is None
             if carried is None:
-                self._check_pooled(shadow, plane)
-            planes.append(plane if carried is None else carried)
+                self._check_pooled(abstract, ids)
+            token_ids.append(ids if carried is None else carried)
         return AbstractValue(
             Role.LOGITS,
-            () if mixed else tuple(planes),
-            shadows[0].ancestors | shadows[1].ancestors,
-            factors=tuple(s.ancestors for s in shadows),
-            data=any(s.data for s in shadows),
+            () if mixed else tuple(token_ids),
+            abstract_values[0].ancestors | abstract_values[1].ancestors,
+            factors=tuple(s.ancestors for s in abstract_values),
+            data=any(s.data for s in abstract_values),
             mixed=mixed,
         )
 
-    def _check_pooled(self, shadow: AbstractValue, plane: Tensor) -> None:
+    def _check_pooled(self, abstract: AbstractValue, ids: Tensor) -> None:
         """Note pooled tokens that a product with tokens sums over: no softmax is there."""
         pools = self._tracker.pools
-        for call in shadow.ancestors & pools.keys():
-            if pools[call].queries & set(self._tracker.spaces.indices(plane)):
+        for call in abstract.ancestors & pools.keys():
+            if pools[call].queries & set(self._tracker.spaces.indices(ids)):
                 pools[call].problem = WITHOUT_SOFTMAX
 
     def _lost_tokens(self, tensor: Tensor, terms: Contraction, side: int) -> Tensor:
@@ -173,14 +179,14 @@ class Attention:
     def _multiply_logits(self, product: Product, side: int) -> Tensor:
         """Logits times values: attention if the logits were normalised by hand, else refused."""
         factor = Factor.of(product.terms, side, self._tracker)
-        shadow = factor.shadow
-        if len(factor.summed) == 1 and not shadow.mixed:
+        abstract = factor.abstract
+        if len(factor.summed) == 1 and not abstract.mixed:
             (axis,) = factor.summed
             if _normalised(factor.tensor, axis):
                 softmax = Softmax(*self._scope.current(), has_logits=True, over_tokens=True)
-                if [varies(plane, axis) for plane in shadow.planes] == [True, False]:
-                    shadow = _keys_last(shadow)
-                self._tracker.shadows[factor.tensor] = shadow._replace(
+                if [varies(ids, axis) for ids in abstract.token_ids] == [True, False]:
+                    abstract = _keys_last(abstract)
+                self._tracker.abstract_values[factor.tensor] = abstract._replace(
                     role=Role.PROBABILITIES, softmax=softmax
                 )
                 return self._calls.multiply(product, side)
@@ -191,11 +197,11 @@ class Attention:
     def _may_be_weights(self, terms: Contraction, side: int) -> bool:
         """Whether logits in a product are data, or weights that were made of parameters."""
         factor, other = (Factor.of(terms, i, self._tracker) for i in (side, 1 - side))
-        if factor.shadow.data:
-            return other.shadow.data
-        if len(factor.summed) != 1 or len(factor.shadow.planes) != 2:
+        if factor.abstract.data:
+            return other.abstract.data
+        if len(factor.summed) != 1 or len(factor.abstract.token_ids) != 2:
             return False
-        return other.shadow.role.of_tokens and _normalised(factor.tensor, factor.summed[0])
+        return other.abstract.role.of_tokens and _normalised(factor.tensor, factor.summed[0])
 
     def _side_of_weights(self, terms: Contraction) -> int | None:
         """Which factor holds weights over tokens that were normalised by hand; notes it."""
@@ -203,15 +209,15 @@ class Attention:
 
     def _weighs_by_hand(self, terms: Contraction, side: int) -> bool:
         factor = Factor.of(terms, side, self._tracker)
-        shadow = factor.shadow
-        if shadow.role is not Role.TOKENS or not shadow.data or len(shadow.planes) != 1:
+        abstract = factor.abstract
+        if abstract.role is not Role.TOKENS or not abstract.data or len(abstract.token_ids) != 1:
             return False
-        if len(factor.summed) != 1 or not varies(shadow.planes[0], factor.summed[0]):
+        if len(factor.summed) != 1 or not varies(abstract.token_ids[0], factor.summed[0]):
             return False
         if not _normalised(factor.tensor, factor.summed[0]):
             return False
         softmax = Softmax(*self._scope.current(), has_logits=False, over_tokens=True)
-        self._tracker.shadows[factor.tensor] = shadow._replace(softmax=softmax)
+        self._tracker.abstract_values[factor.tensor] = abstract._replace(softmax=softmax)
         return True
 
     # -- an element-wise product of weights and tokens, then a sum -----------------------------
@@ -230,32 +236,32 @@ class Attention:
             terms = elementwise(*args)
             if not _broadcast(terms, side, values):
                 continue
-            shadow = self._tracker.shadows[weights]
-            if shadow.softmax is not None:
-                shadow.softmax.gates |= shadow.data and bool(shadow.planes)
-            if shadow.softmax is not None or shadow.pairs:
+            abstract = self._tracker.abstract_values[weights]
+            if abstract.softmax is not None:
+                abstract.softmax.gates |= abstract.data and bool(abstract.token_ids)
+            if abstract.softmax is not None or abstract.pairs:
                 require_gradient(weights)
             return terms
         return None
 
     def _may_weigh(self, weights: Tensor, values: Tensor) -> bool:
         """Whether a factor may hold weights over the tokens of the other."""
-        shadow = self._tracker.shadows.get(weights)
-        if shadow is None or weights.ndim == 0 or values.ndim == 0:
+        abstract = self._tracker.abstract_values.get(weights)
+        if abstract is None or weights.ndim == 0 or values.ndim == 0:
             return False
         other = self._tracker.of(values)
         if other.pairs or other.softmax is not None:
             return False
-        return self._may_hold_weights(shadow) and (other.data or shadow.pairs)
+        return self._may_hold_weights(abstract) and (other.data or abstract.pairs)
 
-    def _may_hold_weights(self, shadow: AbstractValue) -> bool:
+    def _may_hold_weights(self, abstract: AbstractValue) -> bool:
         """Whether numbers may be weights over tokens: of a softmax, learned, or made by hand."""
-        if shadow.pairs:
-            return bool(shadow.planes)
-        if shadow.softmax is not None:
-            return not shadow.data or shadow.softmax.over_tokens or not shadow.planes
-        one = shadow.role is Role.TOKENS and shadow.data and len(shadow.planes) == 1
-        return one and bool(self._tracker.spaces.token_axes(shadow.planes[0]))
+        if abstract.pairs:
+            return bool(abstract.token_ids)
+        if abstract.softmax is not None:
+            return not abstract.data or abstract.softmax.over_tokens or not abstract.token_ids
+        one = abstract.role is Role.TOKENS and abstract.data and len(abstract.token_ids) == 1
+        return one and bool(self._tracker.spaces.token_axes(abstract.token_ids[0]))
 
     def summed(
         self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any],
@@ -263,7 +269,7 @@ class Attention:
     ) -> Tensor | None:  # fmt: skip
         """Run the sum of an element-wise product if both are attention; `None` if they are not."""
         product: Tensor = args[0]
-        self._tracker.shadows[product] = self._tracker.of(product)._replace(weighing=None)
+        self._tracker.abstract_values[product] = self._tracker.of(product)._replace(weighing=None)
         labels = _labels_of_sum(terms, args, kwargs)
         if labels is None:
             return None
@@ -272,28 +278,28 @@ class Attention:
         for side in (0, 1):
             if not self._sums_over_tokens(terms, side):
                 continue
-            shadow = self._tracker.of((terms.left, terms.right)[side])
-            if shadow.softmax is not None or self._weighs_by_hand(terms, side):
+            abstract = self._tracker.of((terms.left, terms.right)[side])
+            if abstract.softmax is not None or self._weighs_by_hand(terms, side):
                 return self._calls.multiply(whole, side)
-            if shadow.pairs and self._may_be_weights(terms, side):
+            if abstract.pairs and self._may_be_weights(terms, side):
                 return self._multiply_logits(whole, side)
         return None
 
     def _sums_over_tokens(self, terms: Contraction, side: int) -> bool:
         """Whether a sum runs over the tokens that a factor would weigh, as far as is known."""
-        shadow, labels = self._tracker.of((terms.left, terms.right)[side]), terms.labels(side)
-        if shadow.data and not shadow.planes and shadow.softmax is not None:
+        abstract, labels = self._tracker.of((terms.left, terms.right)[side]), terms.labels(side)
+        if abstract.data and not abstract.token_ids and abstract.softmax is not None:
             return bool(terms.summed)
         return any(
-            label in terms.summed and (not shadow.data or varies(plane, i))
-            for plane in shadow.planes[0 if shadow.softmax is None else -1 :]
+            label in terms.summed and (not abstract.data or varies(ids, i))
+            for ids in abstract.token_ids[0 if abstract.softmax is None else -1 :]
             for i, label in enumerate(labels)
         )
 
 
-def _keys_last(shadow: AbstractValue) -> AbstractValue:
+def _keys_last(abstract: AbstractValue) -> AbstractValue:
     """Logits whose first factor were the keys, with the queries first."""
-    return shadow._replace(planes=shadow.planes[::-1], factors=shadow.factors[::-1])
+    return abstract._replace(token_ids=abstract.token_ids[::-1], factors=abstract.factors[::-1])
 
 
 def _broadcast(terms: Contraction, side: int, values: Tensor) -> bool:

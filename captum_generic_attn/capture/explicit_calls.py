@@ -67,7 +67,7 @@ class ExplicitCalls:
             return self._pass_unrelated(product, weighing)
         weighing.softmax.products += 1
         if case is Case.LOST:
-            reason: Reason | None = weights_lost(weighing.weights.shadow)
+            reason: Reason | None = weights_lost(weighing.weights.abstract)
         else:
             reason = self._unsupported(weighing)
         if reason is not None:
@@ -78,7 +78,7 @@ class ExplicitCalls:
     def _mix(self, product: Product, weighing: Weighing) -> Tensor:
         """The product with a parameter."""
         result, weights = product.run(), weighing.weights
-        self._tracker.shadows[result] = self._tracker.weighted(
+        self._tracker.abstract_values[result] = self._tracker.weighted(
             weights.tensor, weights.labels, weighing.out_labels, product.terms.summed, result,
             product.name,
         )  # fmt: skip
@@ -98,19 +98,21 @@ class ExplicitCalls:
         The user may accept refused calls (`strict=False`, `layers=`). Tokens are lost where the
         result has no places for them.
         """
-        shadows = [self._tracker.of(tensor) for tensor in (terms.left, terms.right)]
-        ancestors = frozenset[int]().union(*(s.ancestors for s in shadows))
+        abstract_values = [self._tracker.of(tensor) for tensor in (terms.left, terms.right)]
+        ancestors = frozenset[int]().union(*(s.ancestors for s in abstract_values))
         passed = AbstractValue(Role.TOKENS, ancestors=ancestors, data=True)
-        found = passed.without_tokens(next((s.lost for s in shadows if s.lost), name))
-        for side in sorted((0, 1), key=lambda side: not shadows[side].pairs):
-            if not shadows[side].planes:
+        found = passed.without_tokens(next((s.lost_at for s in abstract_values if s.lost_at), name))
+        for side in sorted((0, 1), key=lambda side: not abstract_values[side].pairs):
+            if not abstract_values[side].token_ids:
                 continue
             labels = terms.labels(side)
-            plane = relabel(shadows[side].planes[0], labels, terms.out_labels, result.shape)
-            if plane is not None:
-                found = passed._replace(planes=(plane,))
+            ids = relabel(
+                abstract_values[side].token_ids[0], labels, terms.out_labels, result.shape
+            )
+            if ids is not None:
+                found = passed._replace(token_ids=(ids,))
                 break
-        self._tracker.shadows[result] = found
+        self._tracker.abstract_values[result] = found
         return result
 
     # -- records -------------------------------------------------------------------------------
@@ -119,42 +121,44 @@ class ExplicitCalls:
         weights, key = weighing.weights.tensor, weighing.key_axes[0]
         require_gradient(weights)
         result = product.run()
-        planes = self._of_queries(weighing) if weighing.by_queries else self._of_pool(weighing, key)
-        source = self._source(weighing, planes.rows, key)
+        token_ids = (
+            self._of_queries(weighing) if weighing.by_queries else self._of_pool(weighing, key)
+        )
+        source = self._source(weighing, token_ids.rows, key)
         labels = weighing.weights.labels
-        plane = relabel(planes.queries, labels, weighing.out_labels, result.shape)
-        queries, keys = (p.permute(source.order) for p in (planes.queries, planes.keys))
+        ids = relabel(token_ids.queries, labels, weighing.out_labels, result.shape)
+        queries, keys = (p.permute(source.order) for p in (token_ids.queries, token_ids.keys))
         if source.single_query:
             queries, keys = queries.unsqueeze(-2), keys.unsqueeze(-2)
         tokens = CallTokens(
             queries.amax(-1) if queries.stride(-1) else queries[..., 0],
             keys.amax(-2) if keys.stride(-2) else keys[..., 0, :],
-            plane,
-            planes.ancestors,
+            ids,
+            token_ids.ancestors,
         )
         index = self._recorder.record(source, weights, result, tokens, weighing.softmax)
         if index is not None:
-            self._observe(index, weighing, result, plane)
+            self._observe(index, weighing, result, ids)
             if not weighing.by_queries:
                 spaces = self._tracker.spaces
-                pooled, pooled_from = (frozenset(spaces.indices(p)) for p in planes[:2])
+                pooled, pooled_from = (frozenset(spaces.indices(p)) for p in token_ids[:2])
                 self._tracker.pools[index] = Pool(pooled, pooled_from)
         return result
 
     def _of_queries(self, weighing: Weighing) -> _Planes:
         """The tokens of a softmax of queries times keys."""
-        shadow, values = weighing.weights.shadow, weighing.values.shadow
-        queries, keys = shadow.planes
+        abstract, values = weighing.weights.abstract, weighing.values.abstract
+        queries, keys = abstract.token_ids
         rows = [i for i in weighing.rows if varies(queries, i)] or weighing.rows[-1:]
-        ancestors = shadow.factors[0], shadow.factors[1] | values.ancestors
+        ancestors = abstract.factors[0], abstract.factors[1] | values.ancestors
         return _Planes(queries, self._keys_or_values(weighing, keys), rows, ancestors)
 
     def _of_pool(self, weighing: Weighing, key: int) -> _Planes:
         """The tokens of weights that no token asks for, as in attention pooling."""
-        shadow, values = weighing.weights.shadow, weighing.values.shadow
-        keys = shadow.planes[0] if shadow.data else self._tokens_of_values(weighing)
+        abstract, values = weighing.weights.abstract, weighing.values.abstract
+        keys = abstract.token_ids[0] if abstract.data else self._tokens_of_values(weighing)
         queries = self._pooled_tokens(weighing, keys, key)
-        ancestors = frozenset[int](), shadow.ancestors | values.ancestors
+        ancestors = frozenset[int](), abstract.ancestors | values.ancestors
         return _Planes(queries, keys, weighing.rows, ancestors)
 
     def _source(self, weighing: Weighing, rows: list[int], key: int) -> Explicit:
@@ -164,31 +168,29 @@ class ExplicitCalls:
         of_result = tuple(labels.index(x) if x in labels else None for x in weighing.out_labels)
         return Explicit(self._recorder.operands(weights), order, not rows, of_result)
 
-    def _observe(
-        self, index: int, weighing: Weighing, result: Tensor, plane: Tensor | None
-    ) -> None:
+    def _observe(self, index: int, weighing: Weighing, result: Tensor, ids: Tensor | None) -> None:
         witness, weights = self._recorder.witness, weighing.weights
-        if witness is not None and plane is not None:
-            logits = weights.shadow.planes if weighing.by_queries else ()
-            values = weighing.values.tensor, weighing.values.shadow.planes
-            witness.see(index, result, plane, logits=(weights.tensor, logits), values=values)
+        if witness is not None and ids is not None:
+            logits = weights.abstract.token_ids if weighing.by_queries else ()
+            values = weighing.values.tensor, weighing.values.abstract.token_ids
+            witness.see(index, result, ids, logits=(weights.tensor, logits), values=values)
 
     def _keys_or_values(self, weighing: Weighing, keys: Tensor) -> Tensor:
         """The tokens of the keys; of the values where the keys are constants."""
         values = weighing.values
-        if not values.shadow.planes or bool((squeeze_expanded(keys) >= 0).all()):
+        if not values.abstract.token_ids or bool((squeeze_expanded(keys) >= 0).all()):
             return keys
         labels = weighing.weights.labels
-        tokens = relabel(values.shadow.planes[0], values.labels, labels, keys.shape)
+        tokens = relabel(values.abstract.token_ids[0], values.labels, labels, keys.shape)
         return keys if tokens is None else torch.where(keys < 0, tokens, keys)
 
     def _tokens_of_values(self, weighing: Weighing) -> Tensor:
         """The tokens that learned weights run over, in the shape of the weights."""
         weights, values = weighing.weights, weighing.values
         shape = weights.tensor.shape
-        plane = relabel(values.shadow.planes[0], values.labels, weights.labels, shape)
-        assert plane is not None  # noqa: S101 - values with several tokens in a row are refused
-        return plane
+        ids = relabel(values.abstract.token_ids[0], values.labels, weights.labels, shape)
+        assert ids is not None  # noqa: S101 - values with several tokens in a row are refused
+        return ids
 
     def _pooled_tokens(self, weighing: Weighing, keys: Tensor, key: int) -> Tensor:
         """New tokens as the queries of a pool: one for each row of weights and each window.
@@ -212,30 +214,30 @@ class ExplicitCalls:
         return reason
 
     def _unsupported_weights(self, weighing: Weighing) -> Reason | None:
-        shadow = weighing.weights.shadow
-        if shadow.mixed:
+        abstract = weighing.weights.abstract
+        if abstract.mixed:
             return CHANNELS
-        if weighing.values.shadow.role is Role.PROBABILITIES:
+        if weighing.values.abstract.role is Role.PROBABILITIES:
             return PROBABILITIES_TWICE
         if weighing.softmax.products > 1:
             return SPLIT_PRODUCT
         count = 2 if weighing.by_queries else 1
-        if len(weighing.key_axes) != 1 or (shadow.data and len(shadow.planes) != count):
-            return unknown_layout(shadow)
+        if len(weighing.key_axes) != 1 or (abstract.data and len(abstract.token_ids) != count):
+            return unknown_layout(abstract)
         return None
 
     def _unsupported_values(self, weighing: Weighing) -> Reason | None:
         """Whether the values are of other tokens than the keys at their places."""
         weights, values = weighing.weights, weighing.values
-        if not values.shadow.data:
+        if not values.abstract.data:
             return None
-        if not values.shadow.planes or values.shadow.pairs:
-            return values_lost(values.shadow)
-        if not weights.shadow.data:  # learned weights: the values are their own keys
+        if not values.abstract.token_ids or values.abstract.pairs:
+            return values_lost(values.abstract)
+        if not weights.abstract.data:  # learned weights: the values are their own keys
             return None
-        planes = weights.shadow.planes[-1], values.shadow.planes[0]
+        token_ids = weights.abstract.token_ids[-1], values.abstract.token_ids[0]
         question = "values", weights.labels, values.labels
-        differ = self._tracker.spaces.cache.of(planes, question, lambda: self._differ(weighing))
+        differ = self._tracker.spaces.cache.of(token_ids, question, lambda: self._differ(weighing))
         return OTHER_VALUES if differ else None
 
     def _differ(self, weighing: Weighing) -> bool:
@@ -248,8 +250,8 @@ class ExplicitCalls:
             )
             for label in common
         )
-        of_keys = relabel(weights.shadow.planes[-1], weights.labels, common, shape)
-        of_values = relabel(values.shadow.planes[0], values.labels, common, shape)
+        of_keys = relabel(weights.abstract.token_ids[-1], weights.labels, common, shape)
+        of_values = relabel(values.abstract.token_ids[0], values.labels, common, shape)
         if of_keys is None or of_values is None:
             return True
         return not self._tracker.spaces.belong(of_keys, of_values)
@@ -260,20 +262,20 @@ class ExplicitCalls:
         Where they differ along an axis that is none of queries, windows, examples or heads, each
         feature of a token has weights of its own.
         """
-        shadow, shape = weighing.weights.shadow, weighing.weights.tensor.shape
-        known = {weighing.key_axes[0], *weighing.rows, *self._token_and_example_axes(shadow)}
+        abstract, shape = weighing.weights.abstract, weighing.weights.tensor.shape
+        known = {weighing.key_axes[0], *weighing.rows, *self._token_and_example_axes(abstract)}
         heads = [i for i, n in enumerate(shape) if n > 1 and i not in known]
         if heads and not weighing.has_own_features:
             return CHANNELS
-        if shadow.guided:
+        if abstract.guided:
             return BROADCAST_QUERY
-        if not shadow.data and any(shape[i] > 1 for i in weighing.rows):
+        if not abstract.data and any(shape[i] > 1 for i in weighing.rows):
             return LEARNED_WEIGHTS
         return None
 
-    def _token_and_example_axes(self, shadow: AbstractValue) -> set[int]:
+    def _token_and_example_axes(self, abstract: AbstractValue) -> set[int]:
         """The axes of weights along which tokens and examples differ."""
         spaces = self._tracker.spaces
-        tokens = spaces.token_axes(shadow.planes[0]) if shadow.planes else frozenset()
-        examples = spaces.example_axes(shadow.planes[0]) if shadow.data else frozenset({0})
+        tokens = spaces.token_axes(abstract.token_ids[0]) if abstract.token_ids else frozenset()
+        examples = spaces.example_axes(abstract.token_ids[0]) if abstract.data else frozenset({0})
         return {*tokens, *examples}

@@ -84,12 +84,12 @@ def capture_forward(
         except Exception as error:
             _explain(error, scope)
             raise
-        shadow = tracker.of(output) if isinstance(output, Tensor) else AbstractValue()
+        abstract = tracker.of(output) if isinstance(output, Tensor) else AbstractValue()
         records = recorder.close()
     return Capture(
         output,
         records,
-        shadow.ancestors,
+        abstract.ancestors,
         spaces,
         recorder.streams,
         tuple(names[: len(inputs)]),

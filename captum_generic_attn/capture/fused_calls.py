@@ -40,30 +40,30 @@ class FusedCalls:
         result: Tensor = self._run(func, args, kwargs)
         require_gradient(result)
         self._note_dropout(call, queries, keys)
-        planes = self._tracker.spaces.cache(
-            _planes_of_call, self._plane(call.query, queries), self._plane(call.key, keys),
+        token_ids = self._tracker.spaces.cache(
+            _ids_of_call, self._ids(call.query, queries), self._ids(call.key, keys),
             result.shape, grouped=call.grouped,
         )  # fmt: skip
         values = self._tracker.of(call.value)
         if values.role is Role.RAW:
             values = self._tracker.tokens_of(call.value, "attention")
-        reason = CHANNELS if planes is None else self._unsupported_values(keys, values)
-        if planes is None or reason is not None:
+        reason = CHANNELS if token_ids is None else self._unsupported_values(keys, values)
+        if token_ids is None or reason is not None:
             self._recorder.refuse(reason or CHANNELS)
-            plane = None if planes is None else planes[2]
-            return self._pass_over(result, queries, keys, plane)
-        query_tokens, key_tokens, plane = planes
-        if values.planes and not call.grouped and bool((key_tokens < 0).any()):
-            of_values = values.planes[0][..., 0].expand(key_tokens.shape)
+            ids = None if token_ids is None else token_ids[2]
+            return self._pass_over(result, queries, keys, ids)
+        query_tokens, key_tokens, ids = token_ids
+        if values.token_ids and not call.grouped and bool((key_tokens < 0).any()):
+            of_values = values.token_ids[0][..., 0].expand(key_tokens.shape)
             key_tokens = torch.where(key_tokens < 0, of_values, key_tokens)  # keys are constants
         source = kernel.source(self._recorder.saved(*call.tensors), call, result)
         ancestors = queries.ancestors, keys.ancestors | self._tracker.of(call.value).ancestors
-        tokens = CallTokens(query_tokens, key_tokens, plane, ancestors)
+        tokens = CallTokens(query_tokens, key_tokens, ids, ancestors)
         index = self._recorder.record(source, result, result, tokens)
         if self._recorder.witness is not None and index is not None:
             self._recorder.witness.see(
-                index, result, plane, queries=(call.query, queries.planes),
-                keys=(call.key, keys.planes), values=(call.value, values.planes),
+                index, result, ids, queries=(call.query, queries.token_ids),
+                keys=(call.key, keys.token_ids), values=(call.value, values.token_ids),
             )  # fmt: skip
         return result
 
@@ -73,28 +73,28 @@ class FusedCalls:
         if call.dropout > 0 and (queries.data or keys.data or values.data):
             self._recorder.in_training["dropout of fused attention"] = None
 
-    def _plane(self, tensor: Tensor, shadow: AbstractValue) -> Tensor:
+    def _ids(self, tensor: Tensor, abstract: AbstractValue) -> Tensor:
         """The token ids of queries or keys; of unknown tokens where they were lost."""
-        if shadow.planes and not shadow.pairs:
-            return shadow.planes[0]
-        reason = shadow.lost or "a tensor that no input feeds"
-        reason = "pairs of tokens" if shadow.pairs else reason
+        if abstract.token_ids and not abstract.pairs:
+            return abstract.token_ids[0]
+        reason = abstract.lost_at or "a tensor that no input feeds"
+        reason = "pairs of tokens" if abstract.pairs else reason
         return self._tracker.spaces.unknown(tensor.shape[:-1], reason).unsqueeze(-1)
 
     def _pass_over(
-        self, result: Tensor, queries: AbstractValue, keys: AbstractValue, plane: Tensor | None
+        self, result: Tensor, queries: AbstractValue, keys: AbstractValue, ids: Tensor | None
     ) -> Tensor:
         """The result of a call that was refused: its queries keep their tokens.
 
         Tokens are lost where the result has no places for them.
         """
         passed = AbstractValue(Role.TOKENS, (), queries.ancestors | keys.ancestors, data=True)
-        if plane is None and queries.planes:
-            plane = queries.planes[0]
-        fits = plane is not None and plane.shape == result.shape and not queries.pairs
-        self._tracker.shadows[result] = (
-            passed._replace(planes=(plane,))
-            if fits and plane is not None
+        if ids is None and queries.token_ids:
+            ids = queries.token_ids[0]
+        fits = ids is not None and ids.shape == result.shape and not queries.pairs
+        self._tracker.abstract_values[result] = (
+            passed._replace(token_ids=(ids,))
+            if fits and ids is not None
             else passed.without_tokens("attention")
         )
         return result
@@ -103,12 +103,14 @@ class FusedCalls:
         """Whether the values are of other tokens than the keys at their places."""
         if not values.data:
             return None
-        if not values.planes or values.pairs:
+        if not values.token_ids or values.pairs:
             return values_lost(values)
-        if not keys.planes:
+        if not keys.token_ids:
             return None
-        planes = keys.planes[0], values.planes[0]
-        differ = self._tracker.spaces.cache.of(planes, "values", lambda: self._differ(*planes))
+        token_ids = keys.token_ids[0], values.token_ids[0]
+        differ = self._tracker.spaces.cache.of(
+            token_ids, "values", lambda: self._differ(*token_ids)
+        )
         return OTHER_VALUES if differ else None
 
     def _differ(self, keys: Tensor, values: Tensor) -> bool:
@@ -120,7 +122,7 @@ class FusedCalls:
         return not spaces.belong(of_keys.expand(shape), of_values.expand(shape))
 
 
-def _planes_of_call(
+def _ids_of_call(
     query: Tensor, key: Tensor, shape: torch.Size, *, grouped: bool
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """The tokens of queries and keys for each map, `[*lead, N]`, and those of the result.

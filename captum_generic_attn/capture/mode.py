@@ -234,7 +234,7 @@ class CaptureMode(ConstantParametersMode):
             return out
         tracker.apply(family, name, func, args, kwargs, out, in_place=in_place)
         if weighs is not None:
-            tracker.shadows[out] = tracker.of(out)._replace(weighing=weighs)
+            tracker.abstract_values[out] = tracker.of(out)._replace(weighing=weighs)
         return out
 
     def _run_unknown(self, identity: _Identity, func: Function, args: Args, kwargs: Kwargs) -> Any:
@@ -271,10 +271,12 @@ class CaptureMode(ConstantParametersMode):
         weight = args[1] if len(args) > 1 else None
         if not isinstance(weight, Tensor) or id(weight) in self._parameters:
             return False
-        known = self._tracker.shadows.get(weight)
+        known = self._tracker.abstract_values.get(weight)
         if known is None or not isinstance(args[0], Tensor):
             return False
-        return known.data or (known.role is Role.TOKENS and self._tracker.shadows[args[0]].pairs)
+        return known.data or (
+            known.role is Role.TOKENS and self._tracker.abstract_values[args[0]].pairs
+        )
 
     def _multiply(
         self, identity: _Identity, func: Function, args: Args, kwargs: Kwargs,
@@ -294,9 +296,9 @@ class CaptureMode(ConstantParametersMode):
 
     def _check_many_factors(self, args: Args, kwargs: Kwargs, name: str) -> None:
         for tensor in tensors_in((args, kwargs)):
-            shadow = self._tracker.of(tensor)
-            if shadow.role is Role.PROBABILITIES and shadow.softmax is not None:
-                shadow.softmax.products += 1
+            abstract = self._tracker.of(tensor)
+            if abstract.role is Role.PROBABILITIES and abstract.softmax is not None:
+                abstract.softmax.products += 1
                 self._recorder.refuse(many_factors(name))
 
     # -- training mode -------------------------------------------------------------------------
@@ -315,9 +317,9 @@ class CaptureMode(ConstantParametersMode):
             return False
         if name != "batch_norm" or argument(args, kwargs, 1, "running_mean") is not None:
             return True
-        planes = tracker.of(tensor).planes
+        token_ids = tracker.of(tensor).token_ids
         # Statistics of a channel belong to one example if no two examples share the channel.
-        return not planes or not tracker.spaces.example_axes(planes[0]) <= {1}
+        return not token_ids or not tracker.spaces.example_axes(token_ids[0]) <= {1}
 
 
 def _contiguous(gradient: Tensor) -> Tensor:

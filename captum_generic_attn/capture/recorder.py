@@ -51,11 +51,11 @@ class CallTokens(NamedTuple):
     ancestors: tuple[frozenset[int], frozenset[int]]
 
 
-def _after_attention(plane: Tensor) -> Tensor:
+def _after_attention(ids: Tensor) -> Tensor:
     """Token ids of a call's result: attention wrote to padding, so it becomes `OVERWRITTEN`."""
-    if not bool((squeeze_expanded(plane) == PADDING).any()):
-        return plane
-    return torch.where(plane == PADDING, OVERWRITTEN, plane)
+    if not bool((squeeze_expanded(ids) == PADDING).any()):
+        return ids
+    return torch.where(ids == PADDING, OVERWRITTEN, ids)
 
 
 class Recorder:
@@ -123,16 +123,18 @@ class Recorder:
         Returns:
             Its index; `None` if it cannot be explained.
         """
-        plane = tokens.result
-        if plane is not None:
+        ids = tokens.result
+        if ids is not None:
             memory = self._tracker.spaces.cache
-            plane = memory(_after_attention, plane)
-            plane = memory.one(plane)  # the next layer does the same to the same tokens
-        planes = () if plane is None else (plane,)
-        lost = "" if planes else "attention"
+            ids = memory(_after_attention, ids)
+            ids = memory.one(ids)  # the next layer does the same to the same tokens
+        token_ids = () if ids is None else (ids,)
+        lost = "" if token_ids else "attention"
         of_queries, of_keys = tokens.ancestors
-        passed = AbstractValue(Role.TOKENS, planes, of_queries | of_keys, data=True, lost_at=lost)
-        self._tracker.shadows[result] = passed
+        passed = AbstractValue(
+            Role.TOKENS, token_ids, of_queries | of_keys, data=True, lost_at=lost
+        )
+        self._tracker.abstract_values[result] = passed
         groups = self._groups_or_refusal(tokens)
         if groups is None:
             return None
@@ -150,7 +152,7 @@ class Recorder:
         self._tracker.queried[index] = groups.query_tokens
         if softmax is not None:
             self._softmax_of[index] = softmax
-        self._tracker.shadows[result] = passed._replace(
+        self._tracker.abstract_values[result] = passed._replace(
             ancestors=frozenset([index]), calls=of_call(index, result.shape)
         )
         return index

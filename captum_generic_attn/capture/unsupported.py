@@ -96,24 +96,28 @@ NO_GRADIENTS = Reason(
 """Autograd records nothing where the call is made."""
 
 
-def unknown_layout(shadow: AbstractValue) -> Reason:
+def unknown_layout(abstract: AbstractValue) -> Reason:
     """The axes of weights cannot be sorted into queries and keys."""
     return Reason(
-        f"queries and keys could not be told apart ({shadow.lost or 'unknown layout'})",
+        f"queries and keys could not be told apart ({abstract.lost_at or 'unknown layout'})",
         "rewrite the attention with F.scaled_dot_product_attention",
     )
 
 
-def weights_lost(shadow: AbstractValue) -> Reason:
+def weights_lost(abstract: AbstractValue) -> Reason:
     """A softmax of what has lost its tokens weighs tokens."""
-    reason = shadow.lost or "an operation that is not known"
+    reason = abstract.lost_at or "an operation that is not known"
     seen = f"the tokens of its weights could not be followed through {reason}"
     return Reason(seen, _KEEP_APART)
 
 
-def values_lost(shadow: AbstractValue) -> Reason:
+def values_lost(abstract: AbstractValue) -> Reason:
     """The tokens of values were lost."""
-    reason = "pairs of tokens" if shadow.pairs else shadow.lost or "an operation that is not known"
+    reason = (
+        "pairs of tokens"
+        if abstract.pairs
+        else abstract.lost_at or "an operation that is not known"
+    )
     seen = f"the tokens of its values could not be followed through {reason}"
     return Reason(seen, _KEEP_APART)
 

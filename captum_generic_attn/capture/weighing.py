@@ -31,7 +31,7 @@ class Factor(NamedTuple):
 
     tensor: Tensor
     labels: tuple[str, ...]
-    shadow: AbstractValue
+    abstract: AbstractValue
     summed: list[int]
 
     @classmethod
@@ -66,16 +66,16 @@ class Weighing:
     def of(cls, terms: Contraction, side: int, tracker: TokenTracker) -> Weighing:
         """The product, with the weights as its left (0) or right (1) factor."""
         weights = Factor.of(terms, side, tracker)
-        planes, softmax = weights.shadow.planes, weights.shadow.softmax
+        token_ids, softmax = weights.abstract.token_ids, weights.abstract.softmax
         assert softmax is not None  # noqa: S101 - only such a factor is asked for
-        over_keys = [i for i in weights.summed if not planes or varies(planes[-1], i)]
+        over_keys = [i for i in weights.summed if not token_ids or varies(token_ids[-1], i)]
         values = Factor.of(terms, 1 - side, tracker)
         return cls(weights, values, terms.out_labels, softmax, over_keys)
 
     @property
     def by_queries(self) -> bool:
         """Whether the softmax is of products of queries and keys."""
-        return self.weights.shadow.role is Role.PROBABILITIES
+        return self.weights.abstract.role is Role.PROBABILITIES
 
     @property
     def case(self) -> Case:
@@ -91,36 +91,36 @@ class Weighing:
     @property
     def _over_tokens(self) -> bool:
         """Whether the softmax runs over tokens of the data."""
-        return self.by_queries or (self.softmax.over_tokens and self.weights.shadow.data)
+        return self.by_queries or (self.softmax.over_tokens and self.weights.abstract.data)
 
     @property
     def _by_a_parameter(self) -> bool:
         """Whether the weights meet what is no token."""
-        weights, values = self.weights.shadow, self.values.shadow
+        weights, values = self.weights.abstract, self.values.abstract
         by_keys = self.by_queries and self.over_keys
         if self._over_tokens and not values.data and not by_keys:
             return True
-        return not weights.planes and values.role.is_weight
+        return not weights.token_ids and values.role.is_weight
 
     @property
     def _lost(self) -> bool:
         """Whether the tokens of the weights were lost."""
-        weights = self.weights.shadow
-        known = weights.planes or weights.mixed
-        return weights.data and not known and self.values.shadow.data
+        weights = self.weights.abstract
+        known = weights.token_ids or weights.mixed
+        return weights.data and not known and self.values.abstract.data
 
     def _over_positions(self) -> bool | None:
         """Whether learned weights run over positions of tokens; `None` of weights of the data."""
         weights, values = self.weights, self.values
-        if weights.shadow.data or not values.shadow.planes or len(weights.summed) != 1:
+        if weights.abstract.data or not values.abstract.token_ids or len(weights.summed) != 1:
             return None
         label = weights.labels[weights.summed[0]]
-        return varies(values.shadow.planes[0], values.labels.index(label))
+        return varies(values.abstract.token_ids[0], values.labels.index(label))
 
     @property
     def key_axes(self) -> list[int]:
         """The axes of the weights that may be the axis of keys."""
-        if not self.over_keys or not self.weights.shadow.data:
+        if not self.over_keys or not self.weights.abstract.data:
             return self.weights.summed
         return self.over_keys
 

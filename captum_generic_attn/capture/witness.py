@@ -24,13 +24,13 @@ class Read(NamedTuple):
         what: `"queries"`, `"keys"`, `"values"` or `"logits"`.
         edge: where the graph holds it.
         like: an empty tensor of its type and device.
-        planes: its token ids, in its shape; two tensors for logits, of queries and of keys.
+        token_ids: its token ids, in its shape; two tensors for logits, of queries and of keys.
     """
 
     what: str
     edge: GradientEdge
     like: Tensor
-    planes: tuple[Tensor, ...]
+    token_ids: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Observed:
     """One attention call: a copy of its result, the token ids of the result, and what it read."""
 
     result: Tensor
-    plane: Tensor
+    ids: Tensor
     reads: tuple[Read, ...]
 
 
@@ -49,25 +49,25 @@ class Witness:
     calls: dict[int, Observed] = field(default_factory=dict)
 
     def see(
-        self, index: int, result: Tensor, plane: Tensor, **read: tuple[Tensor, tuple[Tensor, ...]]
+        self, index: int, result: Tensor, ids: Tensor, **read: tuple[Tensor, tuple[Tensor, ...]]
     ) -> None:
         """Keep a call.
 
         Args:
             index: of its record.
             result: what it returned.
-            plane: the token ids of the result.
+            ids: the token ids of the result.
             **read: the tensors that it read, each with its token ids. Those without a gradient or
                 without tokens are left out.
         """
         with torch.no_grad(), torch._C.DisableTorchFunction():  # noqa: SLF001
             reads = tuple(
-                Read(what, edge, tensor.new_empty(0), planes)
-                for what, (tensor, planes) in read.items()
-                if planes and tensor.requires_grad and planes[0].shape == tensor.shape
+                Read(what, edge, tensor.new_empty(0), token_ids)
+                for what, (tensor, token_ids) in read.items()
+                if token_ids and tensor.requires_grad and token_ids[0].shape == tensor.shape
                 and (edge := _edge(what, tensor)) is not None
             )  # fmt: skip
-            self.calls[index] = Observed(result.detach().clone(), plane, reads)
+            self.calls[index] = Observed(result.detach().clone(), ids, reads)
 
 
 def _edge(what: str, tensor: Tensor) -> GradientEdge | None:

@@ -25,29 +25,29 @@ from captum_generic_attn.tokens.ids import squeeze_expanded
 
 
 class _Tokens:
-    """What the shadows of a capture say of a tensor."""
+    """What the abstract_values of a capture say of a tensor."""
 
     def __init__(self, tracker: TokenTracker, batch: int) -> None:
-        self._shadows = tracker.shadows
+        self._abstract_values = tracker.abstract_values
         self._spaces = tracker.spaces
         self._batch = batch
 
     def is_data(self, tensor: Tensor) -> bool:
-        return self._shadows[tensor].data
+        return self._abstract_values[tensor].data
 
     def is_input(self, tensor: Tensor) -> bool:
-        return self._shadows[tensor].role is Role.RAW
+        return self._abstract_values[tensor].role is Role.RAW
 
     def is_computed(self, tensor: Tensor) -> bool:
-        return self._shadows[tensor].role.of_tokens
+        return self._abstract_values[tensor].role.of_tokens
 
     def examples_of(self, tensor: Tensor) -> Examples:
         if self._batch == 1:
             return Examples()
-        planes = self._shadows[tensor].planes
-        if planes and planes[0].shape == tensor.shape:
+        token_ids = self._abstract_values[tensor].token_ids
+        if token_ids and token_ids[0].shape == tensor.shape:
             memory = self._spaces.cache
-            found = memory.of((planes[0],), "examples", lambda: self._read(planes[0]))
+            found = memory.of((token_ids[0],), "examples", lambda: self._read(token_ids[0]))
             if found is not None:
                 return found
         # Tokens were lost: the batch is the only axis, features apart, that is as long.
@@ -60,32 +60,32 @@ class _Tokens:
             return Examples(axis - tensor.ndim, repeated)
         return Examples(known=False)
 
-    def _read(self, plane: Tensor) -> Examples | None:
+    def _read(self, ids: Tensor) -> Examples | None:
         """The axis along which examples differ, and whose each place is, read off the tokens."""
-        small = squeeze_expanded(plane)
+        small = squeeze_expanded(ids)
         example = self._spaces.locate(small)[1]
         for axis in range(small.ndim):
             others = [a for a in range(small.ndim) if a != axis]
             owner = example.amax(others) if others else example
             if int(owner.min()) >= 0 and len(set(owner.tolist())) == self._batch:
-                return Examples(axis - plane.ndim, owner)
-        for axis in range(plane.ndim - 1):  # parameters: the same ones for each example
-            others = [a for a in range(plane.ndim) if a != axis]
-            line, places = plane.amax(others), torch.arange(self._batch)
+                return Examples(axis - ids.ndim, owner)
+        for axis in range(ids.ndim - 1):  # parameters: the same ones for each example
+            others = [a for a in range(ids.ndim) if a != axis]
+            line, places = ids.amax(others), torch.arange(self._batch)
             if len(line) % self._batch:
                 continue
             turns, parts = line.view(-1, self._batch), line.view(self._batch, -1)
             if bool((turns == turns[:, :1]).all()):
-                return Examples(axis - plane.ndim, places.repeat(len(turns)))
+                return Examples(axis - ids.ndim, places.repeat(len(turns)))
             if bool((parts == parts[:1]).all()):
-                return Examples(axis - plane.ndim, places.repeat_interleave(parts.shape[1]))
+                return Examples(axis - ids.ndim, places.repeat_interleave(parts.shape[1]))
         return None
 
     def is_logits(self, tensor: Tensor) -> bool:
-        return self._shadows[tensor].role is Role.LOGITS
+        return self._abstract_values[tensor].role is Role.LOGITS
 
     def is_probabilities(self, tensor: Tensor) -> bool:
-        return self._shadows[tensor].role is Role.PROBABILITIES
+        return self._abstract_values[tensor].role is Role.PROBABILITIES
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,10 +189,10 @@ class Propagation:
         for space in capture.spaces:
             if space.kind != "element" or space.name != name or space.shape is None:
                 continue
-            for (plane, _), vectors in zip(capture.embedded, of_vectors, strict=True):
-                inside = (plane >= space.base) & (plane < space.stop)
+            for (ids, _), vectors in zip(capture.embedded, of_vectors, strict=True):
+                inside = (ids >= space.base) & (ids < space.stop)
                 if vectors is not None and bool(inside.any()):
-                    index = (plane[inside].long() - space.base).to(total.device)
+                    index = (ids[inside].long() - space.base).to(total.device)
                     total.index_add_(0, index, vectors.sum(-1)[inside.to(vectors.device)].to(total))
         return total.view(tensor.shape)
 

@@ -38,18 +38,18 @@ class IdentityCache:
         found: T = known[1]
         return found
 
-    def of(self, planes: tuple[Tensor, ...], question: Hashable, answer: Callable[[], T]) -> T:
+    def of(self, token_ids: tuple[Tensor, ...], question: Hashable, answer: Callable[[], T]) -> T:
         """The value of `answer()`, kept under the question and the identity of the tensors."""
-        key = question, *map(id, planes)
+        key = question, *map(id, token_ids)
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = planes, answer()
+            known = self._known[key] = token_ids, answer()
         found: T = known[1]
         return found
 
-    def one(self, plane: Tensor) -> Tensor:
+    def one(self, ids: Tensor) -> Tensor:
         """The first tensor that was given here with these ids, about which answers are known."""
-        return self._ids.setdefault(fingerprint(plane), plane)
+        return self._ids.setdefault(fingerprint(ids), ids)
 
 
 def hashable(value: object) -> Hashable:

@@ -137,18 +137,18 @@ class TokenPlaces(SpaceRegister):
         return (start + last) / 2, extent
 
     def of_picture(
-        self, plane: Tensor, centres: Tensor, extent: Extent, shape: torch.Size
+        self, token_ids: Tensor, centres: Tensor, extent: Extent, shape: torch.Size
     ) -> Tensor:
         """Number the elements of a picture after it was resized; ids of `shape`.
 
-        `plane` `[B, C, *spatial]` are the ids before, of which rows of the batch may be frames of
-        one example. `centres` `[B, *spatial, d]` and `extent` are those of the new first channel.
+        `token_ids` `[B, C, *spatial]` are the ids before; rows of the batch may be frames of one
+        example. `centres` `[B, *spatial, d]` and `extent` are those of the new first channel.
         """
-        source = self[self.indices(plane)[0]]
-        channels = self.coordinates(plane[0].flatten(1)[:, 0])
+        source = self[self.indices(token_ids)[0]]
+        channels = self.coordinates(token_ids[0].flatten(1)[:, 0])
         assert channels is not None  # noqa: S101 - a picture's elements lie somewhere
         apart = (channels - channels[0]).unsqueeze(1)  # [C, 1, d]: channels differ in their axis
-        _, example, local = self.locate(plane.flatten(1).amax(1))
+        _, example, local = self.locate(token_ids.flatten(1).amax(1))
         frames, frame = torch.unique(local, return_inverse=True)
         first = torch.stack([(frame == f).nonzero()[0, 0] for f in range(len(frames))])
         coordinates = centres[first].flatten(1, -2).unsqueeze(1) + apart  # [T, C, n, d]
@@ -164,10 +164,10 @@ class TokenPlaces(SpaceRegister):
 
     def same_rows(self, one: Tensor, other: Tensor) -> bool:
         """Whether ids are of elements of the same rows of one input, the last axis apart."""
-        centres = [self.coordinates(plane) for plane in (one, other)]
+        centres = [self.coordinates(token_ids) for token_ids in (one, other)]
         if centres[0] is None or centres[1] is None or centres[0].shape[-1] < 2:
             return False
-        examples = [self.locate(plane)[1] for plane in (one, other)]
+        examples = [self.locate(token_ids)[1] for token_ids in (one, other)]
         rows = torch.equal(centres[0][..., :-1], centres[1][..., :-1])
         return rows and torch.equal(*examples)
 

@@ -63,7 +63,7 @@ class SpaceRegister:
         return space
 
     def of_input(self, name: str, shape: torch.Size, *, shared: bool = False) -> Tensor:
-        """Number the elements of an input; returns a plane of its shape.
+        """Number the elements of an input; returns a ids of its shape.
 
         With `shared`, the input is no batch: all examples share its tokens.
         """
@@ -75,14 +75,14 @@ class SpaceRegister:
         return torch.arange(space.base, space.stop, dtype=torch.int32).view(shape)
 
     def of_parameter(self, name: str, shape: torch.Size) -> Tensor:
-        """Number the vectors of a parameter, its last axis being features; a plane of `shape`."""
+        """Number the vectors of a parameter, its last axis being features; a ids of `shape`."""
         tokens = shape[:-1]
         space = self._open(math.prod(tokens), 0, name, "parameter")
         ids = torch.arange(space.base, space.stop, dtype=torch.int32).view(tokens)
         return ids.unsqueeze(-1).expand(shape)
 
     def of_table(self, name: str, index: Tensor) -> Tensor:
-        """Number the rows of a parameter that `index` draws; a plane of its shape."""
+        """Number the rows of a parameter that `index` draws; a ids of its shape."""
         rows, drawn = torch.unique(index, return_inverse=True)
         space = self._open(len(rows), 0, name, "parameter")
         self._fixed.add(space.index)
@@ -149,20 +149,20 @@ class SpaceRegister:
             return torch.zeros_like(ids, dtype=torch.bool)
         return torch.isin(self.locate(ids)[0], torch.tensor(unknown))
 
-    def token_axes(self, plane: Tensor) -> frozenset[int]:
-        """The axes of a plane along which the tokens of one example differ."""
-        return self.cache.of((plane,), "axes", lambda: self._axes(plane))[0]
+    def token_axes(self, ids: Tensor) -> frozenset[int]:
+        """The axes of a ids along which the tokens of one example differ."""
+        return self.cache.of((ids,), "axes", lambda: self._axes(ids))[0]
 
-    def example_axes(self, plane: Tensor) -> frozenset[int]:
-        """The axes of a plane along which examples differ."""
-        return self.cache.of((plane,), "axes", lambda: self._axes(plane))[1]
+    def example_axes(self, ids: Tensor) -> frozenset[int]:
+        """The axes of a ids along which examples differ."""
+        return self.cache.of((ids,), "axes", lambda: self._axes(ids))[1]
 
-    def _axes(self, plane: Tensor) -> tuple[frozenset[int], frozenset[int]]:
+    def _axes(self, ids: Tensor) -> tuple[frozenset[int], frozenset[int]]:
         """The axes along which tokens differ within an example, and those along which examples do.
 
         No token counts as any token.
         """
-        small = squeeze_expanded(plane)
+        small = squeeze_expanded(ids)
         index, example, local = self.locate(small)
         bases = torch.tensor([space.base for space in self._spaces] or [0])
         tokens = torch.where(index < 0, -1, bases[index.clamp(min=0)] + local)

@@ -70,8 +70,8 @@ class TokenSpaces(TokenLineage):
             if len(distinct_parents) < len(parents):  # heads that are pooled one by one
                 if centres is not None:
                     centres = centres.view(len(parents), -1, centres.shape[-1])[first].flatten(0, 1)
-                plane = self.created(parents[first], centres, again=again)
-                return None if plane is None else plane[member]
+                token_ids = self.created(parents[first], centres, again=again)
+                return None if token_ids is None else token_ids[member]
         alike = len(sources) == 1 or not (raw or any(s.kind == "unknown" for s in sources))
         owners = self._owners(rows) if sources and alike else None
         if owners is None:
@@ -163,7 +163,7 @@ class TokenSpaces(TokenLineage):
             parents: `[*tokens, m]` ids of elements or of tokens.
 
         Returns:
-            A plane of shape `[*tokens]`, or `None`, as `born`.
+            A token_ids of shape `[*tokens]`, or `None`, as `born`.
         """
         rows = parents.reshape(-1, parents.shape[-1])
         alive = (rows >= 0).any(-1)
@@ -199,16 +199,16 @@ class TokenSpaces(TokenLineage):
             return None
         together: Tensor | None = None
         for i in inputs:
-            plane = self.created_of_rows(torch.where(index == i, parents, PADDING))
-            if plane is None:
+            token_ids = self.created_of_rows(torch.where(index == i, parents, PADDING))
+            if token_ids is None:
                 return None
             if together is None:
-                together = plane
+                together = token_ids
                 continue
-            both = (together >= 0) & (plane >= 0)
-            if bool(both.any()) and not self.identify(together[both], plane[both]):
+            both = (together >= 0) & (token_ids >= 0)
+            if bool(both.any()) and not self.identify(together[both], token_ids[both]):
                 return None
-            together = torch.where(together >= 0, together, plane)
+            together = torch.where(together >= 0, together, token_ids)
         return together
 
 

@@ -49,11 +49,11 @@ def _elements_with_a_gradient(subject: Subject, inputs: int) -> list[Tensor | No
             gradient = next(left) if root is not None else None
             if gradient is not None:
                 _add(live, i, gradient.isnan() | (gradient != 0))
-        for plane, _ in capture.embedded:
+        for ids, _ in capture.embedded:
             gradient = next(left)
             if gradient is not None:
                 changed = (gradient != 0) | gradient.isnan()
-                _add_integers(capture, live, plane, changed, subject.request.inputs)
+                _add_integers(capture, live, ids, changed, subject.request.inputs)
     return live
 
 
@@ -78,12 +78,12 @@ def _add(live: list[Tensor | None], place: int, changed: Tensor) -> None:
 
 
 def _add_integers(
-    capture: Capture, live: list[Tensor | None], plane: Tensor, changed: Tensor,
+    capture: Capture, live: list[Tensor | None], ids: Tensor, changed: Tensor,
     inputs: Sequence[Tensor],
 ) -> None:  # fmt: skip
     """Add the integers whose embeddings have a gradient."""
-    changed = changed.any(-1) if changed.ndim > plane.ndim else changed
-    index, example, local = capture.spaces.locate(plane)
+    changed = changed.any(-1) if changed.ndim > ids.ndim else changed
+    index, example, local = capture.spaces.locate(ids)
     for i, (name, tensor) in enumerate(zip(capture.input_names, inputs, strict=True)):
         found = torch.zeros(tensor.shape, dtype=torch.bool).flatten(1)
         for space in capture.spaces:

@@ -92,7 +92,7 @@ def _probe(subject: Subject, read: Read, record: AttentionRecord) -> tuple[bool,
 
 def _half(subject: Subject, read: Read) -> Tensor:
     """A random half of the tokens that a call reads."""
-    every = torch.unique(torch.cat([p.reshape(-1) for p in map(squeeze_expanded, read.planes)]))
+    every = torch.unique(torch.cat([p.reshape(-1) for p in map(squeeze_expanded, read.token_ids)]))
     every = every[every >= 0]
     order = torch.randperm(len(every), generator=subject.generator)
     chosen: Tensor = every[order[: max(len(every) // 2, 1)]]
@@ -102,17 +102,17 @@ def _half(subject: Subject, read: Read) -> Tensor:
 def _cotangent(subject: Subject, read: Read, chosen: Tensor) -> Tensor:
     """Random numbers where a call reads the chosen tokens, zero elsewhere."""
     inside = torch.ones((), dtype=torch.bool)
-    for plane in read.planes:
-        inside = inside & torch.isin(squeeze_expanded(plane), chosen)
-    cotangent = subject.normal(read.like, read.planes[0].shape)
+    for ids in read.token_ids:
+        inside = inside & torch.isin(squeeze_expanded(ids), chosen)
+    cotangent = subject.normal(read.like, read.token_ids[0].shape)
     inside = inside.to(cotangent.device)
     cotangent = cotangent * inside
-    return _centred(cotangent, inside, read.planes) if len(read.planes) == 2 else cotangent
+    return _centred(cotangent, inside, read.token_ids) if len(read.token_ids) == 2 else cotangent
 
 
-def _centred(cotangent: Tensor, inside: Tensor, planes: Sequence[Tensor]) -> Tensor:
+def _centred(cotangent: Tensor, inside: Tensor, token_ids: Sequence[Tensor]) -> Tensor:
     """A cotangent of logits with mean zero for each query: softmax does not see their mean."""
-    rows, columns = map(squeeze_expanded, planes)
+    rows, columns = map(squeeze_expanded, token_ids)
     for axis in range(cotangent.ndim):
         if rows.shape[axis] == 1 and columns.shape[axis] > 1:
             count = inside.expand(cotangent.shape).sum(axis, keepdim=True).clamp(min=1)
@@ -131,14 +131,14 @@ def _allowed(
         if root is not None:
             name = capture.input_names[i]
             yield next(left), _elements_of_tokens(spaces, held, name, tensor.shape)
-    for plane, _ in capture.embedded:
+    for ids, _ in capture.embedded:
         gradient = next(left)
         if gradient is not None:
-            gradient = gradient.abs().sum(-1) if gradient.ndim > plane.ndim else gradient
-            yield gradient, _tokens_of_elements(spaces, plane, held)
+            gradient = gradient.abs().sum(-1) if gradient.ndim > ids.ndim else gradient
+            yield gradient, _tokens_of_elements(spaces, ids, held)
     for record in sources:
-        plane = subject.witness.calls[record.index].plane
-        yield next(left), held[plane.clamp(min=0).long()] | (plane < 0)
+        ids = subject.witness.calls[record.index].ids
+        yield next(left), held[ids.clamp(min=0).long()] | (ids < 0)
 
 
 def _closure(spaces: TokenSpaces, chosen: Tensor) -> Tensor:
@@ -184,10 +184,10 @@ def _elements_of_tokens(spaces: TokenSpaces, held: Tensor, name: str, shape: tor
     return found
 
 
-def _tokens_of_elements(spaces: TokenSpaces, plane: Tensor, held: Tensor) -> Tensor:
+def _tokens_of_elements(spaces: TokenSpaces, ids: Tensor, held: Tensor) -> Tensor:
     """Which integers `[B, N]` some of the tokens were made of."""
-    found = torch.zeros(plane.shape, dtype=torch.bool)
-    index, example, local = spaces.locate(plane)
+    found = torch.zeros(ids.shape, dtype=torch.bool)
+    index, example, local = spaces.locate(ids)
     for i in torch.unique(index).tolist():
         if i < 0:
             found |= index < 0

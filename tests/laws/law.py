@@ -90,13 +90,13 @@ class Noted(TokenSpaces):
         self.elements: dict[int, set[int]] = {}
 
     def created_of_rows(self, parents: Tensor) -> Tensor | None:
-        plane = super().created_of_rows(parents)
-        if plane is not None:
-            rows = parents.reshape(plane.numel(), -1).tolist()
-            for token, made_of in zip(plane.reshape(-1).tolist(), rows, strict=True):
+        token_ids = super().created_of_rows(parents)
+        if token_ids is not None:
+            rows = parents.reshape(token_ids.numel(), -1).tolist()
+            for token, made_of in zip(token_ids.reshape(-1).tolist(), rows, strict=True):
                 found = (i for i in made_of if i >= 0)
                 self.elements.setdefault(token, set()).update(found)
-        return plane
+        return token_ids
 
     def sources(self, token: int) -> frozenset[object]:
         """A token with all that it was made of, and what lives on as any of these."""
@@ -165,21 +165,21 @@ def check(
     arguments = []
     for i, value in enumerate(raw):
         leaf = value.clone().requires_grad_().clone()
-        plane = spaces.of_input(f"input{i}", leaf.shape)
-        tracker.shadows[leaf] = AbstractValue(Role.RAW, (plane,), data=True)
+        token_ids = spaces.of_input(f"input{i}", leaf.shape)
+        tracker.abstract_values[leaf] = AbstractValue(Role.RAW, (token_ids,), data=True)
         arguments.append(leaf)
-    planes = [tracker.of(a).planes[0] for a in arguments]
+    token_ids = [tracker.of(a).token_ids[0] for a in arguments]
     world = World("captured")
     with CaptureMode(tracker, recorder, scope):
         out = program(world, *arguments)
-    shadow = tracker.of(out)
-    verdict = Verdict(lost=shadow.lost_at or "pairs of tokens" * shadow.pairs)
+    abstract = tracker.of(out)
+    verdict = Verdict(lost=abstract.lost_at or "pairs of tokens" * abstract.pairs)
     if recorder.refusals:  # an error names it
         verdict.refused = True
         return verdict
     calls: list[AbstractValue] = [tracker.of(call) for call in world.calls]
-    told = [*planes, *(c.planes[0] if len(c.planes) == 1 else None for c in calls)]
-    tokens = shadow.planes if shadow.role in (Role.RAW, Role.TOKENS) else ()
+    told = [*token_ids, *(c.token_ids[0] if len(c.token_ids) == 1 else None for c in calls)]
+    tokens = abstract.token_ids if abstract.role in (Role.RAW, Role.TOKENS) else ()
     verdict.tracked = bool(tokens)
     for run in ("held", "plain"):
         again = World(run)  # type: ignore[arg-type]
@@ -188,10 +188,10 @@ def check(
         sources = [*leaves, *again.calls]
         reach = jacobians(value, sources)
         if run == "plain" or not again.holds:
-            check_ancestors(verdict, shadow, calls, reach[len(raw) :], recorder)
+            check_ancestors(verdict, abstract, calls, reach[len(raw) :], recorder)
         if not tokens or not value.requires_grad:
-            if not shadow.data and any(bool(r.any()) for r in reach):
-                verdict.breaches.append(f"depends on data, and {shadow} says that it does not")
+            if not abstract.data and any(bool(r.any()) for r in reach):
+                verdict.breaches.append(f"depends on data, and {abstract} says that it does not")
         else:
             check_tokens(verdict, spaces, tokens[0], told, reach, whole=run == "held")
         if not again.holds:
@@ -215,22 +215,22 @@ def jacobians(value: Tensor, sources: Sequence[Tensor]) -> list[Tensor]:
 
 
 def check_ancestors(
-    verdict: Verdict, shadow: AbstractValue, calls: Sequence[AbstractValue], reach: Sequence[Tensor],
-    recorder: Recorder,
+    verdict: Verdict, abstract: AbstractValue, calls: Sequence[AbstractValue],
+    reach: Sequence[Tensor], recorder: Recorder,
 ) -> None:  # fmt: skip
     recorded = {record.index for record in recorder.records}
     for call, changed in zip(calls, reach, strict=True):
-        missing = (call.ancestors & recorded) - shadow.ancestors
+        missing = (call.ancestors & recorded) - abstract.ancestors
         if bool(changed.any()) and missing:
             verdict.breaches.append(f"depends on the calls {sorted(missing)}, which are forgotten")
 
 
 def check_tokens(
-    verdict: Verdict, spaces: Noted, plane: Tensor, told: Sequence[Tensor | None],
+    verdict: Verdict, spaces: Noted, token_ids: Tensor, told: Sequence[Tensor | None],
     reach: Sequence[Tensor], *, whole: bool,
 ) -> None:  # fmt: skip
     """See that what changes an element is among its tokens; else only that examples stay apart."""
-    ids = plane.reshape(-1).tolist()
+    ids = token_ids.reshape(-1).tolist()
     known = {i: spaces.sources(i) for i in set(ids)}
     for number, (theirs, changed) in enumerate(zip(told, reach, strict=True)):
         names = None if theirs is None else theirs.reshape(-1).tolist()

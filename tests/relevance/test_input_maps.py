@@ -29,8 +29,10 @@ class Sketch:
 
     def words(self, index: int) -> Tensor:
         """Tokens of the rows of an input."""
-        plane = self.elements[index]
-        ids = self.spaces.created_of_rows(plane if plane.ndim == 3 else plane[..., None])
+        token_ids = self.elements[index]
+        ids = self.spaces.created_of_rows(
+            token_ids if token_ids.ndim == 3 else token_ids[..., None]
+        )
         assert ids is not None
         return ids
 

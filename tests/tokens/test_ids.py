@@ -12,14 +12,14 @@ IDS = torch.arange(6).view(2, 3)
 
 
 def test_compact_keeps_one_of_each_repetition() -> None:
-    plane = IDS[:, None, :, None].expand(2, 4, 3, 5)
-    assert ids.squeeze_expanded(plane).shape == (2, 1, 3, 1)
-    assert torch.equal(ids.squeeze_expanded(plane).expand(2, 4, 3, 5), plane)
+    token_ids = IDS[:, None, :, None].expand(2, 4, 3, 5)
+    assert ids.squeeze_expanded(token_ids).shape == (2, 1, 3, 1)
+    assert torch.equal(ids.squeeze_expanded(token_ids).expand(2, 4, 3, 5), token_ids)
     assert ids.squeeze_expanded(IDS) is IDS
 
 
 @pytest.mark.parametrize(
-    ("plane", "expected"),
+    ("token_ids", "expected"),
     [
         (IDS, [True, True]),
         (IDS[:, :1].expand(2, 5), [True, False]),
@@ -31,15 +31,15 @@ def test_compact_keeps_one_of_each_repetition() -> None:
     ],
     ids=["ids", "expanded", "one token", "padded", "padded row", "foreign", "one element"],
 )
-def test_varies(plane: Tensor, expected: list[bool]) -> None:
+def test_varies(token_ids: Tensor, expected: list[bool]) -> None:
     """Padding counts as any token."""
-    assert [ids.varies(plane, axis) for axis in (0, 1)] == expected
-    assert [ids.varies(plane, axis) for axis in (-2, -1)] == expected
+    assert [ids.varies(token_ids, axis) for axis in (0, 1)] == expected
+    assert [ids.varies(token_ids, axis) for axis in (-2, -1)] == expected
 
 
 def test_first_along_prefers_tokens_to_padding() -> None:
-    plane = torch.tensor([[7, 7, -1], [-1, 8, 8], [-1, -1, -1]])
-    assert ids.first_along(plane, 1).tolist() == [[7], [8], [-1]]
+    token_ids = torch.tensor([[7, 7, -1], [-1, 8, 8], [-1, -1, -1]])
+    assert ids.first_along(token_ids, 1).tolist() == [[7], [8], [-1]]
     expanded = IDS[:, :1].expand(2, 4)
     assert ids.first_along(expanded, 1).tolist() == [[0], [3]]
     assert ids.first_along(torch.empty(2, 0, dtype=torch.long), 1).shape == (2, 0)

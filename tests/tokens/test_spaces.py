@@ -24,49 +24,49 @@ def centres_of(spaces: TokenSpaces, ids: Tensor) -> list[list[float]]:
 def test_ids_are_base_plus_example_times_size_plus_local() -> None:
     spaces = TokenSpaces()
     spaces.of_parameter("prompt", torch.Size([3, 8]))
-    plane = spaces.of_input("x", torch.Size([2, 3, 4]))
+    token_ids = spaces.of_input("x", torch.Size([2, 3, 4]))
     space = spaces[1]
     assert (space.base, space.size, space.examples, space.stop) == (3, 12, 2, 27)
     assert (space.name, space.kind) == ("x", "element")
     for b in range(2):
         for i in range(3):
             for j in range(4):
-                assert plane[b, i, j] == 3 + b * 12 + i * 4 + j
+                assert token_ids[b, i, j] == 3 + b * 12 + i * 4 + j
 
 
 def test_an_input_s_elements_know_their_indices() -> None:
     spaces = TokenSpaces()
-    plane = spaces.of_input("x", torch.Size([2, 3, 4]))
+    token_ids = spaces.of_input("x", torch.Size([2, 3, 4]))
     expected = [[i, j] for i in range(3) for j in range(4)]
-    assert centres_of(spaces, plane[0].reshape(-1)) == expected
-    assert centres_of(spaces, plane[1].reshape(-1)) == expected
+    assert centres_of(spaces, token_ids[0].reshape(-1)) == expected
+    assert centres_of(spaces, token_ids[1].reshape(-1)) == expected
 
 
 def test_input_of_one_value_per_example() -> None:
     spaces = TokenSpaces()
-    plane = spaces.of_input("score", torch.Size([3]))
-    assert plane.tolist() == [0, 1, 2]
-    assert spaces.locate(plane)[1].tolist() == [0, 1, 2]
+    token_ids = spaces.of_input("score", torch.Size([3]))
+    assert token_ids.tolist() == [0, 1, 2]
+    assert spaces.locate(token_ids)[1].tolist() == [0, 1, 2]
     assert spaces[0].at(torch.zeros(1).long()).shape == (1, 0)
 
 
 def test_a_parameter_s_vectors_are_tokens_of_all_examples() -> None:
     spaces = TokenSpaces()
     spaces.of_input("x", torch.Size([2, 5]))
-    plane = spaces.of_parameter("cls", torch.Size([1, 3, 7]))
-    assert plane.shape == (1, 3, 7)
-    assert plane[0, :, 0].tolist() == plane[0, :, 6].tolist() == [10, 11, 12]
-    assert plane.stride(-1) == 0, "features take no memory"
-    index, example, local = spaces.locate(plane[0, :, 0])
+    token_ids = spaces.of_parameter("cls", torch.Size([1, 3, 7]))
+    assert token_ids.shape == (1, 3, 7)
+    assert token_ids[0, :, 0].tolist() == token_ids[0, :, 6].tolist() == [10, 11, 12]
+    assert token_ids.stride(-1) == 0, "features take no memory"
+    index, example, local = spaces.locate(token_ids[0, :, 0])
     assert (index.tolist(), example.tolist(), local.tolist()) == ([1] * 3, [-1] * 3, [0, 1, 2])
     assert spaces[1].kind == "parameter"
-    assert spaces.coordinates(plane) is None
+    assert spaces.coordinates(token_ids) is None
 
 
 def test_unknown_tokens_are_named_after_where_they_were_lost() -> None:
     spaces = TokenSpaces()
-    plane = spaces.unknown(torch.Size([2, 3]), "sort")
-    assert plane.tolist() == [[0, 1, 2], [3, 4, 5]]
+    token_ids = spaces.unknown(torch.Size([2, 3]), "sort")
+    assert token_ids.tolist() == [[0, 1, 2], [3, 4, 5]]
     assert (spaces[0].name, spaces[0].kind, spaces[0].size) == ("sort", "unknown", 6)
 
 
@@ -130,17 +130,17 @@ def test_spaces_are_listed_in_the_order_of_their_birth() -> None:
 
 
 def born(spaces: TokenSpaces, parents: Tensor, centres: Tensor | None = None) -> Tensor:
-    plane = spaces.created(parents.unsqueeze(-1), centres)
-    assert plane is not None
-    return plane
+    token_ids = spaces.created(parents.unsqueeze(-1), centres)
+    assert token_ids is not None
+    return token_ids
 
 
 def test_tokens_are_born_of_their_parents_examples() -> None:
     spaces = TokenSpaces()
     ids = spaces.of_input("ids", torch.Size([2, 3]))
-    plane = born(spaces, ids, torch.arange(3.0).repeat(2)[:, None])
-    assert plane.tolist() == [[6, 7, 8], [9, 10, 11]]
-    assert plane.dtype == torch.int32
+    token_ids = born(spaces, ids, torch.arange(3.0).repeat(2)[:, None])
+    assert token_ids.tolist() == [[6, 7, 8], [9, 10, 11]]
+    assert token_ids.dtype == torch.int32
     space = spaces[1]
     assert (space.name, space.kind, space.size, space.examples) == ("ids", "token", 3, 2)
 
@@ -158,17 +158,17 @@ def test_births_in_any_order_belong_to_their_parents_examples(examples, size, dr
     ids = spaces.of_input("ids", torch.Size([examples, size])).reshape(-1)
     order = list(range(examples * size))
     draw.shuffle(order)
-    plane = born(spaces, ids[order])
-    assert sorted(plane.tolist()) == list(range(examples * size, 2 * examples * size))
-    assert torch.equal(spaces.locate(plane)[1], spaces.locate(ids[order])[1])
+    token_ids = born(spaces, ids[order])
+    assert sorted(token_ids.tolist()) == list(range(examples * size, 2 * examples * size))
+    assert torch.equal(spaces.locate(token_ids)[1], spaces.locate(ids[order])[1])
 
 
 def test_a_parameter_s_children_are_a_parameter_s() -> None:
     spaces = TokenSpaces()
     spaces.of_input("ids", torch.Size([2, 3]))
     queries = spaces.of_parameter("queries", torch.Size([4, 8]))
-    plane = born(spaces, queries[:, 0])
-    assert plane.tolist() == [10, 11, 12, 13]
+    token_ids = born(spaces, queries[:, 0])
+    assert token_ids.tolist() == [10, 11, 12, 13]
     assert (spaces[2].kind, spaces[2].name) == ("parameter", "queries")
 
 
@@ -203,9 +203,9 @@ def test_a_row_without_parents_is_padding() -> None:
     spaces = TokenSpaces()
     words = born(spaces, spaces.of_input("ids", torch.Size([2, 2])))
     padded = torch.nn.functional.pad(words, (0, 2), value=PADDING).view(2, 2, 2)
-    plane = spaces.created(padded, None)
-    assert plane is not None
-    assert plane.tolist() == [[8, PADDING], [9, PADDING]]
+    token_ids = spaces.created(padded, None)
+    assert token_ids is not None
+    assert token_ids.tolist() == [[8, PADDING], [9, PADDING]]
 
 
 def test_parents_may_come_from_parameters_as_well() -> None:
@@ -214,9 +214,9 @@ def test_parents_may_come_from_parameters_as_well() -> None:
     words = born(spaces, spaces.of_input("ids", torch.Size([2, 2])))  # 4 to 7
     cls = spaces.of_parameter("cls", torch.Size([1, 8]))[:, 0]  # 8
     rows = torch.cat([cls.expand(2, -1), words], 1)
-    plane = spaces.created(rows, None)
-    assert plane is not None
-    space = spaces[spaces.indices(plane)[0]]
+    token_ids = spaces.created(rows, None)
+    assert token_ids is not None
+    space = spaces[spaces.indices(token_ids)[0]]
     assert (space.name, space.kind, space.size, space.examples) == ("ids", "token", 1, 2)
     assert space.parents is not None
     assert space.parents.tolist() == [[[8, 5, 4]], [[8, 7, 6]]]
@@ -231,9 +231,9 @@ def test_constants_among_integers_are_tokens_of_the_table() -> None:
     assert (spaces[1].name, spaces[1].kind, spaces[1].size) == ("embed.weight", "parameter", 2)
 
 
-def attended(spaces: TokenSpaces, *planes: Tensor) -> None:
-    for plane in planes:
-        spaces.mark_queried(plane)
+def attended(spaces: TokenSpaces, *every: Tensor) -> None:
+    for token_ids in every:
+        spaces.mark_queried(token_ids)
 
 
 def test_tokens_that_attention_never_added_to_may_live_on_as_others() -> None:
@@ -290,8 +290,8 @@ def test_tokens_that_cannot_be_numbered(case: str) -> None:
 def test_centres_that_differ_between_examples_are_not_told() -> None:
     spaces = TokenSpaces()
     ids = spaces.of_input("ids", torch.Size([2, 3]))
-    plane = born(spaces, ids, torch.arange(6.0)[:, None])
-    assert spaces.coordinates(plane) is None
+    token_ids = born(spaces, ids, torch.arange(6.0)[:, None])
+    assert spaces.coordinates(token_ids) is None
 
 
 def patches(spaces: TokenSpaces, shift: float = 0.0) -> Tensor:
@@ -318,18 +318,18 @@ def test_a_row_s_centre_is_the_mean_of_its_elements() -> None:
     spaces = TokenSpaces()
     x = spaces.of_input("x", torch.Size([2, 4, 4]))
     rows = x.unflatten(2, (2, 2)).reshape(2, 8, 2)
-    plane = spaces.created_of_rows(rows)
-    assert plane is not None
-    assert plane.tolist() == [list(range(32, 40)), list(range(40, 48))]
-    assert centres_of(spaces, plane[1]) == [[i, j] for i in range(4) for j in (0.5, 2.5)]
+    token_ids = spaces.created_of_rows(rows)
+    assert token_ids is not None
+    assert token_ids.tolist() == [list(range(32, 40)), list(range(40, 48))]
+    assert centres_of(spaces, token_ids[1]) == [[i, j] for i in range(4) for j in (0.5, 2.5)]
 
 
 def test_padding_in_a_row_does_not_move_its_centre() -> None:
     spaces = TokenSpaces()
     spaces.of_input("x", torch.Size([1, 6]))
-    plane = spaces.created_of_rows(torch.tensor([[[0, 1, 2], [3, 5, PADDING]]]))
-    assert plane is not None
-    assert centres_of(spaces, plane[0]) == [[1.0], [4.0]]
+    token_ids = spaces.created_of_rows(torch.tensor([[[0, 1, 2], [3, 5, PADDING]]]))
+    assert token_ids is not None
+    assert centres_of(spaces, token_ids[0]) == [[1.0], [4.0]]
 
 
 def test_rows_at_an_edge_have_the_centre_of_their_like() -> None:
@@ -337,18 +337,18 @@ def test_rows_at_an_edge_have_the_centre_of_their_like() -> None:
     spaces = TokenSpaces()
     spaces.of_input("x", torch.Size([1, 4]))
     rows = torch.tensor([[[PADDING, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, PADDING]]])
-    plane = spaces.created_of_rows(rows)
-    assert plane is not None
-    assert centres_of(spaces, plane[0]) == [[0.0], [1.0], [2.0], [3.0]]
+    token_ids = spaces.created_of_rows(rows)
+    assert token_ids is not None
+    assert centres_of(spaces, token_ids[0]) == [[0.0], [1.0], [2.0], [3.0]]
 
 
 def test_rows_of_several_inputs_are_tokens_of_both() -> None:
     spaces = TokenSpaces()
     a = spaces.of_input("a", torch.Size([2, 2, 1]))
     b = spaces.of_input("b", torch.Size([2, 2, 1]))
-    plane = spaces.created_of_rows(torch.cat([a, b], -1))
-    assert plane is not None
-    (first,) = spaces.indices(plane)
+    token_ids = spaces.created_of_rows(torch.cat([a, b], -1))
+    assert token_ids is not None
+    (first,) = spaces.indices(token_ids)
     assert spaces[first].name == "a"
     ((other, table),) = spaces.absorbed_into(spaces[first])
     assert other.name == "b"
@@ -359,10 +359,10 @@ def test_sequences_of_several_inputs_are_tokens_of_each() -> None:
     spaces = TokenSpaces()
     a = spaces.of_input("a", torch.Size([2, 2, 1]))
     b = spaces.of_input("b", torch.Size([2, 3, 1]))
-    plane = spaces.created_of_rows(torch.cat([a, b], 1))
-    assert plane is not None
-    assert [spaces[i].name for i in spaces.indices(plane)] == ["a", "b"]
-    assert [spaces[i].size for i in spaces.indices(plane)] == [2, 3]
+    token_ids = spaces.created_of_rows(torch.cat([a, b], 1))
+    assert token_ids is not None
+    assert [spaces[i].name for i in spaces.indices(token_ids)] == ["a", "b"]
+    assert [spaces[i].size for i in spaces.indices(token_ids)] == [2, 3]
 
 
 def test_rows_that_mix_examples_make_no_tokens() -> None:
@@ -376,10 +376,10 @@ def test_every_example_s_own_order_is_kept() -> None:
     spaces = TokenSpaces()
     x = spaces.of_input("x", torch.Size([2, 3]))
     order = torch.tensor([[2, 0, 1], [0, 1, 2]])
-    plane = spaces.created_of_rows(x.gather(1, order)[..., None])
-    assert plane is not None
+    token_ids = spaces.created_of_rows(x.gather(1, order)[..., None])
+    assert token_ids is not None
     for example in range(2):
-        found = spaces.coordinates(plane[example])
+        found = spaces.coordinates(token_ids[example])
         if found is not None:  # not to know is right as well
             assert found[:, 0].tolist() == order[example].tolist()
 
@@ -549,16 +549,16 @@ def test_origins_never_go_in_circles() -> None:
 def test_rows_of_a_table_are_numbered_once_each() -> None:
     spaces = TokenSpaces()
     spaces.of_input("x", torch.Size([2, 3]))
-    plane = spaces.of_table("positions", torch.tensor([[4, 2, 4], [2, 2, 9]]))
-    assert plane.tolist() == [[7, 6, 7], [6, 6, 8]]
+    token_ids = spaces.of_table("positions", torch.tensor([[4, 2, 4], [2, 2, 9]]))
+    assert token_ids.tolist() == [[7, 6, 7], [6, 6, 8]]
     assert (spaces[1].kind, spaces[1].size, spaces[1].examples) == ("parameter", 3, 0)
 
 
 def test_an_input_that_is_no_batch_is_shared() -> None:
     spaces = TokenSpaces()
-    plane = spaces.of_input("grid", torch.Size([2, 3]), shared=True)
-    assert plane.tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert spaces.locate(plane)[1].unique().tolist() == [-1]
+    token_ids = spaces.of_input("grid", torch.Size([2, 3]), shared=True)
+    assert token_ids.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert spaces.locate(token_ids)[1].unique().tolist() == [-1]
     assert (spaces[0].kind, spaces[0].size, spaces[0].coordinates) == ("shared", 6, None)
 
 

@@ -1,7 +1,7 @@
 """The abstract value of a tensor: which token each element is of, its role, its attention calls.
 
 The capture is an abstract interpretation. Each tensor of the forward pass has an abstract value
-(`AbstractValue`), and each operation has a transfer function that says what becomes of abstract values.
+(`AbstractValue`), and each operation a transfer function from those of its operands to its own.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Softmax:
 class AbstractValue(NamedTuple):
     """Role, token ids and ancestors of one tensor.
 
-    `planes` are token ids, integer tensors of the tensor's own shape: one of them, or two for
+    `token_ids` are token ids, integer tensors of the tensor's own shape: one of them, or two for
     logits and probabilities, the ids of the first and of the second factor. None means that the
     tokens were lost, at the operation `lost`. `ancestors` are the attention calls that the tensor
     depends on with no other attention call between.
@@ -89,7 +89,7 @@ class AbstractValue(NamedTuple):
     """
 
     role: Role = Role.NOTHING
-    planes: tuple[Tensor, ...] = ()
+    token_ids: tuple[Tensor, ...] = ()
     ancestors: frozenset[int] = frozenset()
     factors: tuple[frozenset[int], ...] = ()  # of logits: the ancestors of each factor
     data: bool = False  # whether it depends on an input
@@ -108,7 +108,7 @@ class AbstractValue(NamedTuple):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> AbstractValue:
         """The same value with all token ids changed."""
-        return self._replace(planes=tuple(map(change, self.planes)))
+        return self._replace(token_ids=tuple(map(change, self.token_ids)))
 
     def without_tokens(self, operation: str) -> AbstractValue:
         """What is left when an operation mixes tokens or is not known: tokens are lost there."""
@@ -129,14 +129,14 @@ CONSTANT = AbstractValue()
 """The value of a constant."""
 
 
-def ancestors_of(shadows: Iterable[AbstractValue]) -> frozenset[int]:
+def ancestors_of(abstract_values: Iterable[AbstractValue]) -> frozenset[int]:
     """The attention calls that some of these depend on."""
-    return frozenset[int]().union(*(shadow.ancestors for shadow in shadows))
+    return frozenset[int]().union(*(abstract.ancestors for abstract in abstract_values))
 
 
-def leading(shadows: Iterable[AbstractValue]) -> AbstractValue:
+def leading(abstract_values: Iterable[AbstractValue]) -> AbstractValue:
     """Whose tokens a result has that holds elements of several: of data, then of highest rank."""
-    return max(shadows, key=lambda shadow: (shadow.data, shadow.role.rank))
+    return max(abstract_values, key=lambda abstract: (abstract.data, abstract.role.rank))
 
 
 class Origin(NamedTuple):
@@ -144,7 +144,7 @@ class Origin(NamedTuple):
 
     edge: GradientEdge
     shape: torch.Size
-    shadow: AbstractValue
+    abstract: AbstractValue
 
 
 class AbstractValues:
@@ -156,13 +156,13 @@ class AbstractValues:
     """
 
     def __init__(self) -> None:
-        self._shadows: dict[int, tuple[ReferenceType[Tensor], AbstractValue]] = {}
+        self._abstract_values: dict[int, tuple[ReferenceType[Tensor], AbstractValue]] = {}
         self._recorded: dict[tuple[int, int], tuple[torch.Size, AbstractValue]] = {}
         self._unrecorded: set[int] = set()
 
     def get(self, tensor: Tensor) -> AbstractValue | None:
         """The value of a tensor, if it has one."""
-        known = self._shadows.get(id(tensor))
+        known = self._abstract_values.get(id(tensor))
         if known is None or known[0]() is not tensor:
             return None
         if self._unrecorded and id(tensor) in self._unrecorded and tensor.grad_fn is not None:
@@ -171,17 +171,17 @@ class AbstractValues:
 
     def inside(self, tensor: Tensor) -> AbstractValue:
         """The value that a tensor had inside the `autograd.Function` that returned it."""
-        known = self._shadows.get(id(tensor))
+        known = self._abstract_values.get(id(tensor))
         return CONSTANT if known is None or known[0]() is not tensor else known[1]
 
     def __getitem__(self, tensor: Tensor) -> AbstractValue:
         return self.get(tensor) or CONSTANT
 
-    def __setitem__(self, tensor: Tensor, shadow: AbstractValue) -> None:
-        self._shadows[id(tensor)] = ref(tensor), shadow
+    def __setitem__(self, tensor: Tensor, abstract: AbstractValue) -> None:
+        self._abstract_values[id(tensor)] = ref(tensor), abstract
         node = tensor.grad_fn
         if node is not None:
-            self._recorded[node._sequence_nr(), tensor.output_nr] = tensor.shape, shadow  # noqa: SLF001
+            self._recorded[node._sequence_nr(), tensor.output_nr] = tensor.shape, abstract  # noqa: SLF001
             self._unrecorded.discard(id(tensor))
         elif not torch.is_grad_enabled():
             self._unrecorded.add(id(tensor))

@@ -168,7 +168,7 @@ def _einsum(args: Sequence[object], kwargs: Mapping[str, object]) -> Contraction
 
 
 def relabel(
-    plane: Tensor, labels: Sequence[str], out_labels: Sequence[str], shape: torch.Size
+    ids: Tensor, labels: Sequence[str], out_labels: Sequence[str], shape: torch.Size
 ) -> Tensor | None:
     """Carry the token ids of a factor to the product; `None` if a summed axis mixes tokens."""
     kept = []
@@ -176,15 +176,13 @@ def relabel(
         if label in out_labels:
             kept.append(label)
             continue
-        if varies(plane, axis):
+        if varies(ids, axis):
             return None
-        plane = first_along(plane, axis)
-    plane = plane.reshape(
-        [n for n, label in zip(plane.shape, labels, strict=True) if label in kept]
-    )
+        ids = first_along(ids, axis)
+    ids = ids.reshape([n for n, label in zip(ids.shape, labels, strict=True) if label in kept])
     ranked = sorted(range(len(kept)), key=lambda i: out_labels.index(kept[i]))
-    plane = plane.permute(ranked)
+    ids = ids.permute(ranked)
     for position, label in enumerate(out_labels):
         if label not in kept:
-            plane = plane.unsqueeze(position)
-    return plane.expand(shape)
+            ids = ids.unsqueeze(position)
+    return ids.expand(shape)

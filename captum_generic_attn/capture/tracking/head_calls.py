@@ -1,6 +1,6 @@
 """Which attention call each element of a tensor came from: heads that a model calls one by one.
 
-Beside the plane of tokens runs a plane of calls, from the result of a call until a weight mixes
+Beside the ids of tokens runs a ids of calls, from the result of a call until a weight mixes
 features of several calls. Calls whose results come to lie side by side, on different elements of
 one tensor, are heads of one layer, and share its map. Calls whose results meet on the same elements
 are branches, and their maps add up. `recorder` asks `Heads` at the end of the forward pass.
@@ -24,17 +24,17 @@ SEVERAL = -2
 
 
 def of_call(index: int, shape: torch.Size) -> Tensor:
-    """The plane of a call's result."""
+    """The ids of a call's result."""
     return torch.full((1,) * len(shape), index, dtype=torch.int32).expand(shape)
 
 
 def no_call(shape: torch.Size) -> Tensor:
-    """The plane of a tensor that no call made."""
+    """The ids of a tensor that no call made."""
     return of_call(NO_CALL, shape)
 
 
 class Heads:
-    """What the planes of calls said of the calls of one forward pass."""
+    """What the token_ids of calls said of the calls of one forward pass."""
 
     def __init__(self) -> None:
         self._beside: set[tuple[int, int]] = set()
@@ -50,17 +50,19 @@ class Heads:
                 self._beside.update(combinations(found, 2))
                 return
 
-    def noted(self, shadow: AbstractValue) -> AbstractValue:
-        """The shadow itself; calls that lie side by side in its tensor are noted."""
-        if shadow.calls is not None:
-            self.lie(shadow.calls, shadow.planes[0] if len(shadow.planes) == 1 else None)
-        return shadow
+    def noted(self, abstract: AbstractValue) -> AbstractValue:
+        """The abstract value itself; calls that lie side by side in its tensor are noted."""
+        if abstract.calls is not None:
+            self.lie(
+                abstract.calls, abstract.token_ids[0] if len(abstract.token_ids) == 1 else None
+            )
+        return abstract
 
     def meet(self, one: Tensor | None, other: Tensor | None, shape: torch.Size) -> Tensor | None:
-        """The plane of a sum; what meets on one element is noted.
+        """The ids of a sum; what meets on one element is noted.
 
         Args:
-            one: the plane of an operand that broadcasts to `shape`; `None` if no call made it.
+            one: the ids of an operand that broadcasts to `shape`; `None` if no call made it.
             other: likewise.
             shape: that of the sum.
         """
@@ -85,10 +87,10 @@ class Heads:
         return joined.masked_fill(clash, SEVERAL).expand(shape)
 
     def add_up(self, calls: Tensor, axes: Iterable[int]) -> Tensor | None:
-        """The plane after axes were summed away, each of size 1; calls that meet there are noted.
+        """The ids after axes were summed away, each of size 1; calls that meet there are noted.
 
         Calls with one element each in a line meet: their results were stacked. Where one call has
-        several elements beside another's, features are mixed, and the plane is gone.
+        several elements beside another's, features are mixed, and the ids is gone.
         """
         for axis in axes:
             small = squeeze_expanded(calls)
@@ -142,13 +144,13 @@ def only_call(calls: Tensor) -> int | None:
 
 
 def through_weight(calls: Tensor | None, shape: torch.Size) -> Tensor | None:
-    """The plane after a weight mixed features: as before if they were of one call alone."""
+    """The ids after a weight mixed features: as before if they were of one call alone."""
     call = None if calls is None else only_call(calls)
     return None if call is None else of_call(call, shape)
 
 
 def _calls_in(calls: Tensor) -> list[int]:
-    """The calls in a plane, in order."""
+    """The calls in a ids, in order."""
     small = squeeze_expanded(calls)
     if small.numel() == 1:
         return [int(small)] if int(small) >= 0 else []

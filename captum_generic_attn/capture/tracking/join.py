@@ -48,25 +48,25 @@ def mixture(
     """The value of the mixture of some operands, of `shape`, to which they broadcast."""
     if not operands:
         return CONSTANT
-    feeding = [o for o in operands if o.shadow.data] or operands
-    ancestors = ancestors_of(o.shadow for o in operands)
+    feeding = [o for o in operands if o.abstract.data] or operands
+    ancestors = ancestors_of(o.abstract for o in operands)
     calls = _calls(state, operands, shape)
     main = _main(state, feeding, shape)
     found = _joined(state, name, main, operands, feeding, shape)
     if _is_lost(found):
-        return found._replace(ancestors=ancestors, data=feeding[0].shadow.data)
+        return found._replace(ancestors=ancestors, data=feeding[0].abstract.data)
     # A parameter that is computed with is no longer a weight, but perhaps a token.
     role = Role.TOKENS if found.role is Role.PARAMETER else found.role
     found = found._replace(
-        role=role, ancestors=ancestors, data=feeding[0].shadow.data, calls=calls, weighing=None
+        role=role, ancestors=ancestors, data=feeding[0].abstract.data, calls=calls, weighing=None
     )
-    several = sum(o.shadow.calls is not None for o in operands) > 1
+    several = sum(o.abstract.calls is not None for o in operands) > 1
     return state.heads.noted(found) if several else found
 
 
-def _is_lost(shadow: AbstractValue) -> bool:
+def _is_lost(abstract: AbstractValue) -> bool:
     """Whether the tokens of a value were lost; of mixed logits, the channels are known."""
-    return not shadow.planes and not shadow.mixed
+    return not abstract.token_ids and not abstract.mixed
 
 
 def _joined(
@@ -74,15 +74,15 @@ def _joined(
     feeding: Sequence[Operand], shape: torch.Size,
 ) -> AbstractValue:  # fmt: skip
     """Role and token ids of a mixture: the main operand, joined by all others in turn."""
-    if _is_lost(main.shadow):
-        return main.shadow.without_tokens(name)
+    if _is_lost(main.abstract):
+        return main.abstract.without_tokens(name)
     try:
-        found = _expanded(main.shadow, shape)
+        found = _expanded(main.abstract, shape)
     except RuntimeError:  # an outer product, or another spelling of what cannot be broadcast
-        return main.shadow.without_tokens(name)
+        return main.abstract.without_tokens(name)
     if (pairs := _with_learned(state.spaces, main, operands, shape)) is not None:
         return pairs
-    if not main.shadow.data:
+    if not main.abstract.data:
         return found
     found = _fold(state, name, main, feeding, shape)
     if not _is_lost(found) and _note_gates(main, feeding):
@@ -93,7 +93,7 @@ def _joined(
 def _main(state: TrackingState, feeding: Sequence[Operand], shape: torch.Size) -> Operand:
     """The operand whose tokens a mixture takes, if the others join it."""
     main = max(feeding, key=lambda o: _precedence(o, shape))
-    if _is_lost(main.shadow):  # but perhaps only a statistic
+    if _is_lost(main.abstract):  # but perhaps only a statistic
         return next((o for o in feeding if is_statistic(state, main, o, shape)), main)
     return main
 
@@ -104,24 +104,24 @@ def _precedence(operand: Operand, shape: torch.Size) -> tuple[int, bool, bool]:
     Probabilities that are broadcast over values gate them, and the values stay values.
     """
     whole = operand.shape == shape
-    gates = operand.shadow.pairs and not whole
-    role = Role.RAW if gates else operand.shadow.role
-    return role.rank, whole, bool(operand.shadow.planes)
+    gates = operand.abstract.pairs and not whole
+    role = Role.RAW if gates else operand.abstract.role
+    return role.rank, whole, bool(operand.abstract.token_ids)
 
 
-def _expanded(shadow: AbstractValue, shape: torch.Size) -> AbstractValue:
+def _expanded(abstract: AbstractValue, shape: torch.Size) -> AbstractValue:
     """The value broadcast to a shape; the very same ids where they have it, which are cached."""
-    if all(ids.shape == shape for ids in shadow.planes):
-        return shadow
-    return shadow.map(lambda ids: ids if ids.shape == shape else ids.expand(shape))
+    if all(ids.shape == shape for ids in abstract.token_ids):
+        return abstract
+    return abstract.map(lambda ids: ids if ids.shape == shape else ids.expand(shape))
 
 
 def _calls(state: TrackingState, operands: Sequence[Operand], shape: torch.Size) -> Tensor | None:
     """The attention call of each element of a mixture."""
     calls: Tensor | None = None
     for operand in operands:
-        if operand.shadow.calls is not None:
-            calls = state.heads.meet(calls, operand.shadow.calls, shape)
+        if operand.abstract.calls is not None:
+            calls = state.heads.meet(calls, operand.abstract.calls, shape)
     return calls
 
 
@@ -131,14 +131,14 @@ def _fold(
     """The main operand after all others joined it, one after another."""
     found = main
     for other in feeding:
-        if other.shadow is main.shadow:
+        if other.abstract is main.abstract:
             continue
-        if found.shadow.pairs and not main.shadow.pairs:  # a third operand of what is crosswise
-            return found.shadow.without_tokens(other.shadow.lost_at or name)
-        found = found._replace(shadow=join(state, name, found, other, shape))
-        if _is_lost(found.shadow):
+        if found.abstract.pairs and not main.abstract.pairs:  # a third operand of what is crosswise
+            return found.abstract.without_tokens(other.abstract.lost_at or name)
+        found = found._replace(abstract=join(state, name, found, other, shape))
+        if _is_lost(found.abstract):
             break
-    return _expanded(found.shadow, shape)
+    return _expanded(found.abstract, shape)
 
 
 def join(
@@ -153,54 +153,56 @@ def join(
         other: another one, which depends on an input as well.
         shape: that of the result.
     """
-    kept, shadow = _expanded(main.shadow, shape), other.shadow
+    kept, abstract = _expanded(main.abstract, shape), other.abstract
     found: AbstractValue | None
     if kept.pairs:  # masks and biases move attention, not what it reads
-        found = kept if not shadow.pairs or not _is_lost(shadow) else None
-    elif _same(kept, shadow) or (main.differentiable and not other.differentiable):
+        found = kept if not abstract.pairs or not _is_lost(abstract) else None
+    elif _same(kept, abstract) or (main.differentiable and not other.differentiable):
         found = kept
     elif is_statistic(state, other, main, shape):
         state.spaces.approximate("statistics", name)
-        state.note_global_context(shadow, main.shadow, kept.planes[0])
+        state.note_global_context(abstract, main.abstract, kept.token_ids[0])
         found = kept._replace(guided=kept.guided or is_guide(state, other, main))
     else:
         found = _met(state, name, main, other, shape)
-    return main.shadow.without_tokens(shadow.lost_at or name) if found is None else found
+    return main.abstract.without_tokens(abstract.lost_at or name) if found is None else found
 
 
 def _same(one: AbstractValue, other: AbstractValue) -> bool:
     """Whether two values have the very same tokens, as along a residual stream."""
     if one.role is not Role.TOKENS or other.role is not Role.TOKENS:
         return False
-    return len(one.planes) == len(other.planes) == 1 and one.planes[0] is other.planes[0]
+    return (
+        len(one.token_ids) == len(other.token_ids) == 1 and one.token_ids[0] is other.token_ids[0]
+    )
 
 
 def _met(
     state: TrackingState, name: str, main: Operand, other: Operand, shape: torch.Size
 ) -> AbstractValue | None:
     """The value where tokens or elements meet others at each position; `None` if they are lost."""
-    kept, shadow = _expanded(main.shadow, shape), other.shadow
-    if not shadow.planes or shadow.pairs:
+    kept, abstract = _expanded(main.abstract, shape), other.abstract
+    if not abstract.token_ids or abstract.pairs:
         return None
-    if kept.role is not Role.TOKENS or shadow.role is Role.STATISTIC:
+    if kept.role is not Role.TOKENS or abstract.role is Role.STATISTIC:
         return kept if _in_place(state.spaces, main, other, shape) else None
-    if shadow.role is not Role.RAW and is_crosswise(state.spaces, main, other, shape):
-        factors = main.shadow.ancestors, shadow.ancestors
-        planes = kept.planes[0], other.plane.expand(shape)
-        return kept._replace(role=Role.LOGITS, planes=planes, factors=factors)
+    if abstract.role is not Role.RAW and is_crosswise(state.spaces, main, other, shape):
+        factors = main.abstract.ancestors, abstract.ancestors
+        token_ids = kept.token_ids[0], other.ids.expand(shape)
+        return kept._replace(role=Role.LOGITS, token_ids=token_ids, factors=factors)
     ids = _joined_ids(state, name, main, other, shape)
-    return None if ids is None else kept._replace(planes=(ids,))
+    return None if ids is None else kept._replace(token_ids=(ids,))
 
 
 def _joined_ids(
     state: TrackingState, name: str, main: Operand, other: Operand, shape: torch.Size
 ) -> Tensor | None:
     """The ids of the main operand's tokens after other tokens or elements were added to them."""
-    kept = main.plane.expand(shape) if main.plane.shape != shape else main.plane
+    kept = main.ids.expand(shape) if main.ids.shape != shape else main.ids
     added: Tensor | None = None
-    if other.shadow.role is not Role.RAW:
-        added = other.plane.expand(shape)
-    elif name in _SCALES and not state.spaces.token_axes(main.plane):
+    if other.abstract.role is not Role.RAW:
+        added = other.ids.expand(shape)
+    elif name in _SCALES and not state.spaces.token_axes(main.ids):
         return kept  # a gate of the only token
     else:
         added = _tokens_at(state, name, other, kept, shape)
@@ -238,15 +240,15 @@ def _with_learned(
 
     The parameters come first, as queries do. `None` if there are none.
     """
-    if len(main.shadow.planes) != 1 or main.shadow.role is not Role.TOKENS:
+    if len(main.abstract.token_ids) != 1 or main.abstract.role is not Role.TOKENS:
         return None
     for other in operands:
-        learned = other.shadow.role is Role.TOKENS and not other.shadow.data
-        alone = learned and len(other.shadow.planes) == 1 and other is not main
+        learned = other.abstract.role is Role.TOKENS and not other.abstract.data
+        alone = learned and len(other.abstract.token_ids) == 1 and other is not main
         if alone and is_crosswise(spaces, main, other, shape):
-            planes = other.plane.expand(shape), *_expanded(main.shadow, shape).planes
-            factors = frozenset[int](), main.shadow.ancestors
-            return main.shadow._replace(role=Role.LOGITS, planes=planes, factors=factors)
+            token_ids = other.ids.expand(shape), *_expanded(main.abstract, shape).token_ids
+            factors = frozenset[int](), main.abstract.ancestors
+            return main.abstract._replace(role=Role.LOGITS, token_ids=token_ids, factors=factors)
     return None
 
 
@@ -255,10 +257,10 @@ def _in_place(spaces: TokenSpaces, main: Operand, other: Operand, shape: torch.S
 
     Notes which inputs are summed that way.
     """
-    if not other.shadow.planes:
+    if not other.abstract.token_ids:
         return False
-    ids, theirs = main.plane.expand(shape), other.plane.expand(shape)
-    if other.shadow.role is Role.STATISTIC:
+    ids, theirs = main.ids.expand(shape), other.ids.expand(shape)
+    if other.abstract.role is Role.STATISTIC:
         small, little = squeeze_expanded_together(ids, theirs)
         for axis in range(small.ndim):
             if repeats(little, axis):
@@ -268,26 +270,26 @@ def _in_place(spaces: TokenSpaces, main: Operand, other: Operand, shape: torch.S
         return True
     if not main.differentiable and not other.differentiable and spaces.same_rows(ids, theirs):
         return True  # integers of one row, such as the corners of a box
-    return main.shadow.role is other.shadow.role and spaces.same_input(ids, theirs)
+    return main.abstract.role is other.abstract.role and spaces.same_input(ids, theirs)
 
 
 def _tokens_at(
     state: TrackingState, name: str, operand: Operand, tokens: Tensor, shape: torch.Size
 ) -> Tensor | None:
     """The elements of an input as tokens, one at each of the tokens that they meet."""
-    if operand.tensor is not None and operand.shape == shape and varies(operand.plane, -1) and (
+    if operand.tensor is not None and operand.shape == shape and varies(operand.ids, -1) and (
         not varies(tokens, -1)
     ):  # fmt: skip
-        shadow = state.tokens_of(operand.tensor, name)  # features added to tokens
-        return shadow.planes[0] if shadow.planes else None
-    return rows.of_elements(state.spaces, operand.plane.expand(shape), tokens)
+        abstract = state.tokens_of(operand.tensor, name)  # features added to tokens
+        return abstract.token_ids[0] if abstract.token_ids else None
+    return rows.of_elements(state.spaces, operand.ids.expand(shape), tokens)
 
 
 def _note_gates(main: Operand, feeding: Sequence[Operand]) -> bool:
     """Note softmaxes over tokens whose result multiplied tokens element by element, and say so."""
     found = False
-    for gate in feeding if not main.shadow.pairs else ():
-        softmax = gate.shadow.softmax
+    for gate in feeding if not main.abstract.pairs else ():
+        softmax = gate.abstract.softmax
         if softmax is not None and softmax.over_tokens and _gated(feeding, gate):
             softmax.gates = found = True
     return found
@@ -296,8 +298,8 @@ def _note_gates(main: Operand, feeding: Sequence[Operand]) -> bool:
 def _gated(operands: Sequence[Operand], gate: Operand) -> bool:
     """Whether weights over tokens meet numbers that differ from token to token."""
     return any(
-        o.shadow is not gate.shadow and o.shadow.softmax is None and o.differentiable
-        and o.shadow.role is Role.TOKENS and o.shadow.planes and o.shape == gate.shape
-        and same_ids(o.plane, gate.plane)
+        o.abstract is not gate.abstract and o.abstract.softmax is None and o.differentiable
+        and o.abstract.role is Role.TOKENS and o.abstract.token_ids and o.shape == gate.shape
+        and same_ids(o.ids, gate.ids)
         for o in operands
     )  # fmt: skip

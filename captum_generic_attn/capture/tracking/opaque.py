@@ -36,10 +36,10 @@ class Given(NamedTuple):
 
 
 class _Aligned(NamedTuple):
-    """An operand, its planes in the shape of a result, its axis of features if that differs."""
+    """An operand, its token_ids in the shape of a result, its axis of features if that differs."""
 
     operand: Operand
-    planes: tuple[Tensor, ...]
+    token_ids: tuple[Tensor, ...]
     features: int | None
 
 
@@ -58,29 +58,29 @@ def given_to(state: TrackingState, args: object, kwargs: object) -> list[Given]:
 def results_of(
     state: TrackingState, name: str, given: Sequence[Given], out: object, *, in_place: bool
 ) -> list[Tensor]:
-    """Give the results of an operation in no list their shadows, and return them.
+    """Give the results of an operation in no list their abstract_values, and return them.
 
     Integers carry no tokens, unless they were made of integers alone: those of ids are lost.
     """
-    feeding = [g for g in given if g.operand.shadow.data]
+    feeding = [g for g in given if g.operand.abstract.data]
     known = set() if in_place else {id(g.operand.tensor) for g in given}
     results = [t for t in tensors_in(out) if id(t) not in known and t.dtype != torch.bool]
     for result in results:
         if not feeding:
             operands = [g.operand for g in given]
-            state.shadows[result] = mixture(state, name, operands, result.shape)
+            state.abstract_values[result] = mixture(state, name, operands, result.shape)
         elif is_value(result):
             found = [g for g in feeding if g.operand.differentiable]
-            state.shadows[result] = _probed(state, name, found, result)
+            state.abstract_values[result] = _probed(state, name, found, result)
         elif not any(g.operand.differentiable for g in feeding):
-            state.shadows[result] = feeding[0].operand.shadow.without_tokens(name)
+            state.abstract_values[result] = feeding[0].operand.abstract.without_tokens(name)
     return results
 
 
 def found_behind(
     state: TrackingState, tensor: Tensor, origins: Sequence[Origin], inside: AbstractValue
 ) -> AbstractValue:
-    """The shadow of what a function made that no mode sees, such as an `autograd.Function`.
+    """The abstract value of what a function made that no mode sees, such as an `autograd.Function`.
 
     Args:
         state: what is known of the forward pass.
@@ -91,12 +91,12 @@ def found_behind(
     """
     name = type(tensor.grad_fn).__name__.rstrip("0").removesuffix("Backward")  # .name is the user's
     name = f"{name}, a function whose inside torch does not show"
-    given = [Given(Operand(None, o.shape, o.shadow), o.edge) for o in origins]
-    if inside.pairs and len(inside.planes) == 2:
-        keys = [axis for axis in range(tensor.ndim) if varies(inside.planes[1], axis)]
+    given = [Given(Operand(None, o.shape, o.abstract), o.edge) for o in origins]
+    if inside.pairs and len(inside.token_ids) == 2:
+        keys = [axis for axis in range(tensor.ndim) if varies(inside.token_ids[1], axis)]
         places = [
             axis for axis in range(tensor.ndim)
-            if varies(inside.planes[0], axis) and axis not in keys
+            if varies(inside.token_ids[0], axis) and axis not in keys
         ]  # fmt: skip
         sources = [probe.Source(o.edge, o.shape) for o in origins if o.shape == tensor.shape]
         whole = len(sources) == len(origins)
@@ -108,14 +108,14 @@ def found_behind(
 def _probed(
     state: TrackingState, name: str, given: Sequence[Given], result: Tensor
 ) -> AbstractValue:
-    """The shadow of a result whose operation is known by its gradient alone."""
-    shadows = [g.operand.shadow for g in given]
-    ancestors = ancestors_of(shadows)
-    data = any(shadow.data for shadow in shadows)
+    """The abstract value of a result whose operation is known by its gradient alone."""
+    abstract_values = [g.operand.abstract for g in given]
+    ancestors = ancestors_of(abstract_values)
+    data = any(abstract.data for abstract in abstract_values)
     lost = AbstractValue(Role.TOKENS, ancestors=ancestors, data=data).without_tokens(name)
-    for shadow in shadows:
-        if not shadow.planes:
-            return lost._replace(lost_at=shadow.lost_at or name)
+    for abstract in abstract_values:
+        if not abstract.token_ids:
+            return lost._replace(lost_at=abstract.lost_at or name)
     aligned: list[_Aligned] = []
     sources: list[probe.Source] = []
     for operand, edge in given:
@@ -126,16 +126,16 @@ def _probed(
         sources.append(probe.Source(edge, operand.shape, found.features))
     places = [
         axis for axis in range(result.ndim)
-        if any(varies(plane, axis) for found in aligned for plane in found.planes)
+        if any(varies(ids, axis) for found in aligned for ids in found.token_ids)
     ]  # fmt: skip
     if not probe.keeps_places(result, sources, places, state.hooks):
         return lost
     laid_out = []
     for found in aligned:
-        shadow = found.operand.shadow
-        calls = through_weight(shadow.calls, result.shape)
-        shadow = shadow._replace(planes=found.planes, softmax=None, calls=calls)
-        laid_out.append(Operand(None, result.shape, shadow))
+        abstract = found.operand.abstract
+        calls = through_weight(abstract.calls, result.shape)
+        abstract = abstract._replace(token_ids=found.token_ids, softmax=None, calls=calls)
+        laid_out.append(Operand(None, result.shape, abstract))
     return mixture(state, name, laid_out, result.shape)
 
 
@@ -143,22 +143,22 @@ def _aligned(
     state: TrackingState, name: str, operand: Operand, shape: torch.Size
 ) -> _Aligned | None:
     """How an operand fits a result; `None` if the result has another layout."""
-    planes = operand.shadow.planes
+    token_ids = operand.abstract.token_ids
     if len(operand.shape) > len(shape):
         return None
     sizes = [1] * (len(shape) - len(operand.shape)) + list(operand.shape)
     apart = [axis for axis, n in enumerate(shape) if sizes[axis] not in (1, n)]
     if not apart:
-        return _Aligned(operand, tuple(plane.expand(shape) for plane in planes), None)
+        return _Aligned(operand, tuple(ids.expand(shape) for ids in token_ids), None)
     if len(apart) > 1 or len(operand.shape) < len(shape):
         return None
     (axis,) = apart
-    if any(varies(plane, axis) for plane in planes):
-        rows = operand.shadow.role is Role.RAW and axis == len(shape) - 1
+    if any(varies(ids, axis) for ids in token_ids):
+        rows = operand.abstract.role is Role.RAW and axis == len(shape) - 1
         if not rows or operand.tensor is None:
             return None
-        operand = operand._replace(shadow=state.tokens_of(operand.tensor, name))
-        planes = operand.shadow.planes
-        if not planes:
+        operand = operand._replace(abstract=state.tokens_of(operand.tensor, name))
+        token_ids = operand.abstract.token_ids
+        if not token_ids:
             return None
-    return _Aligned(operand, tuple(first_along(p, axis).expand(shape) for p in planes), axis)
+    return _Aligned(operand, tuple(first_along(p, axis).expand(shape) for p in token_ids), axis)

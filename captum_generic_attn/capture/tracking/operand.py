@@ -16,12 +16,12 @@ class Operand(NamedTuple):
 
     tensor: Tensor | None
     shape: torch.Size
-    shadow: AbstractValue
+    abstract: AbstractValue
 
     @property
-    def plane(self) -> Tensor:
+    def ids(self) -> Tensor:
         """Its token ids, those of its first factor if it has two."""
-        return self.shadow.planes[0]
+        return self.abstract.token_ids[0]
 
     @property
     def differentiable(self) -> bool:
@@ -34,8 +34,8 @@ class Operand(NamedTuple):
 
     def token_axes(self, spaces: TokenSpaces, shape: torch.Size) -> frozenset[int]:
         """The axes of `shape` along which its tokens differ within an example."""
-        missing = len(shape) - self.plane.ndim
-        return frozenset(axis + missing for axis in spaces.token_axes(self.plane))
+        missing = len(shape) - self.ids.ndim
+        return frozenset(axis + missing for axis in spaces.token_axes(self.ids))
 
 
 def is_value(tensor: Tensor) -> bool:

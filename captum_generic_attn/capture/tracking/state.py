@@ -69,7 +69,7 @@ class TrackingState(ABC):
         """Start with an empty forward pass; `parameters` are names by the `id` of the tensor."""
         self.spaces = spaces
         self.parameters = parameters
-        self.shadows = AbstractValues()
+        self.abstract_values = AbstractValues()
         self.heads = Heads()
         self.hooks = Hooks()
         self.pools: dict[int, Pool] = {}
@@ -91,27 +91,29 @@ class TrackingState(ABC):
 
     def of(self, tensor: Tensor) -> AbstractValue:
         """The value of a tensor; a parameter gets one when it is first asked for."""
-        shadow = self.shadows.get(tensor)
-        if shadow is not None:
+        abstract = self.abstract_values.get(tensor)
+        if abstract is not None:
             base = tensor._base if self._written else None  # noqa: SLF001
-            if base is not None and base in self._written and base in self.shadows:
+            if base is not None and base in self._written and base in self.abstract_values:
                 # perhaps written to through another view
-                return seen_through_view(self.shadows[base], base, shadow, tensor)
-            return shadow
+                return seen_through_view(self.abstract_values[base], base, abstract, tensor)
+            return abstract
         if not self.knows(tensor) or tensor.ndim == 0:
             return CONSTANT
-        origins = [] if id(tensor) in self.parameters else self.shadows.origins(tensor)
+        origins = [] if id(tensor) in self.parameters else self.abstract_values.origins(tensor)
         if origins:
-            self.shadows[tensor] = self.behind(tensor, origins, self.shadows.inside(tensor))
-            return self.shadows[tensor]
+            self.abstract_values[tensor] = self.behind(
+                tensor, origins, self.abstract_values.inside(tensor)
+            )
+            return self.abstract_values[tensor]
         name = self.parameters.get(id(tensor), "a parameter")
-        planes = (self.spaces.of_parameter(name, tensor.shape),)
-        self.shadows[tensor] = AbstractValue(Role.PARAMETER, planes)
-        return self.shadows[tensor]
+        token_ids = (self.spaces.of_parameter(name, tensor.shape),)
+        self.abstract_values[tensor] = AbstractValue(Role.PARAMETER, token_ids)
+        return self.abstract_values[tensor]
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether a tensor has a value, or would get one."""
-        if tensor in self.shadows:
+        if tensor in self.abstract_values:
             return True
         return tensor.is_floating_point() and (
             id(tensor) in self.parameters
@@ -121,21 +123,21 @@ class TrackingState(ABC):
 
     def tokens_of(self, tensor: Tensor, name: str) -> AbstractValue:
         """The value of a tensor that is about to be read as tokens, its last axis as features."""
-        shadow = self.of(tensor)
-        if shadow.role is Role.STATISTIC:
-            return shadow.without_tokens(name)
-        if shadow.role is Role.LOGITS and not shadow.data:  # a product of parameters, no more
-            return shadow._replace(role=Role.TOKENS, planes=shadow.planes[:1])
-        if shadow.role is not Role.RAW or not shadow.planes or tensor.ndim == 1:
-            return shadow
+        abstract = self.of(tensor)
+        if abstract.role is Role.STATISTIC:
+            return abstract.without_tokens(name)
+        if abstract.role is Role.LOGITS and not abstract.data:  # a product of parameters, no more
+            return abstract._replace(role=Role.TOKENS, token_ids=abstract.token_ids[:1])
+        if abstract.role is not Role.RAW or not abstract.token_ids or tensor.ndim == 1:
+            return abstract
         # What is added to this very tensor later must find the same tokens.
-        self.shadows[tensor] = rows.of_rows(self.spaces, shadow, tensor.shape, name)
-        return self.shadows[tensor]
+        self.abstract_values[tensor] = rows.of_rows(self.spaces, abstract, tensor.shape, name)
+        return self.abstract_values[tensor]
 
     def weighing(self, tensor: Tensor) -> Contraction | None:
         """The product of weights and tokens that a tensor is, if a sum would make it attention."""
-        shadow = self.shadows.get(tensor)
-        return None if shadow is None else shadow.weighing
+        abstract = self.abstract_values.get(tensor)
+        return None if abstract is None else abstract.weighing
 
     # -- writes in place -----------------------------------------------------------------------
 
@@ -147,41 +149,47 @@ class TrackingState(ABC):
     def settle(self, tensor: Tensor) -> None:
         """Note the value of a tensor before it is written to: afterwards its graph is another."""
         base = tensor._base  # noqa: SLF001
-        unseen = base is not None and base not in self.shadows and tensor in self.shadows
+        unseen = (
+            base is not None and base not in self.abstract_values and tensor in self.abstract_values
+        )
         if unseen and base is not None and tensor.numel() == base.numel():
-            part = self.shadows[tensor]  # an operation returned a view of what nobody saw
-            self.shadows[base] = seen_from_base(
+            part = self.abstract_values[tensor]  # an operation returned a view of what nobody saw
+            self.abstract_values[base] = seen_from_base(
                 self.heads, CONSTANT, base, part, tensor, part.lost_at
             )
         for one in (tensor,) if base is None else (tensor, base):
             if self.knows(one):
                 self.of(one)
             else:
-                self.shadows[one] = CONSTANT
+                self.abstract_values[one] = CONSTANT
 
     def note_write(self, result: Tensor, name: str) -> None:
         """Note that `result` was written to. What stands in a view stands in its base as well."""
         base = result._base  # noqa: SLF001
-        if base is not None and result in self.shadows:
-            part = self.shadows[result]
-            self.shadows[base] = seen_from_base(self.heads, self.of(base), base, part, result, name)
+        if base is not None and result in self.abstract_values:
+            part = self.abstract_values[result]
+            self.abstract_values[base] = seen_from_base(
+                self.heads, self.of(base), base, part, result, name
+            )
         self._written[result if base is None else base] = True
 
     # -- attention calls -----------------------------------------------------------------------
 
-    def replaced(self, shadows: Sequence[AbstractValue]) -> bool:
+    def replaced(self, abstract_values: Sequence[AbstractValue]) -> bool:
         """Whether a call that some of these depend on had tokens of the others as queries.
 
         Without a residual path, the result of a call takes the place of the tokens' state before.
         A sequence of which some tokens were replaced and others were not has no one state.
         """
-        together = ancestors_of(shadows)
-        for shadow in shadows:
-            missing = together - shadow.ancestors
-            if not missing or not shadow.data or len(shadow.planes) != 1:
+        together = ancestors_of(abstract_values)
+        for abstract in abstract_values:
+            missing = together - abstract.ancestors
+            if not missing or not abstract.data or len(abstract.token_ids) != 1:
                 continue
             mine = self.spaces.cache.of(
-                (shadow.planes[0],), "tokens", functools.partial(_tokens_in, shadow.planes[0])
+                (abstract.token_ids[0],),
+                "tokens",
+                functools.partial(_tokens_in, abstract.token_ids[0]),
             )
             if any(
                 i in self.queried and bool(torch.isin(mine, self.queried[i]).any()) for i in missing
@@ -189,13 +197,13 @@ class TrackingState(ABC):
                 return True
         return False
 
-    def note_global_context(self, term: AbstractValue, main: AbstractValue, plane: Tensor) -> None:
+    def note_global_context(self, term: AbstractValue, main: AbstractValue, ids: Tensor) -> None:
         """Note calls whose pooled token is added to all tokens that it was pooled from."""
         if not self.pools:
             return
         for call in term.ancestors - main.ancestors:
             pool = self.pools.get(call)
-            if pool and pool.keys & set(self.spaces.indices(plane)):
+            if pool and pool.keys & set(self.spaces.indices(ids)):
                 pool.problem = GLOBAL_CONTEXT
 
 

@@ -21,14 +21,14 @@ def is_statistic(state: TrackingState, term: Operand, main: Operand, shape: torc
     It must be of each example by itself: a statistic of a batch would join its examples.
     """
     spaces = state.spaces
-    if term is main or not main.shadow.planes or main.shadow.pairs:
+    if term is main or not main.abstract.token_ids or main.abstract.pairs:
         return False
-    if term.shadow.role is Role.STATISTIC or len(term.shape) > len(shape):
+    if term.abstract.role is Role.STATISTIC or len(term.shape) > len(shape):
         return False
     axes = main.token_axes(spaces, shape)
     if not axes:  # one token to an example: no axis is theirs
         return False
-    known = bool(term.shadow.planes) and not term.shadow.pairs
+    known = bool(term.abstract.token_ids) and not term.abstract.pairs
     if known and term.token_axes(spaces, shape):
         return False
     sizes = term.sizes(shape)
@@ -47,15 +47,15 @@ def is_guide(state: TrackingState, term: Operand, main: Operand) -> bool:
 
     Such as the only query, where logits are added or multiplied up by broadcasting.
     """
-    if main.shadow.role is not Role.TOKENS:
+    if main.abstract.role is not Role.TOKENS:
         return False
-    if term.shadow.guided:
+    if term.abstract.guided:
         return True
-    if term.shadow.role is not Role.TOKENS or not term.shadow.planes:
-        return term.shadow.role is Role.TOKENS
+    if term.abstract.role is not Role.TOKENS or not term.abstract.token_ids:
+        return term.abstract.role is Role.TOKENS
     spaces = state.spaces
-    merged_from = {i for k in spaces.indices(term.plane) for i in spaces.made_of(k)}
-    return merged_from.isdisjoint(spaces.indices(main.plane))
+    merged_from = {i for k in spaces.indices(term.ids) for i in spaces.made_of(k)}
+    return merged_from.isdisjoint(spaces.indices(main.ids))
 
 
 def _constant(operand: Operand, axis: int, *, seen: bool) -> bool:
@@ -76,7 +76,7 @@ def _of_the_same_examples(
     state: TrackingState, term: Operand, main: Operand, shape: torch.Size
 ) -> bool:
     """Whether a term whose tokens are known is of the example of each element that it meets."""
-    one, other = squeeze_expanded_together(main.plane.expand(shape), term.plane.expand(shape))
+    one, other = squeeze_expanded_together(main.ids.expand(shape), term.ids.expand(shape))
     examples, others = state.spaces.locate(one)[1], state.spaces.locate(other)[1]
     return not bool(((examples >= 0) & (others >= 0) & (examples != others)).any())
 
@@ -84,24 +84,26 @@ def _of_the_same_examples(
 def _of_each_example(state: TrackingState, term: Operand, main: Operand, shape: torch.Size) -> bool:
     """Whether a term whose tokens were lost depends, in each example, on that example alone."""
     spaces = state.spaces
-    missing = len(shape) - main.plane.ndim
-    along = [axis + missing for axis in spaces.example_axes(main.plane)]
+    missing = len(shape) - main.ids.ndim
+    along = [axis + missing for axis in spaces.example_axes(main.ids)]
     sizes = term.sizes(shape)
     if not along:
         return True
     if term.tensor is None or any(sizes[axis] == 1 for axis in along):
         return False
-    owner = spaces.locate(main.plane)[1]
+    owner = spaces.locate(main.ids)[1]
     owner = owner.view([1] * missing + list(owner.shape))
     for axis in range(len(shape)):
         if axis not in along:
             owner = owner.amax(axis, keepdim=True)
     owner = owner.view(owner.shape[len(shape) - len(term.shape) :])
-    origins = state.shadows.origins(
+    origins = state.abstract_values.origins(
         term.tensor,
         lambda s: (
-            not s.data or (bool(s.planes) and not any(spaces.lost(p).any() for p in s.planes))
+            not s.data or (bool(s.token_ids) and not any(spaces.lost(p).any() for p in s.token_ids))
         ),
     )
-    sources = [(o.edge, spaces.locate(o.shadow.planes[0])[1]) for o in origins if o.shadow.data]
+    sources = [
+        (o.edge, spaces.locate(o.abstract.token_ids[0])[1]) for o in origins if o.abstract.data
+    ]
     return probe.keeps_examples(term.tensor, owner, sources, state.hooks)

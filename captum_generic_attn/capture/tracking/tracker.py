@@ -65,9 +65,9 @@ class TokenTracker(TrackingState):
         if family is Family.NOTHING:
             return
         if family is Family.TOKENWISE and not (in_place or kwargs) and isinstance(out, Tensor):
-            shadow = elementwise.of_the_same_tokens(self, args, out)  # most operations of a model
-            if shadow is not None:
-                self.shadows[out] = shadow
+            abstract = elementwise.of_the_same_tokens(self, args, out)  # most operations of a model
+            if abstract is not None:
+                self.abstract_values[out] = abstract
                 return
         inputs = self._operands(family, args, kwargs)
         if not inputs or (out is inputs[0] and family in _OF_THE_FIRST and not in_place):
@@ -87,10 +87,10 @@ class TokenTracker(TrackingState):
         """Give the results of an operation what its transfer function says."""
         values = _TRANSFERS[family](self, op)
         if family in _MOVES:
-            values = [v._replace(moved_by=op.name) if v and v.planes else v for v in values]
+            values = [v._replace(moved_by=op.name) if v and v.token_ids else v for v in values]
         for result, value in zip(op.results, values, strict=False):
             if value is not None:
-                self.shadows[result] = value
+                self.abstract_values[result] = value
 
     def _operands(
         self, family: Family, args: Sequence[Any], kwargs: Mapping[str, Any]

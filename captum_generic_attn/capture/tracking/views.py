@@ -28,11 +28,11 @@ def seen_from_base(
     merged = whole._replace(
         ancestors=whole.ancestors | part.ancestors, data=whole.data or part.data, weighing=None
     )
-    if not part.planes:
+    if not part.token_ids:
         return merged.without_tokens(part.lost_at or name) if part.data else merged
     if whole.data and part.data and unlike(whole, part):
         return merged._replace(role=Role.TOKENS).without_tokens(name)
-    if not base.is_contiguous() or (whole.planes and part.pairs != whole.pairs):
+    if not base.is_contiguous() or (whole.token_ids and part.pairs != whole.pairs):
         return merged.without_tokens(f"{name} through a view")
     blank = torch.full(base.shape, PADDING, dtype=torch.int32)
 
@@ -42,13 +42,13 @@ def seen_from_base(
         found.as_strided(view.shape, view.stride(), offset).copy_(new)
         return found
 
-    planes = tuple(map(write, whole.planes or [blank] * 2, part.planes))
+    token_ids = tuple(map(write, whole.token_ids or [blank] * 2, part.token_ids))
     calls = None
     if whole.calls is not None or part.calls is not None:
         before = no_call(base.shape) if whole.calls is None else whole.calls
         calls = write(before, no_call(view.shape) if part.calls is None else part.calls)
     role = higher_role(whole.role, part.role)
-    return heads.noted(merged._replace(role=role, planes=planes, calls=calls))
+    return heads.noted(merged._replace(role=role, token_ids=token_ids, calls=calls))
 
 
 def seen_through_view(
@@ -56,9 +56,13 @@ def seen_through_view(
 ) -> AbstractValue:
     """The value of a view, of value `part` before, after the tensor `base` was written to."""
     part = part._replace(ancestors=part.ancestors | whole.ancestors)
-    if whole.data and not whole.planes:
+    if whole.data and not whole.token_ids:
         return part.without_tokens(whole.lost_at)
-    if not part.planes or len(whole.planes) != len(part.planes) or not base.is_contiguous():
+    if (
+        not part.token_ids
+        or len(whole.token_ids) != len(part.token_ids)
+        or not base.is_contiguous()
+    ):
         return part
     offset = view.storage_offset() - base.storage_offset()
 
@@ -66,4 +70,4 @@ def seen_through_view(
         return ids.contiguous().as_strided(view.shape, view.stride(), offset)
 
     calls = None if whole.calls is None else see(whole.calls)
-    return part._replace(planes=tuple(map(see, whole.planes)), calls=calls)
+    return part._replace(token_ids=tuple(map(see, whole.token_ids)), calls=calls)

@@ -136,10 +136,10 @@ def test_summed_axes() -> None:
 # --- carrying ids to the result
 
 
-def parents_in_loops(terms: Contraction, side: int, plane: Tensor, shape: torch.Size) -> Tensor:
+def parents_in_loops(terms: Contraction, side: int, ids: Tensor, shape: torch.Size) -> Tensor:
     """The id of the factor's element behind each number of the result; -9 where they differ."""
     labels, sizes = terms.labels(side), dict(zip(terms.out_labels, shape, strict=True))
-    sizes |= {n: s for n, s in zip(labels, plane.shape, strict=True) if n not in sizes}
+    sizes |= {n: s for n, s in zip(labels, ids.shape, strict=True) if n not in sizes}
     result = torch.empty(shape, dtype=torch.long)
     hidden = [label for label in labels if label not in terms.out_labels]
     for place in itertools.product(*(range(n) for n in shape)):
@@ -148,9 +148,9 @@ def parents_in_loops(terms: Contraction, side: int, plane: Tensor, shape: torch.
         for rest in itertools.product(*(range(sizes[label]) for label in hidden)):
             where = at | dict(zip(hidden, rest, strict=True))
             index = tuple(
-                where[label] if n > 1 else 0 for label, n in zip(labels, plane.shape, strict=True)
+                where[label] if n > 1 else 0 for label, n in zip(labels, ids.shape, strict=True)
             )
-            found.add(int(plane[index]))
+            found.add(int(ids[index]))
         result[place] = found.pop() if len(found) == 1 else -9
     return result
 
@@ -163,10 +163,10 @@ def test_ids_follow_their_factor(name: str, side: int, flat: set[int]) -> None:
     terms = read(func, *args)
     tensor = (terms.left, terms.right)[side]
     shape = [1 if axis in flat else n for axis, n in enumerate(tensor.shape)]
-    plane = torch.arange(torch.Size(shape).numel()).view(shape).expand(tensor.shape)
+    ids = torch.arange(torch.Size(shape).numel()).view(shape).expand(tensor.shape)
     result = func(*args)
-    ours = relabel(plane, terms.labels(side), terms.out_labels, result.shape)
-    expected = parents_in_loops(terms, side, plane, result.shape)
+    ours = relabel(ids, terms.labels(side), terms.out_labels, result.shape)
+    expected = parents_in_loops(terms, side, ids, result.shape)
     if ours is None:
         assert (expected == -9).any()
     else:
@@ -179,11 +179,11 @@ def test_ids_agree_with_a_one_hot_product(name: str) -> None:
     func, args = CALLS[name]
     terms = read(func, *args)
     rows = terms.left[..., 0]
-    plane = torch.arange(rows.numel()).view(rows.shape)[..., None].expand(terms.left.shape)
-    ours = relabel(plane, terms.left_labels, terms.out_labels, func(*args).shape)
+    ids = torch.arange(rows.numel()).view(rows.shape)[..., None].expand(terms.left.shape)
+    ours = relabel(ids, terms.left_labels, terms.out_labels, func(*args).shape)
     assert ours is not None
     for token in range(rows.numel()):
-        probe = (plane == token).double()
+        probe = (ids == token).double()
         reacts = by_labels(terms, probe, terms.right.abs()) > 0
         assert torch.equal(ours == token, reacts)
 
@@ -205,7 +205,7 @@ def test_relabel_of_what_is_summed() -> None:
 
 
 def test_relabel_sums_over_padding() -> None:
-    plane = torch.tensor([[5, -1], [-1, 6]])
-    ours = relabel(plane, ("i", "k"), ("i",), torch.Size([2]))
+    ids = torch.tensor([[5, -1], [-1, 6]])
+    ours = relabel(ids, ("i", "k"), ("i",), torch.Size([2]))
     assert ours is not None
     assert ours.tolist() == [5, 6]

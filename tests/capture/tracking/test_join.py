@@ -68,11 +68,11 @@ class World:
         assert ids is not None
         return ids.unsqueeze(-1).expand(SHAPE)
 
-    def operand(self, shadow: AbstractValue) -> Operand:
+    def operand(self, abstract: AbstractValue) -> Operand:
         generator = torch.Generator().manual_seed(1)
         tensor = torch.rand(SHAPE, generator=generator, requires_grad=True) * 2
-        self.state.shadows[tensor] = shadow
-        return Operand(tensor, SHAPE, shadow)
+        self.state.abstract_values[tensor] = abstract
+        return Operand(tensor, SHAPE, abstract)
 
     def tokens(self, ids: Tensor, call: int) -> Operand:
         return self.operand(AbstractValue(Role.TOKENS, (ids,), frozenset([call]), data=True))
@@ -103,15 +103,15 @@ class World:
                 ]  # fmt: skip
         return frozenset(found)
 
-    def of(self, shadow: AbstractValue) -> tuple[Any, ...]:
+    def of(self, abstract: AbstractValue) -> tuple[Any, ...]:
         """What a value says: of each element the sources of its tokens; all that is lost is one."""
         known = []
-        for ids in shadow.planes:
+        for ids in abstract.token_ids:
             each = torch.unique(ids)
             pairs = zip(each.tolist(), self.spaces.lost(each).tolist(), strict=True)
             told = {i: "lost" if gone else self.sources(i) for i, gone in pairs}
             known.append([told[i] for i in ids.reshape(-1).tolist()])
-        return known, shadow.ancestors, shadow.data, shadow.pairs
+        return known, abstract.ancestors, abstract.data, abstract.pairs
 
 
 NAMES = list(World().operands)
@@ -126,10 +126,10 @@ def mix(world: World, *names: str) -> AbstractValue:
 def test_idempotent(name: str) -> None:
     """A value joined with itself is itself; a parameter that is computed with becomes tokens."""
     world = World()
-    shadow = world.operands[name].shadow
+    abstract = world.operands[name].abstract
     found = mix(world, name, name)
-    assert world.of(found) == world.of(shadow)
-    role = Role.TOKENS if shadow.role is Role.PARAMETER else shadow.role
+    assert world.of(found) == world.of(abstract)
+    role = Role.TOKENS if abstract.role is Role.PARAMETER else abstract.role
     assert found.role is role
 
 
@@ -150,14 +150,14 @@ def test_the_join_is_an_upper_bound(one: str, other: str) -> None:
     operands = [world.operands[name] for name in (one, other)]
     found = mix(world, one, other)
     for operand in operands:
-        shadow = operand.shadow
-        assert shadow.ancestors <= found.ancestors
-        assert shadow.data <= found.data
-        if not shadow.data or not shadow.planes or shadow.role is not Role.TOKENS:
+        abstract = operand.abstract
+        assert abstract.ancestors <= found.ancestors
+        assert abstract.data <= found.data
+        if not abstract.data or not abstract.token_ids or abstract.role is not Role.TOKENS:
             continue
-        if not found.planes or found.pairs:  # lost, or a bias of logits
+        if not found.token_ids or found.pairs:  # lost, or a bias of logits
             continue
-        told, needed = world.of(found)[0][0], world.of(shadow)[0][0]
+        told, needed = world.of(found)[0][0], world.of(abstract)[0][0]
         for mine, theirs in zip(told, needed, strict=True):
             assert mine == "lost" or (theirs != "lost" and theirs <= mine)
 
@@ -169,10 +169,10 @@ def test_lost_joined_with_anything_of_data_is_lost(other: str) -> None:
     """  # fmt: skip
     world = World()
     found = mix(world, "lost", other)
-    if world.operands[other].shadow.pairs:
-        assert world.of(found)[0] == world.of(world.operands[other].shadow)[0]
+    if world.operands[other].abstract.pairs:
+        assert world.of(found)[0] == world.of(world.operands[other].abstract)[0]
     else:
-        assert not found.planes
+        assert not found.token_ids
         assert found.lost_at == "scan"
     assert 1 in found.ancestors
 
@@ -181,7 +181,7 @@ def test_lost_joined_with_anything_of_data_is_lost(other: str) -> None:
 def test_places_that_are_lost_stay_lost(other: str) -> None:
     world = World()
     found = mix(world, "tokens of which some are lost", other)
-    assert not found.planes or bool(world.spaces.lost(found.planes[0]).all())
+    assert not found.token_ids or bool(world.spaces.lost(found.token_ids[0]).all())
 
 
 @pytest.mark.parametrize(("one", "other", "third"), list(product(FEW, repeat=3)))
@@ -189,29 +189,29 @@ def test_monotone(one: str, other: str, third: str) -> None:
     """Losing an operand cannot give tokens back: what is lost of a pair is lost of a triple."""
     world = World()
     pair = mix(world, one, other)
-    if pair.planes or not pair.data:
+    if pair.token_ids or not pair.data:
         return
     again = World()
     found = mix(again, one, other, third)
-    assert not found.planes, "a third operand found what two had lost"
+    assert not found.token_ids, "a third operand found what two had lost"
 
 
 def test_tokens_live_on_as_those_that_attention_added_to_but_these_are_merged() -> None:
     """Two tokens with histories of their own make a third, with both as parents."""
     world = World()
     found = mix(world, "tokens", "tokens that attention added to")
-    assert torch.equal(found.planes[0], world.attended)
+    assert torch.equal(found.token_ids[0], world.attended)
     found = mix(world, "tokens that attention added to", "others that attention added to")
-    (new,) = world.spaces.indices(found.planes[0])
+    (new,) = world.spaces.indices(found.token_ids[0])
     parents = world.spaces[new].parents
     assert parents is not None
-    both = [world.operands[n].plane[..., 0] for n in (NAMES[4], NAMES[5])]
+    both = [world.operands[n].ids[..., 0] for n in (NAMES[4], NAMES[5])]
     assert torch.equal(parents.sort(-1).values, torch.stack(both, -1).sort(-1).values)
 
 
 def test_elements_of_different_places_are_lost() -> None:
     found = mix(World(), "elements", "elements of other places")
-    assert not found.planes
+    assert not found.token_ids
     assert found.lost_at == "add"
 
 
@@ -228,4 +228,4 @@ def test_a_fold_is_what_three_operands_are() -> None:
 def test_padding_takes_the_token_of_the_other() -> None:
     world = World()
     found = mix(world, "tokens and padding", "tokens")
-    assert torch.equal(found.planes[0], world.first)
+    assert torch.equal(found.token_ids[0], world.first)

@@ -366,10 +366,10 @@ def test_memory_errors_in_shape_operations_are_not_swallowed(
     moved = "captum_generic_attn.capture.tracking.families.layout.moved"
     from captum_generic_attn.capture.tracking.families.layout import moved as really
 
-    def failing(plane: Tensor, op: Any) -> list[Tensor]:
+    def failing(ids: Tensor, op: Any) -> list[Tensor]:
         if op.name == operation:
             raise error
-        return really(plane, op)
+        return really(ids, op)
 
     with mock.patch(moved, failing), pytest.raises(type(error), match="allocate"):
         explain(Encoder(fused), features())

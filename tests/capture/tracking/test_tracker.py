@@ -38,54 +38,56 @@ class Following(TorchFunctionMode):
 
     def ids(self, *shape: int, role: Role = Role.TOKENS, name: str = "x") -> Tensor:
         """A tensor whose elements are tokens of their own and hold their ids plus one."""
-        plane = self.spaces.of_input(name, torch.Size(shape))
-        tensor = plane.double() + 1
-        self.tracker.shadows[tensor] = AbstractValue(role, (plane,), frozenset([7]), data=True)
+        token_ids = self.spaces.of_input(name, torch.Size(shape))
+        tensor = token_ids.double() + 1
+        self.tracker.abstract_values[tensor] = AbstractValue(
+            role, (token_ids,), frozenset([7]), data=True
+        )
         return tensor
 
     def tokens(self, *shape: int, name: str = "x", call: int | None = 7) -> Tensor:
         """`[*shape, D]` features of tokens, all of them the token's id plus one."""
-        plane = self.spaces.of_input(name, torch.Size(shape)).unsqueeze(-1).expand(*shape, D)
-        tensor = (plane.double() + 1).contiguous()
-        self.tracker.shadows[tensor] = AbstractValue(
-            Role.TOKENS, (plane,), frozenset({call} - {None}), data=True
+        token_ids = self.spaces.of_input(name, torch.Size(shape)).unsqueeze(-1).expand(*shape, D)
+        tensor = (token_ids.double() + 1).contiguous()
+        self.tracker.abstract_values[tensor] = AbstractValue(
+            Role.TOKENS, (token_ids,), frozenset({call} - {None}), data=True
         )
         return tensor
 
     def born(self, *shape: int, name: str = "x", call: int | None = 7) -> Tensor:
         """Like `tokens`, of a space of tokens instead of an input's elements."""
         elements = self.spaces.of_input(name, torch.Size(shape))
-        plane = self.spaces.created(elements.unsqueeze(-1), None)
-        assert plane is not None
-        plane = plane.unsqueeze(-1).expand(*shape, D)
-        tensor = (plane.double() + 1).contiguous()
-        self.tracker.shadows[tensor] = AbstractValue(
-            Role.TOKENS, (plane,), frozenset({call} - {None}), data=True
+        token_ids = self.spaces.created(elements.unsqueeze(-1), None)
+        assert token_ids is not None
+        token_ids = token_ids.unsqueeze(-1).expand(*shape, D)
+        tensor = (token_ids.double() + 1).contiguous()
+        self.tracker.abstract_values[tensor] = AbstractValue(
+            Role.TOKENS, (token_ids,), frozenset({call} - {None}), data=True
         )
         return tensor
 
     def check(self, tensor: Tensor) -> None:
-        """The plane of a tensor says what its values say: 0 is no token."""
-        shadow = self.tracker.of(tensor)
-        assert shadow.lost_at == ""
-        (plane,) = shadow.planes
-        assert plane.shape == tensor.shape
-        assert torch.equal(plane.double() + 1, tensor.real.double())
-        assert shadow.data
-        assert 7 in shadow.ancestors
+        """The token_ids of a tensor says what its values say: 0 is no token."""
+        abstract = self.tracker.of(tensor)
+        assert abstract.lost_at == ""
+        (token_ids,) = abstract.token_ids
+        assert token_ids.shape == tensor.shape
+        assert torch.equal(token_ids.double() + 1, tensor.real.double())
+        assert abstract.data
+        assert 7 in abstract.ancestors
 
     def is_lost(self, tensor: Tensor, at: str) -> None:
         """No tokens, but still what it depends on."""
-        shadow = self.tracker.of(tensor)
-        assert shadow.planes == ()
-        assert shadow.lost_at == at
-        assert shadow.ancestors == {7}
-        assert shadow.data
+        abstract = self.tracker.of(tensor)
+        assert abstract.token_ids == ()
+        assert abstract.lost_at == at
+        assert abstract.ancestors == {7}
+        assert abstract.data
 
 
-def plane_of(following: Following, tensor: Tensor) -> Tensor:
-    (plane,) = following.tracker.of(tensor).planes
-    return plane
+def ids_of(following: Following, tensor: Tensor) -> Tensor:
+    (token_ids,) = following.tracker.of(tensor).token_ids
+    return token_ids
 
 
 @pytest.fixture
@@ -281,9 +283,9 @@ def test_written_values_bring_their_tokens(following: Following, name: str) -> N
     x, y = following.tokens(B, N), following.tokens(B, 2, name="y", call=8)
     with following:
         out = WRITES[name](x.clone(), y)
-    shadow = following.tracker.of(out)
-    assert shadow.ancestors == {7, 8}
-    if shadow.planes or not shadow.lost_at:
+    abstract = following.tracker.of(out)
+    assert abstract.ancestors == {7, 8}
+    if abstract.token_ids or not abstract.lost_at:
         following.check(out)
 
 
@@ -296,7 +298,7 @@ def test_written_constants_leave_tokens_where_they_are(following: Following, val
         out[:, 1] = value
         filled = x.masked_fill(x > 3, value)
     for result in (out, filled):
-        assert torch.equal(plane_of(following, result), plane_of(following, x))
+        assert torch.equal(ids_of(following, result), ids_of(following, x))
 
 
 # --- element by element
@@ -312,7 +314,7 @@ def test_tokens_keep_their_ids_beside_constants_and_parameters() -> None:
             x.add_(bias), torch.maximum(x, bias), F.layer_norm(x, (D,)),
         ]  # fmt: skip
     for result in results:
-        assert torch.equal(plane_of(following, result), plane_of(following, x))
+        assert torch.equal(ids_of(following, result), ids_of(following, x))
         assert following.tracker.of(result).ancestors == {7}
 
 
@@ -320,14 +322,14 @@ def test_streams_that_attended_apart_are_merged(following: Following) -> None:
     """Their sum depends on both, and its tokens are neither's: each has one parent in either."""
     x, y = following.born(B, N), following.born(B, N, name="y", call=9)
     for tensor in (x, y):
-        following.spaces.mark_queried(plane_of(following, tensor))
+        following.spaces.mark_queried(ids_of(following, tensor))
     with following:
         out = x + y
     assert following.tracker.of(out).ancestors == {7, 9}
-    (merged,) = following.spaces.indices(plane_of(following, out))
+    (merged,) = following.spaces.indices(ids_of(following, out))
     parents = following.spaces[merged].parents
     assert parents is not None
-    ours = torch.stack([plane_of(following, t)[..., 0] for t in (y, x)], -1)
+    ours = torch.stack([ids_of(following, t)[..., 0] for t in (y, x)], -1)
     assert torch.equal(parents.sort(-1).values, ours.sort(-1).values)
 
 
@@ -335,7 +337,7 @@ def test_inputs_that_are_summed_are_one_token(following: Following) -> None:
     x, y = following.tokens(B, N, call=None), following.tokens(B, N, name="y", call=None)
     with following:
         out = x + y
-    (kept,) = following.spaces.indices(plane_of(following, out))
+    (kept,) = following.spaces.indices(ids_of(following, out))
     (absorbed,) = following.spaces.absorbed_into(following.spaces[kept])
     assert {following.spaces[kept].name, absorbed[0].name} == {"x", "y"}
     assert absorbed[1].unique(dim=0).tolist() == [[0, 1, 2, 3]]
@@ -345,8 +347,8 @@ def test_one_hot_rows_are_of_their_integers(following: Following) -> None:
     x = following.tokens(B, N)
     with following:
         out = F.one_hot(x.long(), 30).double()
-    plane = plane_of(following, out)
-    assert torch.equal(plane, plane_of(following, x).unsqueeze(-1).expand(out.shape))
+    token_ids = ids_of(following, out)
+    assert torch.equal(token_ids, ids_of(following, x).unsqueeze(-1).expand(out.shape))
 
 
 def test_a_shape_that_does_not_fit_loses_tokens(following: Following) -> None:
@@ -384,13 +386,13 @@ def test_tokens_pooled_into_one_are_its_parents(following: Following, pool) -> N
     with following:
         out = pool(x)
     assert following.tracker.of(out).ancestors == {7}
-    plane = plane_of(following, out)
-    assert plane.shape == out.shape
-    (pooled,) = following.spaces.indices(plane)
+    token_ids = ids_of(following, out)
+    assert token_ids.shape == out.shape
+    (pooled,) = following.spaces.indices(token_ids)
     parents = following.spaces[pooled].parents
     assert parents is not None
-    assert torch.equal(parents[:, 0].flip(-1), plane_of(following, x)[..., 0])
-    assert plane.reshape(B, -1)[:, 0].tolist() == [
+    assert torch.equal(parents[:, 0].flip(-1), ids_of(following, x)[..., 0])
+    assert token_ids.reshape(B, -1)[:, 0].tolist() == [
         following.spaces[pooled].base + i for i in range(B)
     ]
 
@@ -401,9 +403,9 @@ def test_mixed_tokens_are_lost_by_name_but_not_their_calls(following: Following,
     x = following.tokens(B, N)
     with following:
         out = mix(x)
-    shadow = following.tracker.of(out)
-    assert 7 in shadow.ancestors
-    at = shadow.lost_at if shadow.lost_at.startswith("fft") else at
+    abstract = following.tracker.of(out)
+    assert 7 in abstract.ancestors
+    at = abstract.lost_at if abstract.lost_at.startswith("fft") else at
     following.is_lost(out, at)
 
 
@@ -428,14 +430,14 @@ def test_features_summed_away_leave_their_token(following: Following, reduce) ->
     x = following.tokens(B, N)
     with following:
         out = reduce(x)
-    assert torch.equal(plane_of(following, out), plane_of(following, x)[..., 0])
+    assert torch.equal(ids_of(following, out), ids_of(following, x)[..., 0])
 
 
 def test_integers_of_a_reduction_say_nothing(following: Following) -> None:
     x = following.tokens(B, N)
     with following:
         places = x.max(-1).indices
-    assert following.tracker.of(places).planes == ()
+    assert following.tracker.of(places).token_ids == ()
 
 
 # --- weights and births
@@ -445,8 +447,8 @@ def test_a_weight_mixes_features_and_keeps_tokens(following: Following) -> None:
     x = following.tokens(B, N)
     with following:
         out = F.linear(x, torch.ones(3, D).double())
-    assert plane_of(following, out).shape == (B, N, 3)
-    assert torch.equal(plane_of(following, out)[..., 0], plane_of(following, x)[..., 0])
+    assert ids_of(following, out).shape == (B, N, 3)
+    assert torch.equal(ids_of(following, out)[..., 0], ids_of(following, x)[..., 0])
 
 
 def test_a_weight_makes_tokens_of_raw_rows(following: Following) -> None:
@@ -454,22 +456,22 @@ def test_a_weight_makes_tokens_of_raw_rows(following: Following) -> None:
     with following:
         out = F.linear(x, torch.ones(3, D).double())
         again = F.linear(x, torch.ones(5, D).double())
-    plane = plane_of(following, out)
-    space = following.spaces[following.spaces.indices(plane)[0]]
+    token_ids = ids_of(following, out)
+    space = following.spaces[following.spaces.indices(token_ids)[0]]
     assert (space.name, space.kind, space.size, space.examples) == ("x", "token", N, B)
-    assert following.spaces.coordinates(plane[0, :, 0]).tolist() == [
+    assert following.spaces.coordinates(token_ids[0, :, 0]).tolist() == [
         [i, (D - 1) / 2] for i in range(N)
     ]
-    assert torch.equal(plane_of(following, again)[..., 0], plane[..., 0]), "the same tokens"
+    assert torch.equal(ids_of(following, again)[..., 0], token_ids[..., 0]), "the same tokens"
 
 
 def test_integers_become_tokens_where_they_stand(following: Following) -> None:
     ids = torch.arange(B * N).view(B, N)
-    plane = following.spaces.of_input("ids", ids.shape)
-    following.tracker.shadows[ids] = AbstractValue(Role.RAW, (plane,), data=True)
+    token_ids = following.spaces.of_input("ids", ids.shape)
+    following.tracker.abstract_values[ids] = AbstractValue(Role.RAW, (token_ids,), data=True)
     with following:
         out = F.embedding(ids.flip(1), torch.ones(9, D).double())
-    assert following.spaces.coordinates(plane_of(following, out)[1, :, 0]).tolist() == [
+    assert following.spaces.coordinates(ids_of(following, out)[1, :, 0]).tolist() == [
         [3], [2], [1], [0],
     ]  # fmt: skip
 
@@ -479,8 +481,8 @@ def test_positions_are_rows_of_a_parameter() -> None:
     following = Following(positions=table)
     with following:
         out = F.embedding(torch.arange(N), table)
-    plane = plane_of(following, out)
-    (index,) = following.spaces.indices(plane)
+    token_ids = ids_of(following, out)
+    (index,) = following.spaces.indices(token_ids)
     assert (following.spaces[index].name, following.spaces[index].kind) == (
         "positions",
         "parameter",
@@ -495,18 +497,18 @@ def test_a_parameter_gets_its_tokens_once() -> None:
     with following:
         out = torch.cat([cls.expand(B, -1, -1), x], 1)
         again = torch.cat([cls.expand(B, -1, -1), x], 1)
-    plane = plane_of(following, out)[..., 0]
-    assert plane[0, 0] == plane[1, 0]
-    assert following.spaces[following.spaces.indices(plane)[0]].name == "cls"
-    assert torch.equal(plane, plane_of(following, again)[..., 0])
-    assert torch.equal(plane[:, 1:], plane_of(following, x)[..., 0])
+    token_ids = ids_of(following, out)[..., 0]
+    assert token_ids[0, 0] == token_ids[1, 0]
+    assert following.spaces[following.spaces.indices(token_ids)[0]].name == "cls"
+    assert torch.equal(token_ids, ids_of(following, again)[..., 0])
+    assert torch.equal(token_ids[:, 1:], ids_of(following, x)[..., 0])
 
 
 def test_constants_that_are_joined_are_padding(following: Following) -> None:
     x = following.tokens(B, N)
     with following:
         out = torch.cat([x, torch.zeros(B, 1, D).double()], 1)
-    assert plane_of(following, out)[:, -1].unique().tolist() == [PADDING]
+    assert ids_of(following, out)[:, -1].unique().tolist() == [PADDING]
 
 
 # --- windows
@@ -549,16 +551,16 @@ def test_windows_are_centred_on_what_they_read(following: Following, name: str) 
     x = following.ids(B, 3, 12, 12, role=Role.RAW)
     with following:
         out = run(x)
-    plane = plane_of(following, out)
-    ours = following.spaces.coordinates(plane[1, 0].reshape(-1)).view(*out.shape[2:], 3)
-    assert torch.equal(plane[:, 0], plane[:, -1])
+    token_ids = ids_of(following, out)
+    ours = following.spaces.coordinates(token_ids[1, 0].reshape(-1)).view(*out.shape[2:], 3)
+    assert torch.equal(token_ids[:, 0], token_ids[:, -1])
     inner = (slice(1, -1),) * 2
     expected = receptive_field_centre(run, torch.Size([1, 3, 12, 12]))
     if name != "largest":  # a maximum has a gradient at one element alone
         torch.testing.assert_close(ours[..., 1:][inner], expected[inner])
     else:
         assert ours[..., 1].unique().tolist() == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
-    examples = following.spaces.locate(plane[:, 0])[1]
+    examples = following.spaces.locate(token_ids[:, 0])[1]
     assert examples[0].unique().tolist() == [0]
     assert examples[1].unique().tolist() == [1]
 
@@ -567,7 +569,7 @@ def test_windows_along_one_axis(following: Following) -> None:
     x = following.ids(B, 3, 12, role=Role.RAW)
     with following:
         out = F.conv1d(x, torch.ones(2, 3, 4).double(), stride=3)
-    assert following.spaces.coordinates(plane_of(following, out)[0, 0])[:, 1].tolist() == [
+    assert following.spaces.coordinates(ids_of(following, out)[0, 0])[:, 1].tolist() == [
         1.5, 4.5, 7.5,
     ]  # fmt: skip
 
@@ -577,11 +579,11 @@ def test_a_convolution_that_keeps_the_grid_keeps_the_tokens(following: Following
     x = following.tokens(B, N)
     with following:
         out = F.conv1d(x.mT, torch.ones(D, 1, 3).double(), padding=1, groups=D).mT
-    assert torch.equal(plane_of(following, out), plane_of(following, x))
+    assert torch.equal(ids_of(following, out), ids_of(following, x))
 
 
 def test_nothing_is_followed_that_does_not_come_from_tokens(following: Following) -> None:
     with following:
         out = torch.ones(2, 3) + 1
-    assert out not in following.tracker.shadows
+    assert out not in following.tracker.abstract_values
     assert family_of("zeros_like") is Family.NOTHING

@@ -32,35 +32,37 @@ class _Part(NamedTuple):
     """A tensor that is joined with others, and its value."""
 
     tensor: Tensor
-    shadow: AbstractValue
+    abstract: AbstractValue
 
 
 def joined(state: TrackingState, op: Operation) -> Values:
     """The value of tensors that are joined."""
     parts = _parts(state, op)
-    main = leading(part.shadow for part in parts)
+    main = leading(part.abstract for part in parts)
     if main.role is Role.RAW:  # its statistics are no elements
         lost = f"{op.name} with a statistic"
         parts = [
-            p._replace(shadow=p.shadow.without_tokens(lost)) if p.shadow.role is Role.STATISTIC
-            else p for p in parts
-        ]  # fmt: skip
+            p._replace(abstract=p.abstract.without_tokens(lost))
+            if p.abstract.role is Role.STATISTIC
+            else p
+            for p in parts
+        ]
     whole = main._replace(
-        ancestors=ancestors_of(part.shadow for part in parts),
-        data=any(part.shadow.data for part in parts),
+        ancestors=ancestors_of(part.abstract for part in parts),
+        data=any(part.abstract.data for part in parts),
         calls=_calls(op, parts),
         weighing=None,
     )
     ids = _merged_features(state, parts, main, op) if _along_features(parts, main, op) else None
     if ids is not None:
-        return [state.heads.noted(whole._replace(planes=(ids,)))]
+        return [state.heads.noted(whole._replace(token_ids=(ids,)))]
     return [_side_by_side(state, op, parts, main, whole)]
 
 
 def _parts(state: TrackingState, op: Operation) -> list[_Part]:
     """What is joined; elements of inputs that are joined with tokens are tokens."""
     parts = [_Part(t, state.of(t)) for t in tensors_in(op.argument(0, "tensors")) if t.numel()]
-    if not any(part.shadow.role is Role.TOKENS for part in parts):
+    if not any(part.abstract.role is Role.TOKENS for part in parts):
         return parts
     return [
         _Part(t, state.tokens_of(t, op.name) if t.is_floating_point() else state.of(t))
@@ -83,7 +85,7 @@ def _run(op: Operation, tensors: Sequence[Tensor]) -> Tensor:
 
 def _calls(op: Operation, parts: Sequence[_Part]) -> Tensor | None:
     """The attention call of each element of the result."""
-    if all(part.shadow.calls is None for part in parts):
+    if all(part.abstract.calls is None for part in parts):
         return None
     return _run(op, [no_call(t.shape) if s.calls is None else s.calls for t, s in parts])
 
@@ -91,14 +93,15 @@ def _calls(op: Operation, parts: Sequence[_Part]) -> Tensor | None:
 def _along_features(parts: Sequence[_Part], main: AbstractValue, op: Operation) -> bool:
     """Whether features of tokens are joined, of which no part has tokens along the axis."""
     axis = _axis(op)
-    if main.role is not Role.TOKENS or not main.data or not main.planes or "cat" not in op.name:
+    if main.role is not Role.TOKENS or not main.data or not main.token_ids or "cat" not in op.name:
         return False
-    if axis == 0 or any(s.data and not s.planes for _, s in parts):
+    if axis == 0 or any(s.data and not s.token_ids for _, s in parts):
         return False
     last = axis == op.results[0].ndim - 1
     return all(
-        (last or tensor.shape[axis] > 1) and not any(varies(ids, axis) for ids in shadow.planes)
-        for tensor, shadow in parts
+        (last or tensor.shape[axis] > 1)
+        and not any(varies(ids, axis) for ids in abstract.token_ids)
+        for tensor, abstract in parts
     )
 
 
@@ -111,9 +114,9 @@ def _merged_features(
     mixes them: `None` for those.
     """
     axis = _axis(op)
-    kept = first_along(main.planes[0], axis)
-    for shadow in (part.shadow for part in parts if part.shadow.data):
-        line = first_along(shadow.planes[0], axis)
+    kept = first_along(main.token_ids[0], axis)
+    for abstract in (part.abstract for part in parts if part.abstract.data):
+        line = first_along(abstract.token_ids[0], axis)
         one, other = (set(state.spaces.indices(ids)) for ids in (kept, line))
         if one & other and not same_ids(kept, line):
             return None
@@ -132,21 +135,22 @@ def _side_by_side(
     whole: AbstractValue,
 ) -> AbstractValue:
     """The value of tensors that are joined along the batch or along tokens."""
-    planes = []
-    for number in range(max((len(part.shadow.planes) for part in parts), default=0)):
+    token_ids = []
+    for number in range(max((len(part.abstract.token_ids) for part in parts), default=0)):
         layers = [
-            part.shadow.planes[number] if part.shadow.planes and part.shadow.pairs == main.pairs
+            part.abstract.token_ids[number]
+            if part.abstract.token_ids and part.abstract.pairs == main.pairs
             else _without_tokens(state, part, main, op.name)
             for part in parts
-        ]  # fmt: skip
+        ]
         ids = _run(op, layers)
         if ids.ndim == layers[0].ndim and not varies(ids, -1):
             ids = ids[..., :1].expand(ids.shape)  # halves of a feature axis
-        planes.append(ids)
+        token_ids.append(ids)
     role = Role.TOKENS if main.role is Role.PARAMETER and len(parts) > 1 else main.role
-    found = whole._replace(role=role, planes=tuple(planes))
-    along_tokens = state.replaced([part.shadow for part in parts]) and (
-        _axis(op) in state.spaces.token_axes(planes[0])
+    found = whole._replace(role=role, token_ids=tuple(token_ids))
+    along_tokens = state.replaced([part.abstract for part in parts]) and (
+        _axis(op) in state.spaces.token_axes(token_ids[0])
     )
     if along_tokens:
         return found.without_tokens(f"{op.name} of tokens that attention replaced and others")
@@ -155,11 +159,11 @@ def _side_by_side(
 
 def _without_tokens(state: TrackingState, part: _Part, main: AbstractValue, name: str) -> Tensor:
     """The ids of a tensor that brings no tokens of its own to those that it is joined with."""
-    tensor, shadow = part
+    tensor, abstract = part
     if main.pairs or not tensor.is_floating_point():
         return torch.full(tensor.shape, PADDING, dtype=torch.int32)
-    if shadow.data:
-        rows = state.spaces.unknown(tensor.shape[:-1], shadow.lost_at or name)
+    if abstract.data:
+        rows = state.spaces.unknown(tensor.shape[:-1], abstract.lost_at or name)
         return rows.unsqueeze(-1).expand(tensor.shape)
     constant = bool((tensor == 0).all())
     return torch.full(tensor.shape, PADDING if constant else EXTERNAL, dtype=torch.int32)

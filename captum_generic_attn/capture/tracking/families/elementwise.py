@@ -25,7 +25,7 @@ def tokenwise(state: TrackingState, op: Operation) -> Values:
         return [chosen]
     found = [summed(state, op.name, op.inputs, result) for result in op.results]
     if op.name in _FILLS and any(state.of(t).data and is_value(t) for t in op.inputs[1:]):
-        return [shadow.without_tokens(f"{op.name} by a computed number") for shadow in found]
+        return [abstract.without_tokens(f"{op.name} by a computed number") for abstract in found]
     return found
 
 
@@ -34,9 +34,9 @@ def summed(
 ) -> AbstractValue:
     """The value of an element-wise mixture of tensors."""
     found = [
-        Operand(t, t.shape, shadow) for t in inputs
+        Operand(t, t.shape, abstract) for t in inputs
         if state.knows(t) and t.dtype != torch.bool
-        and ((shadow := state.of(t)).role is Role.RAW or is_value(t) or not is_value(result))
+        and ((abstract := state.of(t)).role is Role.RAW or is_value(t) or not is_value(result))
     ]  # fmt: skip
     return mixture(state, name, found, result.shape)
 
@@ -54,22 +54,22 @@ def of_the_same_tokens(
     common: AbstractValue | None = None
     for value in args:
         if isinstance(value, Tensor):
-            shadow = state.shadows.get(value)
-            if shadow is None or shadow.role is not Role.TOKENS or len(shadow.planes) != 1:
+            abstract = state.abstract_values.get(value)
+            if abstract is None or abstract.role is not Role.TOKENS or len(abstract.token_ids) != 1:
                 return None
-            if shadow.softmax is not None or shadow.weighing is not None:
+            if abstract.softmax is not None or abstract.weighing is not None:
                 return None
-            if shadow.calls is not None and len(args) > 1 and isinstance(args[1], Tensor):
+            if abstract.calls is not None and len(args) > 1 and isinstance(args[1], Tensor):
                 return None
             if value.shape != result.shape or value.dtype != result.dtype:
                 return None
             if common is None:
-                common = shadow
-            elif shadow.planes[0] is not common.planes[0]:
+                common = abstract
+            elif abstract.token_ids[0] is not common.token_ids[0]:
                 return None
-            elif shadow is not common:
-                ancestors = common.ancestors | shadow.ancestors
-                common = common._replace(ancestors=ancestors, data=common.data or shadow.data)
+            elif abstract is not common:
+                ancestors = common.ancestors | abstract.ancestors
+                common = common._replace(ancestors=ancestors, data=common.data or abstract.data)
         elif isinstance(value, (list, tuple)):
             return None
     return common
@@ -80,23 +80,27 @@ def _chosen(state: TrackingState, op: Operation) -> AbstractValue | None:
     if len(op.args) != 3 or not all(isinstance(a, Tensor) for a in op.args):
         return None
     condition, *choices = op.args
-    shadows = [state.of(choice) for choice in choices]
-    if {s.role for s in shadows} != {Role.TOKENS} or not all(s.planes for s in shadows):
+    abstract_values = [state.of(choice) for choice in choices]
+    if {s.role for s in abstract_values} != {Role.TOKENS} or not all(
+        s.token_ids for s in abstract_values
+    ):
         return None
     shape = op.results[0].shape
-    ids = torch.where(on_cpu(condition), shadows[0].planes[0], shadows[1].planes[0])
+    ids = torch.where(
+        on_cpu(condition), abstract_values[0].token_ids[0], abstract_values[1].token_ids[0]
+    )
     calls = None
-    if any(s.calls is not None for s in shadows):
+    if any(s.calls is not None for s in abstract_values):
         layers = [
             no_call(c.shape) if s.calls is None else s.calls
-            for c, s in zip(choices, shadows, strict=True)
+            for c, s in zip(choices, abstract_values, strict=True)
         ]
         calls = torch.where(on_cpu(condition), layers[0], layers[1]).expand(shape)
     return state.heads.noted(
-        shadows[0]._replace(
-            planes=(ids.expand(shape),),
-            ancestors=ancestors_of(shadows),
-            data=shadows[0].data or shadows[1].data,
+        abstract_values[0]._replace(
+            token_ids=(ids.expand(shape),),
+            ancestors=ancestors_of(abstract_values),
+            data=abstract_values[0].data or abstract_values[1].data,
             calls=calls,
             weighing=None,
         )

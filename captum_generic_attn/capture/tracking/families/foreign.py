@@ -30,9 +30,9 @@ def _passed(
     asking = state.of(query)
     ancestors = ancestors_of(state.of(t) for t in inputs if state.knows(t))
     lost = AbstractValue(Role.TOKENS, ancestors=ancestors, data=True).without_tokens(name)
-    if not asking.planes or result.ndim != query.ndim or result.ndim == 0:
+    if not asking.token_ids or result.ndim != query.ndim or result.ndim == 0:
         return lost._replace(lost_at=asking.lost_at or name)
-    ids = asking.planes[0]
+    ids = asking.token_ids[0]
     if query.shape[:-1] != result.shape[:-1] or varies(ids, -1):
         return lost
     return AbstractValue(

@@ -26,10 +26,12 @@ _REORDERS = {
 
 def shape(state: TrackingState, op: Operation) -> Values:
     """Views, transpositions, slices, splits and the like."""
-    shadow = state.of(op.inputs[0])
-    if not shadow.planes:  # what was lost stays lost, a softmax of it a softmax
-        return [shadow._replace(calls=None, weighing=None)] * len(op.results)
-    followed = shadow.planes if shadow.calls is None else (*shadow.planes, shadow.calls)
+    abstract = state.of(op.inputs[0])
+    if not abstract.token_ids:  # what was lost stays lost, a softmax of it a softmax
+        return [abstract._replace(calls=None, weighing=None)] * len(op.results)
+    followed = (
+        abstract.token_ids if abstract.calls is None else (*abstract.token_ids, abstract.calls)
+    )
     try:
         moves = [_cached(state, ids, op) for ids in followed]
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
@@ -41,15 +43,17 @@ def shape(state: TrackingState, op: Operation) -> Values:
         if result is None:
             break
         fits = bool(ids) and all(i is not None and i.shape == result.shape for i in ids)
-        found.append(_laid_out(shadow, ids, op.name) if fits else shadow.without_tokens(op.name))
+        found.append(
+            _laid_out(abstract, ids, op.name) if fits else abstract.without_tokens(op.name)
+        )
     return found
 
 
-def _laid_out(shadow: AbstractValue, ids: list[Tensor], name: str) -> AbstractValue:
+def _laid_out(abstract: AbstractValue, ids: list[Tensor], name: str) -> AbstractValue:
     """The value of moved elements, given their ids and then their calls."""
-    calls = ids.pop() if shadow.calls is not None else None
-    moved_by = name if name in _REORDERS else shadow.moved_by
-    return shadow._replace(planes=tuple(ids), calls=calls, weighing=None, moved_by=moved_by)
+    calls = ids.pop() if abstract.calls is not None else None
+    moved_by = name if name in _REORDERS else abstract.moved_by
+    return abstract._replace(token_ids=tuple(ids), calls=calls, weighing=None, moved_by=moved_by)
 
 
 def _cached(state: TrackingState, ids: Tensor, op: Operation) -> list[Tensor]:
@@ -92,9 +96,9 @@ def pad(state: TrackingState, op: Operation) -> Values:
             return F.pad(ids, width, value=PADDING)
         return F.pad(ids.double(), width, mode=mode).to(ids.dtype)
 
-    shadow = state.of(op.inputs[0])
-    calls = None if shadow.calls is None else padded(shadow.calls)
-    return [shadow.map(padded)._replace(calls=calls, weighing=None)]
+    abstract = state.of(op.inputs[0])
+    calls = None if abstract.calls is None else padded(abstract.calls)
+    return [abstract.map(padded)._replace(calls=calls, weighing=None)]
 
 
 def one_hot(state: TrackingState, op: Operation) -> Values:
@@ -105,7 +109,7 @@ def one_hot(state: TrackingState, op: Operation) -> Values:
 
 def choice(state: TrackingState, op: Operation) -> Values:
     """Values are moved as the result's indices say. What chose them has no derivative."""
-    shadow = state.of(op.inputs[0])
+    abstract = state.of(op.inputs[0])
     index = op.results[-1].detach().cpu()
     axis = op.argument(1 if op.name == "sort" else 2, "dim", -1)
     axis = axis if isinstance(axis, int) and not isinstance(axis, bool) else -1
@@ -116,12 +120,12 @@ def choice(state: TrackingState, op: Operation) -> Values:
         found = torch.take_along_dim(ids, index, axis)
         return found if whole else found.squeeze(axis)
 
-    calls = None if shadow.calls is None else choose(shadow.calls)
-    chosen = shadow.map(choose)._replace(calls=calls, weighing=None)
+    calls = None if abstract.calls is None else choose(abstract.calls)
+    chosen = abstract.map(choose)._replace(calls=calls, weighing=None)
     apart = any(
         varies(ids, i) and not varies(before, i)
-        for ids, before in zip(chosen.planes, shadow.planes, strict=True)
+        for ids, before in zip(chosen.token_ids, abstract.token_ids, strict=True)
         for i in range(ids.ndim)
-        if i != axis % op.inputs[0].ndim and whole and not shadow.pairs
+        if i != axis % op.inputs[0].ndim and whole and not abstract.pairs
     )  # each feature chose for itself
-    return [shadow.without_tokens(op.name) if apart else chosen]
+    return [abstract.without_tokens(op.name) if apart else chosen]

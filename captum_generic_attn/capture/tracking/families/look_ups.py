@@ -31,8 +31,8 @@ def index_among(
     """The integers of an input among the arguments of an operation."""
     for tensor in tensors_in((tuple(args), tuple(kwargs.values()))):
         whole = not is_value(tensor) and tensor.dtype != torch.bool
-        shadow = state.shadows.get(tensor) if whole else None
-        if shadow is not None and shadow.data and shadow.role in (Role.RAW, Role.NOTHING):
+        abstract = state.abstract_values.get(tensor) if whole else None
+        if abstract is not None and abstract.data and abstract.role in (Role.RAW, Role.NOTHING):
             return tensor
     return None
 
@@ -46,22 +46,22 @@ def embedding(state: TrackingState, op: Operation) -> Values:
     if table is not None and state.knows(table) and state.of(table).data:
         return [_rows_of(state, table, index, op)]
     label = state.parameters.get(id(table), op.name)
-    shadow, result = state.of(index), op.results[0]
-    found = integers.of_integers(state.spaces, shadow, label, index, op.name)
+    abstract, result = state.of(index), op.results[0]
+    found = integers.of_integers(state.spaces, abstract, label, index, op.name)
     places = integers.places_of_index(op, table, index, result.shape)
-    if not found.planes or places is None:
+    if not found.token_ids or places is None:
         return [found.without_tokens(op.name)]
     if state.notes_embeddings and found.data and result.requires_grad:
-        picked = integers.laid_out(shadow.planes[0], places, result.shape)
+        picked = integers.laid_out(abstract.token_ids[0], places, result.shape)
         state.embedded.append((picked.amax(-1), get_gradient_edge(result)))
     return [found.map(lambda ids: integers.laid_out(ids, places, result.shape))]
 
 
 def _rows_of(state: TrackingState, table: Tensor, index: Tensor, op: Operation) -> AbstractValue:
     """The value of rows that integers pick from tokens."""
-    shadow, places = state.of(table), on_cpu(index).long()
+    abstract, places = state.of(table), on_cpu(index).long()
     if index.is_floating_point() or index.ndim + table.ndim - 1 != op.results[0].ndim:
-        return shadow.without_tokens(op.name)
-    return shadow.map(lambda ids: ids[places])._replace(
-        calls=None if shadow.calls is None else shadow.calls[places], weighing=None
+        return abstract.without_tokens(op.name)
+    return abstract.map(lambda ids: ids[places])._replace(
+        calls=None if abstract.calls is None else abstract.calls[places], weighing=None
     )

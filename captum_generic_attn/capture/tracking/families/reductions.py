@@ -21,9 +21,9 @@ _REDUCED_BY_ORDER = {"norm", "vector_norm", "linalg_norm", "linalg_vector_norm"}
 
 def mix(state: TrackingState, op: Operation) -> Values:
     """Scans, Fourier transforms and the like: tokens are lost."""
-    shadows = [state.of(t) for t in op.inputs]
-    main = max(shadows, key=lambda shadow: shadow.data)
-    lost = main._replace(ancestors=ancestors_of(shadows)).without_tokens(op.name)
+    abstract_values = [state.of(t) for t in op.inputs]
+    main = max(abstract_values, key=lambda abstract: abstract.data)
+    lost = main._replace(ancestors=ancestors_of(abstract_values)).without_tokens(op.name)
     # Sums of masks are positions, and say nothing of their tokens.
     return [lost if is_value(result) else None for result in op.results]
 
@@ -36,52 +36,52 @@ def reduce(state: TrackingState, op: Operation) -> Values:
     operand = op.inputs[0]
     if len(op.inputs) > 1 and isinstance(op.args[-1], Tensor):  # max(a, b): element by element
         return tokenwise(state, op)
-    shadow = state.of(operand)
+    abstract = state.of(operand)
     given = _reduced_axes(op)
     axes = range(operand.ndim) if given is None else given
-    calls = None if shadow.calls is None else state.heads.add_up(shadow.calls, axes)
-    shadow = shadow._replace(calls=None, weighing=None)
-    kept = not any(varies(ids, axis) for ids in shadow.planes for axis in axes)
-    merges = given is not None and shadow.data and len(shadow.planes) == 1
+    calls = None if abstract.calls is None else state.heads.add_up(abstract.calls, axes)
+    abstract = abstract._replace(calls=None, weighing=None)
+    kept = not any(varies(ids, axis) for ids in abstract.token_ids for axis in axes)
+    merges = given is not None and abstract.data and len(abstract.token_ids) == 1
     found: list[AbstractValue | None] = []
     for result in op.results:
         if not result.is_floating_point():
             found.append(None)
             continue
         if kept:
-            value = _reduced(shadow, axes, result, op.name)
-        elif merges and shadow.role is Role.TOKENS:
-            value = rows.of_groups(state.spaces, shadow, op, axes)
-        elif merges and _within_examples(state, shadow, operand, axes):
-            value = _reduced(shadow._replace(role=Role.STATISTIC), axes, result, op.name)
+            value = _reduced(abstract, axes, result, op.name)
+        elif merges and abstract.role is Role.TOKENS:
+            value = rows.of_groups(state.spaces, abstract, op, axes)
+        elif merges and _within_examples(state, abstract, operand, axes):
+            value = _reduced(abstract._replace(role=Role.STATISTIC), axes, result, op.name)
         else:
-            value = shadow.without_tokens(op.name)
+            value = abstract.without_tokens(op.name)
         found.append(_with_calls(state, value, calls, axes, result))
     return found
 
 
 def _within_examples(
-    state: TrackingState, shadow: AbstractValue, operand: Tensor, axes: Sequence[int]
+    state: TrackingState, abstract: AbstractValue, operand: Tensor, axes: Sequence[int]
 ) -> bool:
     """Whether a reduction of elements makes a statistic: each number of one example alone."""
-    if shadow.role not in (Role.RAW, Role.STATISTIC):
+    if abstract.role not in (Role.RAW, Role.STATISTIC):
         return False
-    examples = state.spaces.example_axes(shadow.planes[0])
+    examples = state.spaces.example_axes(abstract.token_ids[0])
     return examples.isdisjoint(axis % operand.ndim for axis in axes)
 
 
 def _reduced(
-    shadow: AbstractValue, axes: Sequence[int], result: Tensor, name: str
+    abstract: AbstractValue, axes: Sequence[int], result: Tensor, name: str
 ) -> AbstractValue:
     """The value of a reduction whose lines each keep the first of their ids."""
-    planes = []
-    for ids in shadow.planes:
+    token_ids = []
+    for ids in abstract.token_ids:
         for axis in axes:
             ids = first_along(ids, axis)
-        planes.append(ids)
-    if not planes or any(ids.numel() != result.numel() for ids in planes):
-        return shadow.without_tokens(name)
-    return shadow._replace(planes=tuple(ids.reshape(result.shape) for ids in planes))
+        token_ids.append(ids)
+    if not token_ids or any(ids.numel() != result.numel() for ids in token_ids):
+        return abstract.without_tokens(name)
+    return abstract._replace(token_ids=tuple(ids.reshape(result.shape) for ids in token_ids))
 
 
 def _with_calls(
@@ -92,7 +92,7 @@ def _with_calls(
     result: Tensor,
 ) -> AbstractValue:
     """The value with the attention calls of its elements, if tokens are known."""
-    if calls is None or not value.planes:
+    if calls is None or not value.token_ids:
         return value
     small = calls if calls.ndim == result.ndim else calls.squeeze(tuple(axes))
     return state.heads.noted(value._replace(calls=small))

@@ -36,22 +36,22 @@ def scatter(state: TrackingState, op: Operation) -> Values:
 def added_to(state: TrackingState, op: Operation) -> AbstractValue:
     """The value of a target to which a source was added at the places of an index."""
     target, source = op.args[0], _source(op)
-    shadows = [state.of(target), state.of(source)]
-    main = leading(shadows)
+    abstract_values = [state.of(target), state.of(source)]
+    main = leading(abstract_values)
     together = main._replace(
         role=main.role if main.role.of_tokens else Role.TOKENS,
-        ancestors=ancestors_of(shadows),
-        data=shadows[0].data or shadows[1].data,
+        ancestors=ancestors_of(abstract_values),
+        data=abstract_values[0].data or abstract_values[1].data,
         calls=None,
         weighing=None,
         softmax=None,
     )
-    for shadow, tensor in zip(shadows, (target, source), strict=True):
+    for abstract, tensor in zip(abstract_values, (target, source), strict=True):
         if tensor.ndim == 0:
             return together.without_tokens(op.name)
-        if shadow.data and (len(shadow.planes) != 1 or shadow.role is not Role.TOKENS):
+        if abstract.data and (len(abstract.token_ids) != 1 or abstract.role is not Role.TOKENS):
             return together.without_tokens(op.name)
-    onto, from_ = (_rows(s, t) for s, t in zip(shadows, (target, source), strict=True))
+    onto, from_ = (_rows(s, t) for s, t in zip(abstract_values, (target, source), strict=True))
     places = _places(op, target.shape)
     if onto is None or from_ is None or places is None:
         return together.without_tokens(op.name)
@@ -61,25 +61,25 @@ def added_to(state: TrackingState, op: Operation) -> AbstractValue:
     rows = _row_by_row(tokens, onto.reshape(-1), from_.reshape(-1), places.reshape(-1))
     if rows is None:
         return together.irregular(op.name)
-    plane = rows.view(target.shape[:-1]).unsqueeze(-1).expand(shape)
-    calls = _merged_calls(state, shadows, (target, source), places)
+    ids = rows.view(target.shape[:-1]).unsqueeze(-1).expand(shape)
+    calls = _merged_calls(state, abstract_values, (target, source), places)
     if calls is not None:
         calls = calls.view(target.shape[:-1]).unsqueeze(-1).expand(shape)
-    return state.heads.noted(together._replace(planes=(plane,), calls=calls))
+    return state.heads.noted(together._replace(token_ids=(ids,), calls=calls))
 
 
 def _merged_calls(
     state: TrackingState,
-    shadows: Sequence[AbstractValue],
+    abstract_values: Sequence[AbstractValue],
     tensors: Sequence[Tensor],
     places: Tensor,
 ) -> Tensor | None:
     """The call of each row of the target `[n]`; `None` if no call or several made a row."""
-    if all(shadow.calls is None for shadow in shadows):
+    if all(abstract.calls is None for abstract in abstract_values):
         return None
     rows = []
-    for shadow, tensor in zip(shadows, tensors, strict=True):
-        calls = no_call(tensor.shape) if shadow.calls is None else shadow.calls
+    for abstract, tensor in zip(abstract_values, tensors, strict=True):
+        calls = no_call(tensor.shape) if abstract.calls is None else abstract.calls
         if bool((calls != calls[..., :1]).any()):
             return None
         rows.append(calls[..., 0])
@@ -102,12 +102,12 @@ def _source(op: Operation) -> Tensor:
     return found
 
 
-def _rows(shadow: AbstractValue, tensor: Tensor) -> Tensor | None:
+def _rows(abstract: AbstractValue, tensor: Tensor) -> Tensor | None:
     """The token of each row, the last axis being features; `None` if they differ along it."""
-    if not shadow.data or not shadow.planes:
+    if not abstract.data or not abstract.token_ids:
         return torch.full(tensor.shape[:-1], PADDING, dtype=torch.int32)
-    plane = shadow.planes[0]
-    return None if varies(plane, -1) else first_along(plane, -1).squeeze(-1)
+    ids = abstract.token_ids[0]
+    return None if varies(ids, -1) else first_along(ids, -1).squeeze(-1)
 
 
 def _places(op: Operation, target: torch.Size) -> Tensor | None:

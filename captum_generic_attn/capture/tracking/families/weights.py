@@ -24,28 +24,28 @@ def linear(state: TrackingState, op: Operation) -> Values:
 
 def mixed(state: TrackingState, tensor: Tensor, result: Tensor, name: str) -> AbstractValue:
     """The value after a weight mixed the last axis of a tensor."""
-    shadow = state.tokens_of(tensor, name)
+    abstract = state.tokens_of(tensor, name)
     shape = result.shape
-    if shadow.role is Role.TOKENS and shadow.planes and shadow.softmax is None:
-        ids = state.spaces.cache(_same_tokens, shadow.planes[0], shape)
+    if abstract.role is Role.TOKENS and abstract.token_ids and abstract.softmax is None:
+        ids = state.spaces.cache(_same_tokens, abstract.token_ids[0], shape)
         if ids is not None:
-            if shadow.calls is None and shadow.weighing is None:
-                return shadow._replace(planes=(ids,))
-            calls = _calls_through(state, shadow, [tensor.ndim - 1], shape)
-            return shadow._replace(planes=(ids,), calls=calls, weighing=None)
-    if not shadow.planes or tensor.shape[:-1] != shape[:-1] or shadow.role is Role.STATISTIC:
-        return shadow.without_tokens(name)
-    calls = _calls_through(state, shadow, [tensor.ndim - 1], shape)
-    shadow = shadow._replace(calls=calls, weighing=None)
-    if not shadow.pairs:
-        shadow = shadow._replace(role=Role.TOKENS, softmax=None)
-    if any(varies(ids, -1) for ids in shadow.planes):
-        if shadow.pairs:
-            return shadow.without_tokens(name)  # keys are mixed, not heads
-        if any(n > 1 and not varies(shadow.planes[0], i) for i, n in enumerate(shape[:-1])):
-            return shadow.without_tokens(name)  # tokens are mixed, feature by feature
-        shadow = rows.of_rows(state.spaces, shadow, tensor.shape, name)
-    return shadow.map(lambda ids: first_along(ids, -1).expand(shape))
+            if abstract.calls is None and abstract.weighing is None:
+                return abstract._replace(token_ids=(ids,))
+            calls = _calls_through(state, abstract, [tensor.ndim - 1], shape)
+            return abstract._replace(token_ids=(ids,), calls=calls, weighing=None)
+    if not abstract.token_ids or tensor.shape[:-1] != shape[:-1] or abstract.role is Role.STATISTIC:
+        return abstract.without_tokens(name)
+    calls = _calls_through(state, abstract, [tensor.ndim - 1], shape)
+    abstract = abstract._replace(calls=calls, weighing=None)
+    if not abstract.pairs:
+        abstract = abstract._replace(role=Role.TOKENS, softmax=None)
+    if any(varies(ids, -1) for ids in abstract.token_ids):
+        if abstract.pairs:
+            return abstract.without_tokens(name)  # keys are mixed, not heads
+        if any(n > 1 and not varies(abstract.token_ids[0], i) for i, n in enumerate(shape[:-1])):
+            return abstract.without_tokens(name)  # tokens are mixed, feature by feature
+        abstract = rows.of_rows(state.spaces, abstract, tensor.shape, name)
+    return abstract.map(lambda ids: first_along(ids, -1).expand(shape))
 
 
 def _same_tokens(ids: Tensor, shape: torch.Size) -> Tensor | None:
@@ -62,32 +62,32 @@ def weighted(
     """The value of a product of a tensor with a weight, given the labels of a `Contraction`."""
     if summed == {labels[-1]} and result.shape[:-1] == tensor.shape[:-1]:
         return mixed(state, tensor, result, name)
-    shadow = state.of(tensor)
-    carried = [relabel(ids, labels, out_labels, result.shape) for ids in shadow.planes]
-    planes = tuple(ids for ids in carried if ids is not None)
-    if len(planes) < len(carried) or shadow.role is Role.STATISTIC:
-        return shadow.without_tokens(name)
-    if shadow.role is Role.PARAMETER:
-        shadow = shadow._replace(role=Role.TOKENS)
+    abstract = state.of(tensor)
+    carried = [relabel(ids, labels, out_labels, result.shape) for ids in abstract.token_ids]
+    token_ids = tuple(ids for ids in carried if ids is not None)
+    if len(token_ids) < len(carried) or abstract.role is Role.STATISTIC:
+        return abstract.without_tokens(name)
+    if abstract.role is Role.PARAMETER:
+        abstract = abstract._replace(role=Role.TOKENS)
     axes = [i for i, label in enumerate(labels) if label not in out_labels]
-    calls = _calls_through(state, shadow, axes, result.shape)
-    return shadow._replace(planes=planes, calls=calls, weighing=None)
+    calls = _calls_through(state, abstract, axes, result.shape)
+    return abstract._replace(token_ids=token_ids, calls=calls, weighing=None)
 
 
 def _calls_through(
-    state: TrackingState, shadow: AbstractValue, axes: Sequence[int], shape: torch.Size
+    state: TrackingState, abstract: AbstractValue, axes: Sequence[int], shape: torch.Size
 ) -> Tensor | None:
     """The attention call of each element after a weight summed axes of a tensor of this value.
 
     Stacked results that are summed over the stack alone, each feature by itself, meet.
     """
-    if shadow.calls is None:
+    if abstract.calls is None:
         return None
-    through = through_weight(shadow.calls, shape)
+    through = through_weight(abstract.calls, shape)
     features = [
-        axis for axis, n in enumerate(shadow.calls.shape)
-        if n > 1 and axis not in axes and not any(varies(ids, axis) for ids in shadow.planes)
+        axis for axis, n in enumerate(abstract.calls.shape)
+        if n > 1 and axis not in axes and not any(varies(ids, axis) for ids in abstract.token_ids)
     ]  # fmt: skip
     if through is None and len(axes) == 1 and features:
-        state.heads.add_up(shadow.calls, axes)
+        state.heads.add_up(abstract.calls, axes)
     return through

@@ -12,14 +12,14 @@ from captum_generic_attn.capture.tracking.token_creation.resizing import of_resi
 
 def window(state: TrackingState, op: Operation) -> Values:
     """Each place reads the elements of a window."""
-    shadow = state.of(op.inputs[0])
-    calls = through_weight(shadow.calls, op.results[0].shape)
-    return [of_windows(state.spaces, shadow, op)._replace(calls=calls, weighing=None)]
+    abstract = state.of(op.inputs[0])
+    calls = through_weight(abstract.calls, op.results[0].shape)
+    return [of_windows(state.spaces, abstract, op)._replace(calls=calls, weighing=None)]
 
 
 def resize(state: TrackingState, op: Operation) -> Values:
     """A map is interpolated."""
-    shadow = state.of(op.inputs[0])
-    if not shadow.planes:
-        return [shadow.without_tokens(op.name)]
-    return [of_resized(state.spaces, shadow, op)]
+    abstract = state.of(op.inputs[0])
+    if not abstract.token_ids:
+        return [abstract.without_tokens(op.name)]
+    return [of_resized(state.spaces, abstract, op)]

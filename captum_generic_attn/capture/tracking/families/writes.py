@@ -41,48 +41,48 @@ def _marked(state: TrackingState, op: Operation) -> AbstractValue | None:
 def _written(state: TrackingState, op: Operation) -> AbstractValue:
     """The value of a tensor after values were written into places of it."""
     target = op.inputs[0]
-    shadow = state.of(target)
+    abstract = state.of(target)
     sources = [t for t in op.inputs[1:] if state.knows(t)]
-    sources = [t for t in sources if state.of(t).planes or state.of(t).data]
-    ancestors = shadow.ancestors.union(*(state.of(t).ancestors for t in op.inputs[1:]))
+    sources = [t for t in sources if state.of(t).token_ids or state.of(t).data]
+    ancestors = abstract.ancestors.union(*(state.of(t).ancestors for t in op.inputs[1:]))
     if not sources:
-        return shadow._replace(ancestors=ancestors, weighing=None)
+        return abstract._replace(ancestors=ancestors, weighing=None)
     new = sources[-1]
     source = state.of(new)
-    if source.role is Role.RAW and shadow.role is Role.TOKENS and is_value(new):
+    if source.role is Role.RAW and abstract.role is Role.TOKENS and is_value(new):
         source = state.tokens_of(new, op.name)
-    data = source.data or shadow.data
-    for lost in (source, shadow):
-        if lost.data and not lost.planes:
+    data = source.data or abstract.data
+    for lost in (source, abstract):
+        if lost.data and not lost.token_ids:
             return lost._replace(ancestors=ancestors, data=data).without_tokens(op.name)
-    if source.data and shadow.data and unlike(source, shadow):
+    if source.data and abstract.data and unlike(source, abstract):
         return source._replace(role=Role.TOKENS, ancestors=ancestors).without_tokens(op.name)
-    whole = len(shadow.planes) == len(source.planes)
+    whole = len(abstract.token_ids) == len(source.token_ids)
     blank = torch.full(target.shape, PADDING, dtype=torch.int32)
-    planes = [
-        _run(op, shadow.planes[number].clone() if whole else blank.clone(), new, ids)
-        for number, ids in enumerate(source.planes)
+    token_ids = [
+        _run(op, abstract.token_ids[number].clone() if whole else blank.clone(), new, ids)
+        for number, ids in enumerate(source.token_ids)
     ]
-    role = higher_role(source.role, shadow.role if shadow.data else Role.NOTHING)
+    role = higher_role(source.role, abstract.role if abstract.data else Role.NOTHING)
     return state.heads.noted(
         source._replace(
             role=role,
-            planes=tuple(planes),
+            token_ids=tuple(token_ids),
             ancestors=ancestors,
             data=data,
-            calls=_calls(op, target, shadow, new, source),
+            calls=_calls(op, target, abstract, new, source),
             weighing=None,
         )
     )
 
 
 def _calls(
-    op: Operation, target: Tensor, shadow: AbstractValue, new: Tensor, source: AbstractValue
+    op: Operation, target: Tensor, abstract: AbstractValue, new: Tensor, source: AbstractValue
 ) -> Tensor | None:
     """The attention call of each element, after elements of `new` were written to the target."""
-    if source.calls is None and shadow.calls is None:
+    if source.calls is None and abstract.calls is None:
         return None
-    before = no_call(target.shape) if shadow.calls is None else shadow.calls
+    before = no_call(target.shape) if abstract.calls is None else abstract.calls
     calls = no_call(new.shape) if source.calls is None else source.calls
     return _run(op, before.clone(), new, calls)
 

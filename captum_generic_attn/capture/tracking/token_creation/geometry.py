@@ -52,15 +52,13 @@ def _centres_of_alike(
     return None if centres is None else window_centres(centres, known, starts, steps, out)
 
 
-def extent_of(
-    spaces: TokenSpaces, plane: Tensor, windows: Windows, out: torch.Size
-) -> Extent | None:
+def extent_of(spaces: TokenSpaces, ids: Tensor, windows: Windows, out: torch.Size) -> Extent | None:
     """The elements in windows `[B, *out]` over channels `[B, c, *spatial]`, which are alike.
 
     `None` if that cannot be told.
     """
-    groups = _rows_alike(spaces, plane[:, 0])
-    parts = [_extent_of_alike(spaces, plane[rows], windows, out) for rows in groups]
+    groups = _rows_alike(spaces, ids[:, 0])
+    parts = [_extent_of_alike(spaces, ids[rows], windows, out) for rows in groups]
     found = [part for part in parts if part is not None]
     if len(found) < len(parts):
         return None
@@ -69,18 +67,18 @@ def extent_of(
             first, last = other.ranges[..., axis, 0].min(), other.ranges[..., axis, 1].max()
             if not bool((mine & theirs).any()) and bool(mine[first : last + 1].any()):
                 return None  # channels that stand among those of other tokens
-    ranges = found[0].ranges.new_zeros(len(plane), *found[0].ranges.shape)
+    ranges = found[0].ranges.new_zeros(len(ids), *found[0].ranges.shape)
     for rows, part in zip(groups, found, strict=True):
         ranges[rows] = part.ranges
     return Extent(ranges, along_of_all(found))
 
 
 def _extent_of_alike(
-    spaces: TokenSpaces, plane: Tensor, windows: Windows, out: torch.Size
+    spaces: TokenSpaces, ids: Tensor, windows: Windows, out: torch.Size
 ) -> Extent | None:
     """The elements in windows `[*out]` over channels `[B, c, *spatial]` of the same places."""
-    lines = plane[:, 0]
-    apart = channel_offsets(spaces, plane)
+    lines = ids[:, 0]
+    apart = channel_offsets(spaces, ids)
     source = spaces[spaces.indices(lines)[0]]
     if apart is None:
         return None
@@ -108,10 +106,10 @@ def _extent_of_alike(
     return Extent(ranges.long() + torch.stack([apart.amin(0), apart.amax(0)], -1), along)
 
 
-def channel_offsets(spaces: TokenSpaces, plane: Tensor) -> Tensor | None:
+def channel_offsets(spaces: TokenSpaces, ids: Tensor) -> Tensor | None:
     """`[c, d]`, how far each of the channels of `[B, c, *spatial]` lies from the first."""
-    known = (plane[0, 0].flatten() >= 0).nonzero().flatten()
-    channels = spaces.coordinates(plane[0].flatten(1)[:, int(known[0])])
+    known = (ids[0, 0].flatten() >= 0).nonzero().flatten()
+    channels = spaces.coordinates(ids[0].flatten(1)[:, int(known[0])])
     return None if channels is None else (channels - channels[0]).long()
 
 

@@ -12,7 +12,7 @@ from captum_generic_attn.tokens.spaces import TokenSpaces
 
 
 def of_integers(
-    spaces: TokenSpaces, shadow: AbstractValue, weight: str, index: Tensor, name: str
+    spaces: TokenSpaces, abstract: AbstractValue, weight: str, index: Tensor, name: str
 ) -> AbstractValue:
     """Each integer becomes a token; a token of the parameter `weight` if it comes from no input.
 
@@ -21,16 +21,16 @@ def of_integers(
     Returns:
         A value whose token ids have the shape of the integers.
     """
-    if not shadow.planes:
-        if shadow.data:
-            return shadow.without_tokens(name)
+    if not abstract.token_ids:
+        if abstract.data:
+            return abstract.without_tokens(name)
         return AbstractValue(Role.TOKENS, (spaces.of_table(weight, index.detach().cpu()),))
-    plane = spaces.created_of_rows(shadow.planes[0].unsqueeze(-1))
-    if plane is None:
-        return shadow.irregular(name)
-    if bool((plane < 0).any()):
-        plane = torch.where(plane < 0, spaces.of_constants(weight, plane < 0), plane)
-    return AbstractValue(Role.TOKENS, (plane,), shadow.ancestors, data=shadow.data)
+    ids = spaces.created_of_rows(abstract.token_ids[0].unsqueeze(-1))
+    if ids is None:
+        return abstract.irregular(name)
+    if bool((ids < 0).any()):
+        ids = torch.where(ids < 0, spaces.of_constants(weight, ids < 0), ids)
+    return AbstractValue(Role.TOKENS, (ids,), abstract.ancestors, data=abstract.data)
 
 
 def places_of_index(
@@ -75,8 +75,8 @@ def _rows_along(table: Tensor, axis: int, count: int) -> Tensor:
     return torch.arange(count).view(shape).expand(size)
 
 
-def laid_out(plane: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
+def laid_out(ids: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
     """The token ids of integers, where a look-up put them."""
     if places.ndim > 1 and repeats(places, -1):
-        return plane.reshape(-1)[places[..., 0]].unsqueeze(-1).expand(shape)
-    return plane.reshape(-1)[places]
+        return ids.reshape(-1)[places[..., 0]].unsqueeze(-1).expand(shape)
+    return ids.reshape(-1)[places]

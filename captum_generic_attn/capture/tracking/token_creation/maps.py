@@ -17,50 +17,53 @@ from captum_generic_attn.tokens.ids import distinct_along, first_along, varies
 from captum_generic_attn.tokens.spaces import TokenSpaces
 
 
-def of_windows(spaces: TokenSpaces, shadow: AbstractValue, op: Operation) -> AbstractValue:
+def of_windows(spaces: TokenSpaces, abstract: AbstractValue, op: Operation) -> AbstractValue:
     """The value of a convolution or pooling: its windows are new tokens, unless the grid is kept.
 
     Where the grid is kept, each position keeps its token, which is an approximation of the docs.
     """
     operand, result = op.inputs[0], op.results[0]
-    lost = shadow.without_tokens(op.name)
+    lost = abstract.without_tokens(op.name)
     spatial_axes = int(op.name[-2])
-    if not shadow.planes or operand.ndim != spatial_axes + 2:
+    if not abstract.token_ids or operand.ndim != spatial_axes + 2:
         return lost
-    if shadow.role is Role.RAW:
-        return lost if "transpose" in op.name else pictures.of_picture(spaces, shadow, op)
-    if not shadow.role.of_tokens:
+    if abstract.role is Role.RAW:
+        return lost if "transpose" in op.name else pictures.of_picture(spaces, abstract, op)
+    if not abstract.role.of_tokens:
         return lost
     keeps_grid = operand.shape[2:] == result.shape[2:]
-    apart = any(varies(plane, 1) for plane in shadow.planes)
+    apart = any(varies(ids, 1) for ids in abstract.token_ids)
     convolves = "conv" in op.name
     mixes_places = convolves and any(n > 1 for n in op.inputs[1].shape[2:])
-    if keeps_grid and not apart and not (shadow.pairs and mixes_places):
+    if keeps_grid and not apart and not (abstract.pairs and mixes_places):
         if mixes_places or not convolves:
             spaces.approximate("neighbourhood", op.name)
-        return shadow.map(lambda plane: first_along(plane, 1).expand(result.shape))
-    if shadow.pairs:
+        return abstract.map(lambda ids: first_along(ids, 1).expand(result.shape))
+    if abstract.pairs:
         return lost  # heads may be mixed, keys may not
-    if apart and any(
-        n > 1 and not varies(shadow.planes[0], axis + 2) for axis, n in enumerate(operand.shape[2:])
-    ):  # fmt: skip
+    spatial = enumerate(operand.shape[2:], 2)
+    if apart and any(n > 1 and not varies(abstract.token_ids[0], axis) for axis, n in spatial):
         return lost  # tokens are mixed, feature by feature
-    return _upsampled(spaces, shadow, op) if "transpose" in op.name else _of_map(spaces, shadow, op)
+    return (
+        _upsampled(spaces, abstract, op)
+        if "transpose" in op.name
+        else _of_map(spaces, abstract, op)
+    )
 
 
-def _of_map(spaces: TokenSpaces, shadow: AbstractValue, op: Operation) -> AbstractValue:
+def _of_map(spaces: TokenSpaces, abstract: AbstractValue, op: Operation) -> AbstractValue:
     """Each window over a map of tokens becomes a token of those inside."""
-    lines, out = distinct_along(shadow.planes[0], 1), op.results[0].shape[2:]
+    lines, out = distinct_along(abstract.token_ids[0], 1), op.results[0].shape[2:]
     windows = windows_read_by(op)
     centres = None
     if windows.regular:
         centres = centres_of(spaces, lines[:, 0], windows.starts, windows.steps, out)
-    return on_map(spaces, shadow, op, elements_in(lines, windows, out), centres)
+    return on_map(spaces, abstract, op, elements_in(lines, windows, out), centres)
 
 
-def _upsampled(spaces: TokenSpaces, shadow: AbstractValue, op: Operation) -> AbstractValue:
+def _upsampled(spaces: TokenSpaces, abstract: AbstractValue, op: Operation) -> AbstractValue:
     """Each place of a transposed convolution becomes a token of those whose kernels reach it."""
-    lines = distinct_along(shadow.planes[0], 1)
+    lines = distinct_along(abstract.token_ids[0], 1)
     spatial, out = op.inputs[0].shape[2:], op.results[0].shape[2:]
     strides, margins, dilations = (
         each_axis(op.argument(place, name, default), len(out))
@@ -82,7 +85,7 @@ def _upsampled(spaces: TokenSpaces, shadow: AbstractValue, op: Operation) -> Abs
         starts.append((margin - span / 2) / stride)
         steps.append(1 / stride)
     if not all(len(r) for line in along for r in line):
-        return shadow.without_tokens(op.name)  # places that no kernel reaches
+        return abstract.without_tokens(op.name)  # places that no kernel reaches
     parents = elements_in(lines, Windows(along), out)
     centres = centres_of(spaces, lines[:, 0], starts, steps, out)
-    return on_map(spaces, shadow, op, parents, centres)
+    return on_map(spaces, abstract, op, parents, centres)

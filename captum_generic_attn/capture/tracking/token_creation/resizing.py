@@ -16,41 +16,41 @@ from captum_generic_attn.tokens.ids import varies
 from captum_generic_attn.tokens.spaces import TokenSpaces
 
 
-def of_resized(spaces: TokenSpaces, shadow: AbstractValue, op: Operation) -> AbstractValue:
+def of_resized(spaces: TokenSpaces, abstract: AbstractValue, op: Operation) -> AbstractValue:
     """Each place of a resized map becomes a token, made of the token that it lies in.
 
     A resized picture has elements of its own. They lie where they were in the picture.
     """
     operand, result = op.inputs[0], op.results[0]
-    shadow = shadow._replace(calls=None, weighing=None)
-    lost = shadow.without_tokens(op.name)
+    abstract = abstract._replace(calls=None, weighing=None)
+    lost = abstract.without_tokens(op.name)
     if operand.shape == result.shape:
-        return shadow
-    if len(shadow.planes) != 1:
+        return abstract
+    if len(abstract.token_ids) != 1:
         return lost  # keys may not be mixed
-    plane = shadow.planes[0]
-    if operand.ndim < 3 or shadow.role not in (Role.RAW, Role.TOKENS):
+    ids = abstract.token_ids[0]
+    if operand.ndim < 3 or abstract.role not in (Role.RAW, Role.TOKENS):
         return lost
-    raw = shadow.role is Role.RAW
-    if not raw and varies(plane, 1):
+    raw = abstract.role is Role.RAW
+    if not raw and varies(ids, 1):
         return lost
-    lines = plane[:, 0]
+    lines = ids[:, 0]
     steps = [n / m for n, m in zip(operand.shape[2:], result.shape[2:], strict=True)]
     starts = [(step - 1) / 2 for step in steps]
     centres = centres_of(spaces, lines, starts, steps, result.shape[2:])
     if raw:
         sampled = _sampled(op, operand.shape[2:], result.shape[2:])
-        extent = extent_of(spaces, plane[:, :1], sampled, result.shape[2:])
+        extent = extent_of(spaces, ids[:, :1], sampled, result.shape[2:])
         if centres is None or extent is None:
             return lost
         if any(n > 2 * m for n, m in zip(operand.shape[2:], result.shape[2:], strict=True)):
             spaces.approximate("neighbourhood", op.name)
-        picture = spaces.of_picture(plane, centres, extent, result.shape)
-        return shadow._replace(planes=(picture,))
+        picture = spaces.of_picture(ids, centres, extent, result.shape)
+        return abstract._replace(token_ids=(picture,))
     spaces.approximate("neighbourhood", op.name)
     nearest = F.interpolate(lines[:, None].double(), result.shape[2:], mode="nearest-exact")
-    parents = nearest[:, 0].to(plane.dtype).unsqueeze(-1)
-    return on_map(spaces, shadow, op, parents, centres)
+    parents = nearest[:, 0].to(ids.dtype).unsqueeze(-1)
+    return on_map(spaces, abstract, op, parents, centres)
 
 
 def _sampled(op: Operation, spatial: torch.Size, out: torch.Size) -> Windows:

@@ -16,42 +16,42 @@ from captum_generic_attn.tokens.spaces import TokenSpaces
 
 
 def of_rows(
-    spaces: TokenSpaces, shadow: AbstractValue, shape: torch.Size, name: str
+    spaces: TokenSpaces, abstract: AbstractValue, shape: torch.Size, name: str
 ) -> AbstractValue:
     """Each row of the last axis becomes a token: a projection of region features or patches."""
-    (parents,) = shadow.planes
-    if shadow.role is Role.TOKENS:
+    (parents,) = abstract.token_ids
+    if abstract.role is Role.TOKENS:
         parents = distinct_along(parents, -1)
-    plane = spaces.created_of_rows(parents)
-    if plane is None:
-        return none_made(spaces, shadow, parents, name)
-    return shadow._replace(role=Role.TOKENS, planes=(plane.unsqueeze(-1).expand(shape),))
+    ids = spaces.created_of_rows(parents)
+    if ids is None:
+        return none_made(spaces, abstract, parents, name)
+    return abstract._replace(role=Role.TOKENS, token_ids=(ids.unsqueeze(-1).expand(shape),))
 
 
 def of_groups(
-    spaces: TokenSpaces, shadow: AbstractValue, op: Operation, axes: Sequence[int]
+    spaces: TokenSpaces, abstract: AbstractValue, op: Operation, axes: Sequence[int]
 ) -> AbstractValue:
     """Tokens that are averaged or summed along axes become one token."""
-    (plane,) = shadow.planes
-    axes = [axis % plane.ndim for axis in axes]
-    kept = [axis for axis in range(plane.ndim) if axis not in axes]
-    small = [n if varies(plane, axis) else 1 for axis, n in enumerate(plane.shape)]
-    rows = plane[tuple(slice(n) for n in small)].permute(*kept, *axes)
+    (ids,) = abstract.token_ids
+    axes = [axis % ids.ndim for axis in axes]
+    kept = [axis for axis in range(ids.ndim) if axis not in axes]
+    small = [n if varies(ids, axis) else 1 for axis, n in enumerate(ids.shape)]
+    rows = ids[tuple(slice(n) for n in small)].permute(*kept, *axes)
     rows = rows.reshape(*[small[axis] for axis in kept], -1)
     parents = spaces.created_of_rows(distinct_along(rows, -1))
     if parents is None:
-        return none_made(spaces, shadow, rows, op.name)
-    if op.results[0].ndim == plane.ndim:  # keepdim
+        return none_made(spaces, abstract, rows, op.name)
+    if op.results[0].ndim == ids.ndim:  # keepdim
         for axis in sorted(axes):
             parents = parents.unsqueeze(axis)
-    return shadow._replace(planes=(parents.expand(op.results[0].shape),))
+    return abstract._replace(token_ids=(parents.expand(op.results[0].shape),))
 
 
 def of_sums(spaces: TokenSpaces, one: Tensor, other: Tensor) -> Tensor | None:
     """New token ids for the sum of two sequences of tokens; `None` if none can be made."""
     shape = one.shape
     for axis, n in enumerate(shape):  # features, be they written out
-        first = [plane.narrow(axis, 0, min(1, n)) for plane in (one, other)]
+        first = [ids.narrow(axis, 0, min(1, n)) for ids in (one, other)]
         if (
             n
             and torch.equal(one, first[0].expand_as(one))
@@ -83,41 +83,41 @@ def of_elements(spaces: TokenSpaces, elements: Tensor, tokens: Tensor) -> Tensor
             narrow = first_along(narrow, axis)
     rows = narrow.permute(*places, *features)
     rows = rows.reshape(*[tokens.shape[axis] for axis in places], -1)
-    plane = spaces.created_of_rows(rows)
-    if plane is None:
+    ids = spaces.created_of_rows(rows)
+    if ids is None:
         return None
     for axis in sorted(features):
-        plane = plane.unsqueeze(axis)
-    return plane.expand(tokens.shape)
+        ids = ids.unsqueeze(axis)
+    return ids.expand(tokens.shape)
 
 
 def on_map(
-    spaces: TokenSpaces, shadow: AbstractValue, op: Operation, parents: Tensor, centres: Tensor | None,
-    extent: Extent | None = None,
+    spaces: TokenSpaces, abstract: AbstractValue, op: Operation, parents: Tensor,
+    centres: Tensor | None, extent: Extent | None = None,
 ) -> AbstractValue:  # fmt: skip
     """New tokens at the places of a map `[B, C, *out]`.
 
     Args:
         spaces: the register of tokens.
-        shadow: the value of the operand.
+        abstract: the value of the operand.
         op: the operation.
         parents: `[B, *out, m]` ids.
         centres: `[B, *out, d]`, `None` if they are unknown.
         extent: with ranges `[B, *out, d, 2]`; `None`: that of the parents.
     """
-    plane = spaces.created(parents, centres, extent)
-    if plane is None:
-        return none_made(spaces, shadow, parents, op.name)
-    planes = (plane.unsqueeze(1).expand(op.results[0].shape),)
-    return shadow._replace(role=Role.TOKENS, planes=planes)
+    ids = spaces.created(parents, centres, extent)
+    if ids is None:
+        return none_made(spaces, abstract, parents, op.name)
+    token_ids = (ids.unsqueeze(1).expand(op.results[0].shape),)
+    return abstract._replace(role=Role.TOKENS, token_ids=token_ids)
 
 
 def none_made(
-    spaces: TokenSpaces, shadow: AbstractValue, parents: Tensor, name: str
+    spaces: TokenSpaces, abstract: AbstractValue, parents: Tensor, name: str
 ) -> AbstractValue:
     """What is left where no tokens can be made of these parents.
 
     If some of them were lost before, the operation is named that lost them.
     """
     lost = [spaces[i].name for i in spaces.indices(parents) if spaces[i].kind == "unknown"]
-    return shadow.without_tokens(lost[0]) if lost else shadow.irregular(name)
+    return abstract.without_tokens(lost[0]) if lost else abstract.irregular(name)
