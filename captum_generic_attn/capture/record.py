@@ -78,7 +78,7 @@ class Saved:
 
     def __init__(self, *tensors: Tensor, copies: bool = False) -> None:
         """Keep tensors; `copies` for those that no gradient leads to, as in `Operands.of`."""
-        # In PyTorch 2.6 a node frees what it keeps when its result is gone.
+        # In PyTorch 2.9 a node frees what it keeps when its result is gone.
         self._result = _Keep.apply(*tensors)
         self._node = self._result.grad_fn
         self._plain = Operands.of(*tensors, copies=copies) if self._node is None else None
