@@ -65,7 +65,7 @@ class Saved:
     """
 
     node: Node
-    result: Tensor  # in PyTorch 2.6 a node frees what it saves when its result is gone
+    result: Tensor  # in PyTorch 2.9 a node frees what it saves when its result is gone
 
     def read(self) -> tuple[Tensor, ...]:
         """The tensors."""
