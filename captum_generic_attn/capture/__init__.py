@@ -2,8 +2,8 @@
 
 `forward` runs the model under the function mode of `mode`, which tracks the token of each element
 (`tracking`) and takes parameters as `constants`. `attention` recognises attention that the model
-computes itself, `kernels` lists the fused functions; `explicit_calls` and `fused_calls` hand both
-to the `recorder`. `scope` knows which module is running.
+computes itself, `fused_kernels` lists the fused functions; `explicit_calls` and `fused_calls` hand
+both to the `recorder`. `scope` knows which module is running.
 
 The result is a `Capture` (`captured`). Each `record` holds the `operands` of a call, from which
 `blocks` computes attention and its gradient during the backward pass. `graph` finds the calls that

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from captum_generic_attn.capture.blocking import ending_at
+from captum_generic_attn.capture.gradient_stops import ending_at
 from captum_generic_attn.capture.mode import ConstantParametersMode
 from captum_generic_attn.capture.record import AttentionRecord
 from captum_generic_attn.capture.torch_function import bypass_torch_function

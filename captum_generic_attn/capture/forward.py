@@ -17,11 +17,11 @@ from torch.autograd.graph import get_gradient_edge
 
 from captum_generic_attn.capture.arguments import Arguments, argument_names, check_devices
 from captum_generic_attn.capture.captured import Capture
-from captum_generic_attn.capture.compiler import paused_compiler
-from captum_generic_attn.capture.kernels import is_foreign
+from captum_generic_attn.capture.fused_kernels import is_foreign
 from captum_generic_attn.capture.mode import CaptureMode
 from captum_generic_attn.capture.recorder import Recorder
 from captum_generic_attn.capture.scope import Scope, modules_of
+from captum_generic_attn.capture.torch_compile import paused_compiler
 from captum_generic_attn.capture.tracking.abstract_value import AbstractValue
 from captum_generic_attn.capture.tracking.tracker import TokenTracker
 from captum_generic_attn.capture.unsupported import UnsupportedCall, foreign_kernel

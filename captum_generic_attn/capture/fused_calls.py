@@ -1,4 +1,4 @@
-"""Records the calls of fused attention functions, which the table in `kernels` lists."""
+"""Records the calls of fused attention functions, which the table of `fused_kernels` lists."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.capture.constants import Constants, require_gradient
-from captum_generic_attn.capture.kernels import FusedCall, Kernel
+from captum_generic_attn.capture.fused_kernels import FusedCall, Kernel
 from captum_generic_attn.capture.recorder import CallTokens, Recorder
 from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
 from captum_generic_attn.capture.tracking.tracker import TokenTracker

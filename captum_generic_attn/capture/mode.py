@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from captum_generic_attn.capture.attention import Attention
 from captum_generic_attn.capture.constants import Constants, require_gradient
 from captum_generic_attn.capture.fused_calls import FusedCalls
-from captum_generic_attn.capture.kernels import Kernel, is_foreign, kernel_named
+from captum_generic_attn.capture.fused_kernels import Kernel, is_foreign, kernel_named
 from captum_generic_attn.capture.operands import save
 from captum_generic_attn.capture.recorder import Recorder
 from captum_generic_attn.capture.scope import Scope

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from captum_generic_attn.tokens.ids import squeeze_expanded_together
 from captum_generic_attn.tokens.places import TokenPlaces
-from captum_generic_attn.tokens.register import distinct
+from captum_generic_attn.tokens.registry import distinct
 from captum_generic_attn.tokens.space import Space
 
 
 class TokenLineage(TokenPlaces):
-    """A register of token spaces that knows how tokens are related.
+    """A registry of token spaces that knows how tokens are related.
 
     Tokens that are summed may *live on as* one: a word and its position. Tokens that attention
     added to have a history of their own, and are merged into new tokens instead.

@@ -16,11 +16,11 @@ from captum_generic_attn.tokens.extent import (
     sums_along,
 )
 from captum_generic_attn.tokens.ids import unique_rows
-from captum_generic_attn.tokens.register import SpaceRegister, distinct
+from captum_generic_attn.tokens.registry import SpaceRegistry, distinct
 
 
-class TokenPlaces(SpaceRegister):
-    """A register of token spaces that knows where tokens lie in their inputs."""
+class TokenPlaces(SpaceRegistry):
+    """A registry of token spaces that knows where tokens lie in their inputs."""
 
     def coordinates(self, ids: Tensor) -> Tensor | None:
         """Centres `[*ids, d]` of tokens that all come from one input, else `None`."""

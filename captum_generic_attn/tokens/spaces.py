@@ -17,7 +17,7 @@ from torch import Tensor
 from captum_generic_attn.tokens.extent import Extent, hull, joined
 from captum_generic_attn.tokens.ids import distinct_ids, unique_rows
 from captum_generic_attn.tokens.lineage import TokenLineage
-from captum_generic_attn.tokens.register import distinct
+from captum_generic_attn.tokens.registry import distinct
 from captum_generic_attn.tokens.space import PADDING, Kind, Space
 
 
@@ -38,7 +38,7 @@ class _Owners(NamedTuple):
 
 
 class TokenSpaces(TokenLineage):
-    """The register of token spaces of one forward pass, which makes tokens of other tokens."""
+    """The registry of token spaces of one forward pass, which makes tokens of other tokens."""
 
     def created(
         self, parents: Tensor, centres: Tensor | None, extent: Extent | None = None, *,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.capture import AttentionRecord
-from captum_generic_attn.capture.blocking import ending_at
+from captum_generic_attn.capture.gradient_stops import ending_at
 from captum_generic_attn.capture.witness import Read
 from captum_generic_attn.tokens import TokenSpaces, elements_of
 from captum_generic_attn.tokens.ids import squeeze_expanded

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from captum_generic_attn.capture import blocks as module
 from captum_generic_attn.capture.blocks import Blocks, Maps
-from captum_generic_attn.capture.kernels import logsumexp_of
+from captum_generic_attn.capture.fused_kernels import logsumexp_of
 from captum_generic_attn.capture.operands import Operands
 from captum_generic_attn.capture.record import Explicit, Fused
 from captum_generic_attn.relevance.equations import positive_contribution

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from captum_generic_attn import GenericAttention
 from captum_generic_attn.capture.blocks import Blocks
-from captum_generic_attn.capture.kernels import logsumexp_of
+from captum_generic_attn.capture.fused_kernels import logsumexp_of
 from captum_generic_attn.capture.operands import Operands, OverwrittenError, Saved, save
 from captum_generic_attn.capture.record import AttentionRecord, Explicit, Fused, Tap
 from captum_generic_attn.capture.torch_function import bypass_torch_function

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
 from captum_generic_attn.capture.tracking.operations import Operation
-from captum_generic_attn.capture.tracking.token_creation import pictures
+from captum_generic_attn.capture.tracking.token_creation import images
 from captum_generic_attn.capture.tracking.token_creation.geometry import centres_of
 from captum_generic_attn.capture.tracking.token_creation.rows import on_map
 from captum_generic_attn.capture.tracking.token_creation.windows import (
@@ -28,7 +28,7 @@ def of_windows(spaces: TokenSpaces, abstract: AbstractValue, op: Operation) -> A
     if not abstract.token_ids or operand.ndim != spatial_axes + 2:
         return lost
     if abstract.role is Role.RAW:
-        return lost if "transpose" in op.name else pictures.of_picture(spaces, abstract, op)
+        return lost if "transpose" in op.name else images.of_picture(spaces, abstract, op)
     if not abstract.role.of_tokens:
         return lost
     keeps_grid = operand.shape[2:] == result.shape[2:]

@@ -18,8 +18,8 @@ from captum_generic_attn import (
     UnsupportedAttentionError,
     verify,
 )
-from captum_generic_attn.capture import kernels
-from captum_generic_attn.capture.kernels import (
+from captum_generic_attn.capture import fused_kernels
+from captum_generic_attn.capture.fused_kernels import (
     FusedCall,
     Kernel,
     eager_attention,
@@ -140,7 +140,7 @@ def test_an_entry_is_all_that_a_function_needs(
     kernel, mine, torchs = functions
     model, reference = Model(mine), Model(torchs)
     torch.testing.assert_close(model(ids), reference(ids))
-    monkeypatch.setattr(kernels, "KERNELS", (*kernels.KERNELS, kernel))
+    monkeypatch.setattr(fused_kernels, "KERNELS", (*fused_kernels.KERNELS, kernel))
     found = GenericAttention(model).relevance(ids, 1, keep_calls=True)
     expected = GenericAttention(reference).relevance(ids, 1, keep_calls=True)
     assert len(found.calls) == 2
@@ -158,7 +158,7 @@ def test_relevance_rules_see_the_steps_of_an_entry(
 ) -> None:  # fmt: skip
     """LRP gives each step of attention a rule, so it runs `eager` in place of the function."""
     kernel, mine, torchs = functions
-    monkeypatch.setattr(kernels, "KERNELS", (*kernels.KERNELS, kernel))
+    monkeypatch.setattr(fused_kernels, "KERNELS", (*fused_kernels.KERNELS, kernel))
     found = Lrp(Model(mine)).attribute(ids, 1)
     torch.testing.assert_close(found, Lrp(Model(torchs)).attribute(ids, 1))
     assert float(found.abs().max()) > 1e-3
@@ -169,7 +169,7 @@ def test_the_maps_of_an_entry_can_be_verified(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     kernel, mine, _ = functions
-    monkeypatch.setattr(kernels, "KERNELS", (*kernels.KERNELS, kernel))
+    monkeypatch.setattr(fused_kernels, "KERNELS", (*fused_kernels.KERNELS, kernel))
     report = verify(GenericAttention(Model(mine)), ids, 1)
     assert report.passed, report
     assert report["attention"].found == "probabilities times values are the output of all 2 calls"

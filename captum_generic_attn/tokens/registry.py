@@ -1,4 +1,4 @@
-"""The register of token spaces: gives tokens their ids, and tells what is known of an id."""
+"""The registry of token spaces: gives tokens their ids, and tells what is known of an id."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from captum_generic_attn.tokens.ids import squeeze_expanded
 from captum_generic_attn.tokens.space import PADDING, Kind, Space
 
 
-class SpaceRegister:
+class SpaceRegistry:
     """The token spaces of one forward pass.
 
     `cache` holds of answers about token ids. `approximations` are operations that left
