@@ -183,7 +183,7 @@ def test_an_operator_without_an_entry_is_no_attention(ids: Tensor) -> None:
 
 
 def test_the_table_is_as_it_was() -> None:
-    assert [kernel.name for kernel in kernels.KERNELS] == ["scaled_dot_product_attention"]
+    assert [kernel.name for kernel in fused_kernels.KERNELS] == ["scaled_dot_product_attention"]
     assert kernel_named("my_attention") is None
 
 
@@ -197,7 +197,7 @@ def test_the_table_is_as_it_was() -> None:
 def test_kernels_that_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_foreign(name)
     entry = Kernel(name, scaled_dot_product_call)
-    monkeypatch.setattr(kernels, "KERNELS", (*kernels.KERNELS, entry))
+    monkeypatch.setattr(fused_kernels, "KERNELS", (*fused_kernels.KERNELS, entry))
     assert not is_foreign(name)
     assert kernel_named(name) is entry
 
