@@ -20,23 +20,14 @@ from tables import BROKEN, RANDOM
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from captum_generic_attn import (
-    AttentionGradCam,
-    AttentionRollout,
-    GenericAttention,
-    GradientAttention,
-    Lrp,
-    LrpRollout,
-    PartialLrp,
-    RawAttention,
-    TransformerAttribution,
-)
+from captum_generic_attn import GenericAttention
+from captum_generic_attn.baselines import METHODS
 from captum_generic_attn.metrics import RandomAttribution
 from captum_generic_attn.relevance.result import Relevance
 
 OURS = "Generic attention"
 Methods = dict[str, Attribution]
-Options = Mapping[str, Any] | None
+Options = Mapping[str, Mapping[str, Any]] | None
 
 
 def some(every: Methods, names: Collection[str] | None) -> Methods:
@@ -58,35 +49,25 @@ def ablations(model: Callable[..., Any], *, across: bool) -> Methods:
 
 
 def of_attention(
-    model: Callable[..., Any],
-    *,
-    across: bool = False,
-    rollout: Options = None,
-    grad_cam: Options = None,
-    partial_lrp: Options = None,
+    model: Callable[..., Any], *, across: bool = False, options: Options = None
 ) -> Methods:
-    """Ours with the paper's ablations, the authors' baselines and LRP; three of them have options
-    that differ from model to model.
+    """All methods of the package, and the paper's ablations of ours.
+
+    Args:
+        model: the model.
+        across: whether streams attend to each other.
+        options: the authors' options for this model, by the name of the method.
     """
-    return {
-        OURS: GenericAttention(model),
-        **ablations(model, across=across),
-        "Raw attention": RawAttention(model),
-        "Attention rollout": AttentionRollout(model, **(rollout or {})),
-        "Attention Grad-CAM": AttentionGradCam(model, **(grad_cam or {})),
-        "Gradient attention": GradientAttention(model),
-        "Transformer attribution": TransformerAttribution(model),
-        "Partial LRP": PartialLrp(model, **(partial_lrp or {})),
-        "LRP rollout": LrpRollout(model),
-        "LRP": Lrp(model),
-        "LRP, frozen": Lrp(model, rules="frozen"),
+    known = {
+        name: method(model, **(options or {}).get(name, {})) for name, method in METHODS.items()
     }
+    return {OURS: known[OURS], **ablations(model, across=across), **known}
 
 
 def of_vit(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
     """For a vision transformer; Captum's methods and controls as well."""
     return {
-        **of_attention(model, rollout={"start_layer": 1}),
+        **of_attention(model, options={"Attention rollout": {"start_layer": 1}}),
         "Saliency": Saliency(model),
         "Input × gradient": InputXGradient(model),
         "Integrated gradients": IntegratedGradients(model),
@@ -97,9 +78,9 @@ def of_vit(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
     }
 
 
-_CROSSING: dict[str, Options] = {
-    "grad_cam": {"weights_from": "all", "scale": None},
-    "partial_lrp": {"rules": "chefer2021", "clamp": False, "scale": "minmax"},
+_CROSSING: Options = {
+    "Attention Grad-CAM": {"weights_from": "all", "scale": None},
+    "Partial LRP": {"rules": "chefer2021", "clamp": False, "scale": "minmax"},
 }
 """Where streams attend to each other."""
 
@@ -109,16 +90,18 @@ def of_lxmert(model: Callable[..., Any]) -> Methods:
 
     Captum's gradient methods need inputs to differentiate by, which word ids are not.
     """
-    return of_attention(model, across=True, **_CROSSING) | {RANDOM: RandomAttribution(model)}
+    return of_attention(model, across=True, options=_CROSSING) | {RANDOM: RandomAttribution(model)}
 
 
 def of_visualbert(model: Callable[..., Any]) -> Methods:
     """For VisualBERT, likewise."""
     every = of_attention(
         model,
-        rollout={"row_normalize": False},
-        grad_cam={"weights_from": "all"},
-        partial_lrp={"clamp": False, "scale": "minmax"},
+        options={
+            "Attention rollout": {"row_normalize": False},
+            "Attention Grad-CAM": {"weights_from": "all"},
+            "Partial LRP": {"clamp": False, "scale": "minmax"},
+        },
     )
     return every | {RANDOM: RandomAttribution(model)}
 
@@ -138,7 +121,7 @@ def of_clip(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
 def of_detr(model: Callable[..., Any], grid: tuple[int, int]) -> Methods:
     """For a DETR, likewise; and those of Captum's methods that need one gradient."""
     return {
-        **of_attention(model, across=True, **_CROSSING),
+        **of_attention(model, across=True, options=_CROSSING),
         "Saliency": Saliency(model),
         "Input × gradient": InputXGradient(model),
         RANDOM: RandomAttribution(model, grid=grid),
