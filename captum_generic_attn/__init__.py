@@ -2,8 +2,9 @@
 
 `GenericAttention` is the method of Chefer, Gur and Wolf (ICCV 2021) as a Captum `Attribution`; the
 baselines have the same calls. `verify` checks maps on a model of one's own, `compare` runs several
-methods side by side. Namespaces: `hf` (Hugging Face models), `metrics`, `visualization`, `models`
-(models by name), `demo` (shipped models and images), `insights` (Captum Insights), `lrp` (rules).
+methods side by side. Namespaces: `baselines`, `hf` (Hugging Face models), `metrics`,
+`visualization`, `models` (models by name), `demo` (shipped models and images), `insights` (Captum
+Insights), `lrp` (rules).
 
 Names and namespaces are imported when they are first used, so that `import captum_generic_attn`
 costs nothing and `GenericAttention` loads no more than Captum does.
@@ -15,7 +16,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` is the same at run time
-    from captum_generic_attn import demo, hf, insights, lrp, metrics, models, visualization
+    from captum_generic_attn import (
+        baselines,
+        demo,
+        hf,
+        insights,
+        lrp,
+        metrics,
+        models,
+        visualization,
+    )
     from captum_generic_attn.attribution import GenericAttention
     from captum_generic_attn.baselines import (
         AttentionGradCam,
@@ -71,6 +81,7 @@ __all__ = [
     "UnsupportedOperationError",
     "Verification",
     "all_methods",
+    "baselines",
     "choose_output",
     "compare",
     "demo",
@@ -84,7 +95,7 @@ __all__ = [
     "visualization",
 ]
 
-_NAMESPACES = ("demo", "hf", "insights", "lrp", "metrics", "models", "visualization")
+_NAMESPACES = ("baselines", "demo", "hf", "insights", "lrp", "metrics", "models", "visualization")
 
 _HOMES = {
     "attribution": ("GenericAttention",),

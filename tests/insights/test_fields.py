@@ -29,7 +29,12 @@ def options_of(method):
 
 
 def test_no_method_is_forgotten():
-    exported = {getattr(captum_generic_attn, name) for name in captum_generic_attn.__all__}
+    """The page has every method that the package or its baselines export."""
+    exported = [
+        getattr(home, name)
+        for home in (captum_generic_attn, captum_generic_attn.baselines)
+        for name in home.__all__
+    ]
     methods = {m for m in exported if inspect.isclass(m) and issubclass(m, ModelAttribution)}
     assert set(method_classes()) == methods
     assert len(method_classes()) == len(methods) == 9

@@ -13,7 +13,16 @@ import pytest
 import captum_generic_attn
 
 PACKAGE = "captum_generic_attn"
-NAMESPACES = {"demo", "hf", "insights", "lrp", "metrics", "models", "visualization"}
+NAMESPACES = {
+    "baselines",
+    "demo",
+    "hf",
+    "insights",
+    "lrp",
+    "metrics",
+    "models",
+    "visualization",
+}
 
 
 def printed(code, *arguments):
