@@ -359,7 +359,10 @@ MIXES: dict[str, Op] = {
     "RNN": _recurrent("RNN"),
     "both ways": lambda w, x, y: LEARNED["bi"](x)[0] if x.shape[-1] == 4 else x.cumsum(1),
     "last state": lambda w, x, y: (
-        LEARNED["LSTM4"](x)[1][0][0][:, None].expand_as(x) if x.shape[-1] == 4 else x.cumsum(1)
+        # Alike at all positions it would be a statistic, which may be added to tokens.
+        LEARNED["LSTM4"](x)[1][0][0][:, None] * w.weight(x.shape[1], 1)
+        if x.shape[-1] == 4
+        else x.cumsum(1)
     ),
     "solve": lambda w, x, y: torch.linalg.solve(_square(w, x), x),
     "solve triangular": lambda w, x, y: torch.linalg.solve_triangular(
