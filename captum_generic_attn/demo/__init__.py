@@ -1,10 +1,10 @@
-"""Small trained models and images to try the package with, offline: for the command line, the
-README, the tutorials and the tests.
+"""Small trained models and images for trying the package offline.
 
-They know garments on a canvas of two to four of them, so that one image has several right answers
-and the right place of each is known: a vision transformer names them, a CLIP compares them with
-captions, a DETR finds their boxes. `benchmarks/` draws the canvases, trains the models and measures
-them; Fashion-MNIST's licence is in `LICENSE.fashion-mnist`.
+The command line, the README, the tutorials and the tests use them. The images are canvases with two
+to four garments, so that one image has several correct answers whose places are known. A vision
+transformer classifies the garments, a CLIP compares canvases with captions, and a DETR detects the
+boxes. The scripts in `benchmarks/` draw the canvases, and train and measure the models. The licence
+of Fashion-MNIST is in `LICENSE.fashion-mnist`.
 """
 
 from captum_generic_attn.demo.images import (

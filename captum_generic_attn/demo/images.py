@@ -1,4 +1,4 @@
-"""The shipped canvases, and images as the shipped models take them."""
+"""The shipped canvases, and the preprocessing of the shipped models."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CLASSES: tuple[str, ...] = ("top", "trouser", "dress", "sandal", "sneaker", "bag", "ankle boot")
-"""The classes, in the order of the model's logits. "top" is Fashion-MNIST's T-shirt, pullover, coat
-and shirt."""
+"""The classes, in the order of the logits. "top" is Fashion-MNIST's T-shirt, pullover, coat and
+shirt."""
 
 SIZE = 64
 """Height and width of the model's images, in pixels."""
 
 MEAN, STD = 0.95, 0.3
-"""`preprocess` takes `MEAN` from every channel (in 0 … 1) and divides by `STD`. Like this the pale
-ground of a canvas lies near zero, and only garments are far from it."""
+"""`preprocess` subtracts `MEAN` from every channel (in 0 … 1) and divides by `STD`. The pale
+background of a canvas is then near zero, and only garments are far from it."""
 
-# Files are read by path, hence no support for packages imported from a zip.
+# Files are read by path, so the package cannot be imported from a zip file.
 FOLDER = Path(str(resources.files("captum_generic_attn.demo")))
 
 
@@ -50,7 +50,7 @@ class Canvas:
 
     Attributes:
         path: the PNG file, 64 × 64 pixels, RGB.
-        garments: what it shows and where, boxes without overlap.
+        garments: its garments, with boxes that do not overlap.
     """
 
     path: Path
@@ -63,8 +63,9 @@ class Canvas:
 
 
 def canvases() -> tuple[Canvas, ...]:
-    """The 24 canvases that the package ships: garments of Fashion-MNIST's test split, which the
-    model has not seen. They are the first 24 of their seed, not chosen.
+    """The 24 shipped canvases, the first 24 of their seed.
+
+    The garments are from Fashion-MNIST's test split, which the models were not trained on.
 
     Example:
         >>> from captum_generic_attn import demo
@@ -87,15 +88,15 @@ def canvases() -> tuple[Canvas, ...]:
 
 
 def preprocess(image: Image.Image) -> Tensor:
-    """The image as the model takes it: `[3, 64, 64]`, float32.
+    """Preprocess an image for the shipped models: `[3, 64, 64]`, float32.
 
-    Converts to RGB (transparent places to white), cuts out the largest centred square, scales it to
-    64 × 64 pixels (bilinear, antialiased; an image of this size is left as it is) and normalises
-    by `MEAN` and `STD`, so that values lie in −3.17 … 0.17.
+    Converts to RGB (transparent parts become white), crops the largest centred square, scales it to
+    64 × 64 pixels (bilinear, antialiased; an image of this size is not changed) and normalises by
+    `MEAN` and `STD`, so that values are in −3.17 … 0.17.
 
     Raises:
         TypeError: `image` is not a PIL image.
-        ValueError: its mode does not say which value is white.
+        ValueError: its mode does not define which value is white.
 
     Example:
         >>> from PIL import Image

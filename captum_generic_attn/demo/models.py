@@ -1,4 +1,4 @@
-"""The shipped models, each as its library has it, with weights trained on canvases."""
+"""The shipped models: unchanged classes of their libraries, with weights trained on canvases."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 
 VIT, CLIP, DETR = "garments-vit", "garments-clip", "garments-detr"
-"""Names of the shipped models, by which `captum_generic_attn.models` loads them."""
+"""The names of the shipped models, for `captum_generic_attn.models`."""
 
 PAD, START, END = "[PAD]", "[START]", "[END]"
 _WORDS = (
     *("a", "and", "in", "the", "upper", "lower", "left", "right"),
     *("top", "trouser", "dress", "sandal", "sneaker", "bag", "boot"),
 )
-# CLIP reads a text at [END]; were its id 2, transformers would read it at the highest id instead.
+# CLIP pools a text at [END]; if that had the id 2, transformers would pool at the highest id.
 VOCABULARY: tuple[str, ...] = (PAD, START, *_WORDS, END)
-"""What the shipped CLIP knows, in the order of token ids: words, and marks round a caption."""
+"""The vocabulary of the shipped CLIP, in the order of token ids: words and special tokens."""
 
 LONGEST = 29
-"""No caption may have more tokens, `START` and `END` included."""
+"""The maximum number of tokens in a caption, including `START` and `END`."""
 
 
 def load_model() -> nn.Module:
-    """The trained model: timm's `VisionTransformer` (64 × 64 pixels, patches of 8, width 96, 4
-    layers, class token), as timm has it, float32, in evaluation mode.
+    """Load the vision transformer: timm's `VisionTransformer`, float32, in evaluation mode.
 
-    Takes images `[B, 3, 64, 64]` from `preprocess`; returns logits `[B, 7]`, one per entry of
-    `CLASSES`. Each says by itself whether its class is on the image (`sigmoid`, not `softmax`).
+    It has images of 64 × 64 pixels, patches of 8 × 8, width 96, 4 layers, and a class token. It
+    takes images `[B, 3, 64, 64]` from `preprocess`, and returns logits `[B, 7]`, one per entry of
+    `CLASSES`. Each class is scored independently (`sigmoid`, not `softmax`).
 
     Raises:
         ImportError: timm is not installed.
@@ -59,12 +59,12 @@ def load_model() -> nn.Module:
 
 
 def load_clip() -> nn.Module:
-    """The trained dual encoder: Hugging Face's `CLIPModel` (64 × 64 pixels, patches of 8, width 96
-    and 4 layers for images, width 64 and 2 layers for text), float32, in evaluation mode.
+    """Load the dual encoder: Hugging Face's `CLIPModel`, float32, in evaluation mode.
 
-    Takes `pixel_values` `[B, 3, 64, 64]` from `preprocess` and `input_ids` `[T, N]` from
-    `tokenize`; `logits_per_image` `[B, T]` of what it returns are cosine similarities times
-    `logit_scale.exp()`.
+    It has images of 64 × 64 pixels, patches of 8 × 8, width 96 and 4 layers for images, and width
+    64 and 2 layers for texts. It takes `pixel_values` `[B, 3, 64, 64]` from `preprocess` and
+    `input_ids` `[T, N]` from `tokenize`. The `logits_per_image` `[B, T]` of its output are cosine
+    similarities times `logit_scale.exp()`.
 
     Raises:
         ImportError: transformers is not installed.
@@ -85,15 +85,15 @@ def load_clip() -> nn.Module:
 
 
 def tokenize(texts: Sequence[str]) -> Tensor:
-    """Captions as the shipped CLIP takes them: token ids `[B, N]`, each with `START` and `END` and
-    filled up with `PAD` behind.
+    """Tokenize captions for the shipped CLIP: ids `[B, N]` with `START` and `END`, right-padded by
+    `PAD`.
 
-    The model was trained on such captions as "a bag and a boot in the upper left": garments, each
-    once, and the quarter of the canvas that some lie in. Case does not matter.
+    The model was trained on captions such as "a bag and a boot in the upper left": garments, each
+    once, and the quarter of the canvas where some of them are. Case is ignored.
 
     Raises:
         ValueError: a word is not in `VOCABULARY`, a caption is empty or longer than `LONGEST`, or
-            there is none.
+            there is no caption.
 
     Example:
         >>> from captum_generic_attn import demo
@@ -122,12 +122,12 @@ def tokenize(texts: Sequence[str]) -> Tensor:
 
 
 def load_detr() -> nn.Module:
-    """The trained detector: Hugging Face's `DetrForObjectDetection` (one ConvNeXt stage of stride
-    4, width 64, 3 encoder and 3 decoder layers, 10 object queries), float32, in evaluation mode.
+    """Load the detector: Hugging Face's `DetrForObjectDetection`, float32, in evaluation mode.
 
-    Takes `pixel_values` `[B, 3, 64, 64]` from `preprocess`; returns `logits` `[B, 10, 8]`, one per
-    entry of `CLASSES` and, last, for no garment, and `pred_boxes` `[B, 10, 4]` (centre, width,
-    height, in 0 … 1).
+    It has a ConvNeXt stage of stride 4, width 64, 3 encoder and 3 decoder layers, and 10 object
+    queries. It takes `pixel_values` `[B, 3, 64, 64]` from `preprocess`, and returns `logits` `[B,
+    10, 8]`, one per entry of `CLASSES` and a last one for "no object", and `pred_boxes` `[B, 10,
+    4]` (centre, width, height, in 0 … 1).
 
     Raises:
         ImportError: transformers is not installed, or older than 5.2.
@@ -145,7 +145,7 @@ def load_detr() -> nn.Module:
     if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 2):
         raise ImportError(
             "the shipped DETR needs transformers 5.2 or newer, this is "
-            f"{transformers.__version__}: earlier ones call its layers otherwise"
+            f"{transformers.__version__}: older releases have other names for its layers"
         )
     notes, weights = read_weights(FOLDER / "detr.safetensors")
     config = transformers.DetrConfig(**notes["config"])
@@ -153,7 +153,9 @@ def load_detr() -> nn.Module:
 
 
 def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """All that a file of weights notes, its model's `config` among it, and the weights, float32."""
+    """Read a weights file: its metadata, including the model's `config`, and the
+    weights, float32.
+    """
     with safe_open(path, framework="pt") as file:
         notes = {name: json.loads(note) for name, note in file.metadata().items()}
         weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
@@ -161,6 +163,6 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def filled(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """The model with these weights, in evaluation mode."""
+    """Load weights into a model, and set it to evaluation mode."""
     model.load_state_dict(weights)
     return model.eval()

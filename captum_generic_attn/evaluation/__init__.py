@@ -1,8 +1,7 @@
-r"""Metrics from a TOML file: `captum-generic-attn evaluate`, and the same from Python.
+r"""Evaluation of explanations from a TOML file, for `captum-generic-attn evaluate` and for Python.
 
-`plan` understands the file, `images` and `texts` are the data with the model that is explained on
-them, `run` goes through them batch by batch, `scores` computes one metric on one batch, and
-`report` holds what came out.
+`plan` parses the file. `images` and `texts` are the data sets with their models. `run` processes
+them batch by batch, `scores` computes one metric on one batch, and `report` holds the results.
 
 Example:
     >>> import tempfile

@@ -1,4 +1,4 @@
-"""What `images` and `texts` hand over: some examples, ready to be explained and measured."""
+"""Batches of examples, and the interface of data sets (`images`, `texts`)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from captum_generic_attn.metrics import Removal
 
 @dataclass(frozen=True, eq=False)
 class Rationale:
-    """The words that people marked in a text.
+    """The words that annotators marked in a text.
 
-    `words` says of each token which word it belongs to, `None` for special tokens; `marked` `[W]`
-    is true for the words that count.
+    `words` holds the index of each token's word, `None` for special tokens; `marked` `[W]` is true
+    for the marked words.
     """
 
     words: Sequence[int | None]
@@ -29,15 +29,15 @@ class Batch:
     """Some examples of a data set.
 
     Attributes:
-        first: the place of the first one in the data set.
+        first: index of the first example in the data set.
         forward: the model, from `inputs` and `rest` to scores `[B, K]`.
-        inputs: what is explained: images `[B, C, H, W]` or token ids `[B, N]`.
+        inputs: the explained inputs: images `[B, C, H, W]` or token ids `[B, N]`.
         rest: further arguments of the model.
-        targets: `[B]`, the explained class of each.
-        removal: by metric, what is removed of the inputs.
-        right: of images with masks `[B, H, W]`, true in the right place.
-        present: of texts `[B, N]`, true where a token is no padding.
-        rationales: of texts, what people marked; `None` for texts without.
+        targets: `[B]`, the explained class of each example.
+        removal: the `Removal` of each metric.
+        right: for images with masks, `[B, H, W]`, true in the annotated place.
+        present: for texts, `[B, N]`, true where a token is not padding.
+        rationales: for texts, the rationale of each; `None` for texts without one.
     """
 
     first: int
@@ -55,35 +55,35 @@ class Examples(Protocol):
     """A data set with its model: `ImageSet`, `TextSet`."""
 
     multi_label: bool
-    """Whether the model judges each class by itself."""
+    """Whether the model scores each class independently."""
     metrics: tuple[str, ...]
-    """Those that are to be computed, of `scores.METRICS`."""
+    """The metrics to compute, by their names in `scores.METRICS`."""
     batch_size: int
-    """At most so many examples go through the model at once."""
+    """The maximum number of examples per forward pass."""
     fractions: tuple[float, ...]
-    """What is removed in positive and negative perturbation."""
+    """The fractions that positive and negative perturbation remove."""
     ks: tuple[int, ...]
-    """How many words are taken in `token_f1`."""
+    """The numbers of selected words in `token_f1`."""
     about: Mapping[str, Any]
     """Model and data, for the report."""
     notes: tuple[str, ...]
-    """What a reader of the figures must know, found while the data were read."""
+    """Remarks for the reader of the results, from reading the data."""
 
     def __len__(self) -> int: ...
 
     def batch(self, places: range) -> Batch:
-        """The examples at these places."""
+        """The examples at these indices."""
 
 
 def drawn(count: int, limit: int | None, seed: int) -> list[int]:
-    """Which examples of a data set are evaluated: a random choice, in their order.
+    """Draw the examples of a data set to evaluate: a random sample, in ascending order.
 
-    The first ones would not do: they are of one class where folders are classes.
+    The first examples would be of a single class if folders are classes.
 
     Args:
-        count: how many there are.
-        limit: at most so many are taken; `None`: all.
-        seed: of the choice.
+        count: the number of examples in the data set.
+        limit: the maximum number of examples in the sample; `None`: all.
+        seed: seed of the sample.
 
     Example:
         >>> drawn(3, None, 0), len(drawn(100, 5, 0))

@@ -1,4 +1,4 @@
-"""A folder of images with the classifier that is explained on them."""
+"""A folder of images, with the classifier that is explained on them."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from captum_generic_attn.models.classifiers import ImageClassifier, load_classif
 
 
 class ImageSet(Examples):
-    """The images of a plan; files are read when a batch is asked for.
+    """The images of a plan; files are read batch by batch.
 
     Args:
-        plan: whose data are images.
+        plan: a plan with images as data.
 
     Raises:
         PlanError: if the plan does not fit the images or the model.
         DataError: if there are no images, or masks or classes are missing for some.
-        UnavailableWeightsError: if the model's weights are not to be had.
-        ImportError: if a library is not installed that the model needs.
+        UnavailableWeightsError: if the model's weights are not available.
+        ImportError: if a library that the model needs is not installed.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -89,10 +89,10 @@ class ImageSet(Examples):
         return len(self._files)
 
     def batch(self, places: range) -> Batch:
-        """The images at these places, read and preprocessed.
+        """Read and preprocess the images at these indices.
 
         Raises:
-            DataError: if one cannot be read, or they come out in different sizes.
+            DataError: if one cannot be read, or their sizes differ after preprocessing.
         """
         files = [self._files[place] for place in places]
         tensors = [self._pixels(file) for file in files]
@@ -110,7 +110,7 @@ class ImageSet(Examples):
         model = self.classifier.model
         return Batch(
             first=places.start,
-            # Captum's methods take tensors, some models return more.
+            # Captum's methods need a tensor; some models return more.
             forward=lambda *inputs: choose_output(model(*inputs)),
             inputs=pixels,
             rest=(),
@@ -125,7 +125,7 @@ class ImageSet(Examples):
         elif removed == "mean":
             baseline = pixels.mean((2, 3), keepdim=True)
         else:
-            # Black as people see it, before the model's normalisation.
+            # Black before the model's normalisation.
             mean, std = torch.tensor(self.classifier.mean), torch.tensor(self.classifier.std)
             baseline = (-mean / std).view(-1, 1, 1)
         return Pixels(pixels, baseline, patch=self._plan.patch)
@@ -151,15 +151,14 @@ class ImageSet(Examples):
                 f"{str(self._mask_of(file))!r} has {mask.width} × {mask.height} pixels, its "
                 f"image {image.width} × {image.height}"
             )
-        # The model's own preprocessing is the one place that knows how it cuts and scales: the
-        # mask goes through it as a black and white image. What is smoothed at its edges is right
-        # where more than half of it is.
+        # Only the model's own preprocessing knows how it crops and scales, so the mask goes through
+        # it as a black and white image. Smoothed edges are true above one half.
         white = Image.fromarray(_marked(mask).astype(np.uint8) * 255).convert("RGB")
         shown = self.classifier.image(self.classifier.preprocess(white))
         return torch.from_numpy(shown.mean(2) > 0.5)
 
     def _mask_of(self, file: Path) -> Path:
-        assert self._masks is not None  # noqa: S101 - only asked for where there are masks
+        assert self._masks is not None  # noqa: S101 - only called if there are masks
         return self._masks / file.relative_to(self._folder).with_suffix(".png")
 
     def _check_masks(self) -> None:
@@ -189,7 +188,7 @@ class ImageSet(Examples):
 
 
 def _listed(folder: Path) -> tuple[list[Path], int]:
-    """The images under a folder, in order, and how many other files there are."""
+    """The images in a folder and its sub-folders, sorted, and the number of other files."""
     endings = image_endings()
     files = sorted(
         path
@@ -208,7 +207,7 @@ def _load(plan: Plan) -> ImageClassifier:
     except UnknownModelError as error:
         raise PlanError(f"{plan.file}, [model] name = {plan.model!r}: {error}") from error
     except UnavailableWeightsError as error:
-        # The loader speaks to those who type commands.
+        # The loader's message is for the command line.
         here = (
             f" In {plan.file} that is weights under [model]." if "--weights" in str(error) else ""
         )
@@ -223,7 +222,7 @@ def _read(reader: Callable[[Path], Image.Image], file: Path) -> Image.Image:
 
 
 def _marked(mask: Image.Image) -> NDArray[np.bool_]:
-    """Where a mask is not zero; of a palette, by its indices, and whatever it says of opacity."""
+    """Where a mask is nonzero; for a palette image, by its indices, regardless of opacity."""
     if mask.mode in {"RGBA", "LA"}:
         mask = mask.convert("RGB" if mask.mode == "RGBA" else "L")
     values = np.asarray(mask)

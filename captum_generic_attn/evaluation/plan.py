@@ -1,7 +1,7 @@
-"""What an evaluation is to do: a TOML file, understood once, before minutes of work.
+"""The plan of an evaluation, parsed from a TOML file.
 
-`read_plan` turns the file into frozen records, and complains here about everything that can be told
-without a model or a data set.
+`read_plan` converts the file to frozen records. It reports all errors that can be found without the
+model or the data, before minutes of work.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from captum_generic_attn.evaluation.scores import METRICS, names_of
 from captum_generic_attn.evaluation.tables import Table, read_tables
 
 GENERIC = "generic"
-"""How the method of this package may be called, as on the command line."""
+"""The short name of this package's method, as on the command line."""
 REMOVED = ("black", "mean", "blur")
-"""What removed pixels become: black, the image's own mean colour, the image out of focus."""
+"""Baselines of removed pixels: black, the image's mean colour, or the blurred image."""
 _ON_IDS = "made for continuous inputs, while token ids are whole numbers"
 _KEYS = {
     "model": ("name", "weights", "device"),
@@ -31,7 +31,7 @@ _KEYS = {
 
 @dataclass(frozen=True)
 class ImageData:
-    """A folder of images, and perhaps one of masks with the right place in each."""
+    """A folder of images, and optionally a folder of masks of the annotated places."""
 
     images: Path
     masks: Path | None
@@ -39,30 +39,30 @@ class ImageData:
 
 @dataclass(frozen=True)
 class TextData:
-    """A file of texts, one JSON object a line."""
+    """A file of texts, one JSON object per line."""
 
     texts: Path
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an evaluation is to do.
+    """The plan of an evaluation.
 
     Attributes:
         file: the TOML file.
         model: name of the model; `None` for the shipped one.
-        weights: its weights; `None` for those that its library has.
-        device: where it runs, as PyTorch names it.
+        weights: file of its weights; `None` for those of its library.
+        device: PyTorch's name of the device.
         data: images or texts.
-        limit: at most so many of them, drawn at random; `None`: all.
-        methods: names as in `compare.all_methods`.
-        left_out: methods that "all" does not stand for here, and why.
-        metrics: some of `scores.METRICS`; `None`: all that the data allow.
-        explain: the model's own first class, or the class that the data name.
-        removed: one of `REMOVED` for all metrics; `None`: for each what its paper has.
-        patch: side of the patches that are removed as one, in pixels; `None`: single pixels.
-        batch_size: at most so many examples go through the model at once.
-        seed: of all random numbers.
+        limit: maximum number of examples, drawn at random; `None`: all.
+        methods: names as in `comparison.all_methods`.
+        left_out: methods that "all" does not include here, with the reasons.
+        metrics: names in `scores.METRICS`; `None`: all that the data allow.
+        explain: the explained class: the predicted one, or the label in the data.
+        removed: one of `REMOVED` for all metrics; `None`: the baseline of each metric's paper.
+        patch: side in pixels of patches that are removed as a whole; `None`: single pixels.
+        batch_size: the maximum number of examples per forward pass.
+        seed: seed of all random numbers.
     """
 
     file: Path
@@ -81,21 +81,21 @@ class Plan:
     seed: int
 
     def removed_in(self, metric: str) -> str:
-        """What removed pixels become in a metric."""
+        """The baseline of removed pixels in a metric."""
         return self.removed or str(METRICS[metric].removed)
 
 
 def read_plan(file: Path) -> Plan:
-    r"""Understand a TOML file.
+    r"""Parse the TOML file of an evaluation.
 
     Args:
-        file: with the tables `[model]`, `[data]` and `[evaluation]`; the comments of
-            `docs/evaluate.toml` say what each key means.
+        file: a file with the tables `[model]`, `[data]` and `[evaluation]`; the comments of
+            `docs/evaluate.toml` explain each key.
 
     Raises:
-        PlanError: if it asks for what is not possible; the message names table and key, and says
-            what was seen and what is allowed.
-        ImportError: if on Python 3.10 the reader of TOML files is not installed.
+        PlanError: if a setting is not possible; the message names table and key, what was found and
+            what is allowed.
+        ImportError: if `tomli` is not installed, on Python 3.10.
 
     Example:
         >>> import tempfile
@@ -130,7 +130,7 @@ def read_plan(file: Path) -> Plan:
         removed=chosen.one_of("removed", REMOVED),
         patch=chosen.whole("patch", least=1),
         batch_size=chosen.whole("batch_size", least=1) or 16,
-        # NumPy's seeds have 32 bits, and each batch adds its place to the seed.
+        # NumPy's seeds have 32 bits, and each batch adds its index to the seed.
         seed=chosen.whole("seed", least=0, most=2**31) or 0,
     )  # fmt: skip
 
@@ -181,7 +181,7 @@ def _device(model: Table) -> str:
 
 
 def _methods(chosen: Table, *, texts: bool) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The names of the methods, and those that "all" leaves out."""
+    """The names of the methods, and the methods that "all" leaves out."""
     from torch.nn import Identity
 
     from captum_generic_attn.captum_api.base import ModelAttribution

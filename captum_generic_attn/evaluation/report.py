@@ -1,4 +1,4 @@
-"""What an evaluation found, and how it is kept: as JSON with every number, or as Markdown."""
+"""The report of an evaluation, and its files: JSON with all numbers, or Markdown."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from captum_generic_attn.evaluation.sheets import Sheet, legend, sheets
 from captum_generic_attn.metrics import Curve, Estimate
 
 FORMATS = (".json", ".md")
-"""The endings of the files that a report can be saved in."""
+"""The suffixes of the files that a report can be saved to."""
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """The figures of an evaluation and all that is needed to judge them.
+    """The results of an evaluation, with all that is needed to interpret them.
 
     Attributes:
-        about: the model, the data, and how many examples of how many were evaluated.
-        settings: what was asked for; what was left out of the plan is filled in.
-        versions: of the libraries.
-        figures: by method, then by figure (`positive`, `mean_iou`, `token_f1@5`, ...).
-        curves: by method, then by metric: the mean over the examples at each fraction.
-        controls: which of the methods are random controls.
-        refused: methods that cannot explain this model or these data, and why.
-        left_out: methods that "all" did not stand for, and why.
-        notes: what a reader of the figures must know.
+        about: the model, the data, and the number of evaluated examples.
+        settings: the settings of the plan, including defaults.
+        versions: the versions of the libraries.
+        figures: the results by method, then by name (`positive`, `mean_iou`, `token_f1@5`, …).
+        curves: by method, then by metric: the mean over examples at each fraction.
+        controls: the methods that are random controls.
+        refused: methods that cannot explain this model or these data, with the reasons.
+        left_out: methods that "all" did not include, with the reasons.
+        notes: remarks for the reader of the results.
     """
 
     about: Mapping[str, Any]
@@ -43,15 +43,15 @@ class Report:
     notes: tuple[str, ...]
 
     def sheets(self) -> list[Sheet]:
-        """The figures as tables of texts, for people."""
+        """The results as tables of texts."""
         return sheets(self.figures, self.controls)
 
     def legend(self) -> list[str]:
-        """What the tables are of, and how they are to be read."""
+        """What the tables show, and how to read them."""
         return legend(self.about, self.settings)
 
     def as_json(self) -> str:
-        """Everything, with a line for each figure's meaning."""
+        """The whole report as JSON, with the meaning of each result."""
         keys = dict.fromkeys(key for found in self.figures.values() for key in found)
         return json.dumps(
             {
@@ -90,7 +90,7 @@ class Report:
         )
 
     def as_markdown(self) -> str:
-        """The tables, what they are of, and the notes."""
+        """The tables, their legend and the notes as Markdown."""
         lines = [f"# {self.about['model']}: {self.about['evaluated']} {self.about['kind']}", ""]
         for sheet in self.sheets():
             lines += [f"## {sheet.title}", ""]
@@ -107,13 +107,13 @@ class Report:
         return "\n".join([*lines, "", f"Computed with {versions}.", ""])
 
     def save(self, path: Path) -> None:
-        """Write to a file; its ending says the format.
+        """Write the report to a file, in the format of its suffix.
 
         Args:
-            path: ends with one of `FORMATS`; an existing file is replaced.
+            path: a file with a suffix in `FORMATS`; an existing file is replaced.
 
         Raises:
-            ValueError: if it ends otherwise.
+            ValueError: if it has another suffix.
             OSError: if it cannot be written.
         """
         if path.suffix.lower() not in FORMATS:

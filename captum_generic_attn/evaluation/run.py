@@ -1,4 +1,4 @@
-"""An evaluation from its plan to its report: batch by batch, method by method, metric by metric."""
+"""Runs an evaluation, from its plan to its report, by batch, method and metric."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ _LIBRARIES = ("captum-generic-attn", "captum", "torch", "torchvision", "timm", "
 def evaluate(plan: Plan, *, show_progress: bool = False) -> Report:
     """Run the methods and the metrics of a plan.
 
-    Memory holds one batch at a time; of the rest only one value for each example stays. The same
-    plan gives the same report.
+    Only one batch is in memory at a time; for previous batches, one value per example is kept. The
+    same plan gives the same report.
 
     Args:
-        plan: from `read_plan`.
-        show_progress: whether a bar on stderr counts batches × methods.
+        plan: a plan from `read_plan`.
+        show_progress: whether to show a progress bar over batches and methods on stderr.
 
     Returns:
-        A `Report`. A method that cannot explain some example stands in `refused`, with its reason
-        and without figures.
+        A `Report`. A method that cannot explain some example is listed in `refused` with its
+        reason, and has no results.
 
     Raises:
         PlanError: if the plan does not fit the data or the model.
         DataError: if an example cannot be evaluated.
-        UnavailableWeightsError: if the model is not to be had.
+        UnavailableWeightsError: if the model is not available.
         ImportError: if a library is missing.
     """
-    # At the end of the run would be late to tell.
+    # Fail now rather than at the end of the run.
     needed("scipy.stats")
     examples: Examples = ImageSet(plan) if isinstance(plan.data, ImageData) else TextSet(plan)
     for library in _libraries(examples):
@@ -74,11 +74,11 @@ def evaluate(plan: Plan, *, show_progress: bool = False) -> Report:
 
 @dataclass(frozen=True, eq=False)
 class _Scored:
-    """What all batches came to.
+    """The scores of all batches.
 
-    `parts` holds for each method and metric the values of each batch, `refused` the reasons of the
-    methods that could not explain one, `warned` what methods warned of; `placeless` counts the
-    masks that mark nothing.
+    `parts` holds the values of each batch, by method and metric. `refused` holds the reasons of
+    methods that could not explain an example, and `warned` the warnings of methods. `placeless`
+    counts the masks that mark nothing.
     """
 
     parts: Mapping[str, dict[str, list[Any]]]
@@ -90,7 +90,7 @@ class _Scored:
 def _scored(
     plan: Plan, examples: Examples, controls: Mapping[str, Grid], *, show_progress: bool
 ) -> _Scored:
-    """Each method on each batch, and each metric on what it returned."""
+    """Run each method on each batch, and compute each metric of its attributions."""
     names = (*plan.methods, *controls)
     parts: dict[str, dict[str, list[Any]]] = {
         name: {metric: [] for metric in examples.metrics} for name in names
@@ -118,7 +118,7 @@ def _scored(
 def _score(
     parts: Mapping[str, list[Any]], examples: Examples, batch: Batch, attributions: Tensor
 ) -> None:
-    """Add what each metric says of one batch."""
+    """Add the values of each metric for one batch."""
     for metric, found in parts.items():
         part = METRICS[metric].score(examples, batch, attributions)
         if part is not None:
@@ -143,7 +143,7 @@ def _curves(parts: Mapping[str, list[Any]]) -> dict[str, Curve]:
 
 
 def _placeless(found: _Scored, examples: Examples) -> list[str]:
-    """How many masks mark nothing, where a metric would ask for them."""
+    """A note on the number of masks that mark nothing, if a metric needs masks."""
     of_masks = [name for name, metric in METRICS.items() if metric.needs == "masks"]
     if not found.placeless or not set(of_masks) & set(examples.metrics):
         return []
@@ -152,7 +152,7 @@ def _placeless(found: _Scored, examples: Examples) -> list[str]:
 
 
 def _libraries(examples: Examples) -> list[str]:
-    """The modules that the metrics need beside those that the package requires."""
+    """The modules that the metrics need in addition to the package's requirements."""
     needs = (METRICS[metric].library for metric in examples.metrics)
     return [library for library in needs if library is not None]
 
@@ -160,7 +160,7 @@ def _libraries(examples: Examples) -> list[str]:
 def _explained(
     name: str, batch: Batch, controls: Mapping[str, Grid], seed: int, warned: list[str]
 ) -> Tensor | str:
-    """The attributions of a method, or why there are none."""
+    """The attributions of a method, or the reason why there are none."""
     if name in controls:
         return _random(batch, controls[name], seed)
     method = all_methods(batch.forward)[name]
@@ -185,7 +185,7 @@ def _explained(
 
 
 def _random(batch: Batch, grid: Grid, seed: int) -> Tensor:
-    """One seed for each example: the same numbers in each batch would be no chance."""
+    """Random attributions, with one seed per example, so that batches do not repeat numbers."""
     controls = (
         RandomAttribution(batch.forward, grid=grid, seed=seed + batch.first + i)
         for i in range(len(batch.inputs))
@@ -196,10 +196,9 @@ def _random(batch: Batch, grid: Grid, seed: int) -> Tensor:
 
 
 def _controls(plan: Plan, examples: Examples) -> tuple[dict[str, Grid], list[str]]:
-    """The random controls, each of the grain of some method that is evaluated.
+    """The random controls, one for each resolution of the evaluated methods.
 
-    Maps over tokens are smooth, those of gradients are not, and chance does differently well by
-    either.
+    Maps over tokens are smooth, those of gradients are not, and the chance level depends on that.
     """
     if not isinstance(plan.data, ImageData):
         return {"Random": None}, []
@@ -210,7 +209,7 @@ def _controls(plan: Plan, examples: Examples) -> tuple[dict[str, Grid], list[str
     controls: dict[str, Grid] = {}
     notes = []
     if coarse:
-        # A model in stages has several grids, and its methods do not all end on the same.
+        # A hierarchical model has several grids, and its methods may return maps on different ones.
         for grid in _grids(coarse, batch):
             controls[f"Random, {grid[0]} × {grid[1]}"] = grid
         if not controls:
@@ -224,23 +223,23 @@ def _controls(plan: Plan, examples: Examples) -> tuple[dict[str, Grid], list[str
 
 
 def _by_pixels(method: Attribution) -> bool:
-    """Whether its maps are of single pixels: those over tokens and over patches are not."""
+    """Whether a method's maps have pixel resolution, unlike those over tokens or patches."""
     return not isinstance(method, (ModelAttribution, KernelShap)) or isinstance(method, Lrp)
 
 
 def _grids(methods: list[Attribution], batch: Batch) -> Iterator[tuple[int, int]]:
-    """Tokens down and across an image, as each of the methods sees them, if it does."""
+    """The token grid of an image (rows, columns) in each method that has one."""
     for method in methods:
         if isinstance(method, KernelShap):
             patches = patch_mask(batch.inputs.shape)[0, 0]
             yield len(set(patches[:, 0].tolist())), len(set(patches[0].tolist()))
             continue
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # told of when all are explained
+            warnings.simplefilter("ignore", UserWarning)  # reported when all examples are explained
             try:
                 values = method.attribute(batch.inputs, batch.targets, return_input_shape=False)
             except (ValueError, TypeError, RuntimeError, NotImplementedError):
-                continue  # refused, with its reason, when all are explained
+                continue  # refused with its reason when all examples are explained
         if values.ndim == 3:
             yield values.shape[1], values.shape[2]
 

@@ -1,8 +1,7 @@
-"""The metrics that an evaluation can compute: for each its name, its columns, what it needs, and
-how it is computed from batches of attributions.
+"""The metrics that an evaluation can compute: names, columns, requirements and computation.
 
-A new metric is a function in `captum_generic_attn.metrics` and an entry in `METRICS`; plans, tables
-and reports follow from the entries.
+To add a metric, write a function in `captum_generic_attn.metrics` and an entry in `METRICS`; plans,
+tables and reports use the entries.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ WORDS = "Does it put first the words that people marked?"
 
 @dataclass(frozen=True)
 class Column:
-    """How a figure is shown: its title, which end of the scale is better, and its digits."""
+    """How a result is shown: its title, whether higher is better, and its number of digits."""
 
     title: str
     higher_is_better: bool
@@ -98,7 +97,7 @@ def _area(
 
 
 def _means(name: str) -> Callable[[Sequence[Tensor], Sequence[int], int], dict[str, Estimate]]:
-    """The mean over all examples, of a metric with one value for each."""
+    """The mean over all examples, for a metric with one value per example."""
     return lambda parts, _, seed: {name: estimate(torch.cat(list(parts)), seed=seed)}
 
 
@@ -108,7 +107,7 @@ def _sure(examples: Examples, batch: Batch) -> Measure:
 
 def _perturbed(name: str) -> Callable[[Examples, Batch, Tensor], Curve]:
     def score(examples: Examples, batch: Batch, attributions: Tensor) -> Curve:
-        # Among other classes the named one is first, by itself it is likely.
+        # Softmax models rank the target first; multi-label models score it above the threshold.
         named = (detected if examples.multi_label else accuracy)(batch.targets)
         return perturbation(
             batch.forward,
@@ -156,15 +155,15 @@ def _saco(examples: Examples, batch: Batch, attributions: Tensor) -> Tensor:
 def _localised(
     compared: Callable[[Tensor, Tensor], P],
 ) -> Callable[[Examples, Batch, Tensor], P | None]:
-    """A metric of maps `[B, H, W]` and of the right places in them, as the score of a batch."""
+    """The score of a batch for a metric of maps `[B, H, W]` and annotated places."""
 
     def score(_: Examples, batch: Batch, attributions: Tensor) -> P | None:
         assert batch.right is not None  # noqa: S101 - the plan asks for masks where it asks for this
-        # Without a right place there is no right answer: `run` says how many these are.
+        # Skip examples without an annotated place; `run` reports their number.
         marked = batch.right.flatten(1).any(1)
         if not marked.any():
             return None
-        # The same map as in the other metrics: one value for each pixel.
+        # The same map as in the other metrics, with one value per pixel.
         values = Pixels(batch.inputs).features(attributions)
         maps = values.view(len(batch.inputs), *batch.inputs.shape[-2:])[marked]
         return compared(maps, batch.right[marked])
@@ -249,14 +248,14 @@ _ENTRIES: tuple[Metric[Any], ...] = (
 )  # fmt: skip
 
 METRICS: Mapping[str, Metric[Any]] = MappingProxyType({metric.name: metric for metric in _ENTRIES})
-"""All metrics, by the names that a TOML file gives them."""
+"""All metrics, by their names in a TOML file."""
 
 
 def names_of(*needs: str) -> tuple[str, ...]:
-    """The metrics for which certain data suffice.
+    """The metrics that given data allow.
 
     Args:
-        needs: what data hold, besides the inputs: `"masks"`, `"rationales"`.
+        needs: what the data have besides inputs: `"masks"`, `"rationales"`.
 
     Example:
         >>> names_of()
@@ -266,7 +265,7 @@ def names_of(*needs: str) -> tuple[str, ...]:
 
 
 def metric_of(figure: str) -> Metric[Any]:
-    """The metric that gives a figure.
+    """The metric of a result.
 
     Example:
         >>> metric_of("mean_iou").name, metric_of("token_f1@5").name
@@ -277,7 +276,7 @@ def metric_of(figure: str) -> Metric[Any]:
 
 
 def column(figure: str) -> Column:
-    """How a figure is to be shown.
+    """The column of a result.
 
     Example:
         >>> column("token_f1@5").title

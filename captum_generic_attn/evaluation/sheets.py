@@ -1,4 +1,4 @@
-"""The figures of a report as tables of texts: what the terminal and Markdown show alike."""
+"""The results of a report as tables of texts, for the terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from captum_generic_attn.evaluation.scores import METRICS, Column, column, metric_of
 from captum_generic_attn.metrics import Estimate
 
-# A terminal has no room for sixteen columns; the JSON has them all.
+# A terminal has no room for sixteen columns; the JSON has all of them.
 _SHOWN_WORDS = (5, 10, 20, 40, 80)
 _MISSING = "–"
 _BECOME = {"black": "black", "mean": "the image's mean colour", "blur": "blurred"}
@@ -68,7 +68,7 @@ def sheets(figures: Mapping[str, Mapping[str, Estimate]], controls: Sequence[str
 
 
 def legend(about: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
-    """What tables are of, and how they are to be read.
+    """What the tables show, and how to read them.
 
     Args:
         about: of a `Report`.

@@ -1,7 +1,4 @@
-"""A TOML file's tables, read with errors that say where: file, table, key, what is seen, what fits.
-
-`plan` reads its settings with it; nothing here knows what they mean.
-"""
+"""Reads the tables of a TOML file, with errors that name file, table, key, value and choices."""
 
 from __future__ import annotations
 
@@ -154,7 +151,7 @@ def read_tables(file: Path, keys: Mapping[str, Sequence[str]]) -> dict[str, Tabl
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint at names that are like one that is not known; empty if there are none.
+    """A hint at known names that are similar to an unknown one; empty if there are none.
 
     Example:
         >>> nearest("delete", ["deletion", "saco"])

@@ -1,4 +1,4 @@
-"""A report in the terminal."""
+"""Prints a report in the terminal."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from captum_generic_attn.evaluation.sheets import Sheet
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Tables of figures, and below them what they are of and what must be known about them.
+    """Print the tables of a report, then their legend and the notes.
 
     Args:
-        report: of an evaluation.
-        console: where to; `None`: stdout.
+        report: the report of an evaluation.
+        console: the console to print to; `None`: stdout.
     """
     console = console or Console(highlight=False)
     for sheet in report.sheets():

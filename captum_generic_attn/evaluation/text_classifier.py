@@ -1,4 +1,4 @@
-"""Hugging Face's text classifiers with their tokenizers: `classifiers` loads those of images."""
+"""Text classifiers of Hugging Face with their tokenizers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from captum_generic_attn.errors import UnavailableWeightsError
 from captum_generic_attn.evaluation.tables import nearest
 from captum_generic_attn.models.checkpoints import from_hugging_face
 
-_UNSET = 10**6  # tokenizers without a limit of their own have an astronomic one
+_UNSET = 10**6  # tokenizers without a limit report an enormous one
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class TextClassifier:
 
     @property
     def longest(self) -> int | None:
-        """The most tokens that the model takes; `None` if neither side says so."""
+        """The maximum number of tokens; `None` if neither model nor tokenizer has a limit."""
         if self.tokenizer.model_max_length < _UNSET:
             return int(self.tokenizer.model_max_length)
         config: Any = self.model.config
         places = getattr(config, "max_position_embeddings", None)
         if places is None:
             return None
-        # RoBERTa and its like begin to count positions behind that of padding.
+        # RoBERTa-like models count positions from the padding index on.
         behind = [
             module.padding_idx + 1
             for name, module in self.model.named_modules()

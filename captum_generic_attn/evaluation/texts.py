@@ -1,4 +1,4 @@
-"""A file of texts with the sequence classifier that is explained on them."""
+"""A file of texts, with the sequence classifier that is explained on them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def read_texts(file: Path) -> list[Line]:
         (1,)
     """
     try:
-        # Not splitlines(): JSON strings may hold other line breaks than a file's.
+        # Not splitlines(): JSON strings may contain other line separators.
         lines = file.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{str(file)!r} cannot be read as text in UTF-8: {error}") from error
@@ -71,21 +71,21 @@ def read_texts(file: Path) -> list[Line]:
 
 
 def words_of_tokens(text: str, offsets: Sequence[tuple[int, int]]) -> list[int | None]:
-    """Which word of a text each token belongs to: words are what white space separates.
+    """The index of each token's word, where words are separated by white space.
 
-    People who mark words have no tokenizer: one that splits "well-made" in three must not move the
-    places of the words behind it. So its own count of words is not used.
+    Annotators mark words without a tokenizer. A tokenizer that splits "well-made" in three must not
+    shift the indices of later words, so its own word count is not used.
 
     Args:
-        text: what was tokenized.
-        offsets: from where to where in it each token goes; an empty range is a special token.
+        text: the tokenized text.
+        offsets: start and end of each token in the text; an empty range is a special token.
 
     Example:
         >>> words_of_tokens("a well-made film", [(0, 0), (0, 1), (2, 6), (6, 7), (7, 11), (11, 16)])
         [None, 0, 1, 1, 1, 2]
     """
     ends = [match.end() for match in re.finditer(r"\S+", text)]
-    # Some tokenizers count the space before a word as a part of it: the last character decides.
+    # Some tokenizers include the space before a word, so the last character decides.
     return [
         None
         if start == end or text[start:end].isspace()
@@ -129,7 +129,7 @@ class TextSet(Examples):
         self.batch_size = plan.batch_size if self._tokenizer.pad_token is not None else 1
         self.fractions = TOKENS
         longest = max((len(r.marked) for r in self._rationales if r is not None), default=0)
-        # More words than the longest text has are all of its words again.
+        # For more words than the longest text has, all its words are selected again.
         self.ks = tuple(k for k in WORD_COUNTS if k < longest + WORD_COUNTS[0])
         self.notes = self._told(lines, plan)
         self.about = {
@@ -203,7 +203,7 @@ class TextSet(Examples):
         return row
 
     def _check_vocabulary(self) -> None:
-        """A folder without a tokenizer's files gives one that knows nothing but special tokens."""
+        """Check that the tokenizer knows words; one from a folder without its files does not."""
         known = {
             token
             for row in self._encoded

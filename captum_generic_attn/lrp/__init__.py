@@ -1,9 +1,9 @@
-"""LRP through unmodified models: relevance propagated layer by layer, from a score to the inputs.
+"""Layer-wise relevance propagation (LRP) through unmodified models, from a score to the inputs.
 
-`rules` are functions of tensors; `rule_sets` say which rule goes where, as data; `operations` sorts
-the operations of PyTorch into kinds, `choice` chooses a rule for each, and `mode` runs a model so
-that its backward pass applies it. `propagation` goes through a model; `baselines` are the methods
-that users call.
+`rules` holds the rules as functions of tensors. `rule_sets` assigns a rule to each kind of
+operation. `operations` sorts the operations of PyTorch into kinds, `choice` selects the rule of one
+operation, and `mode` runs a model so that its backward pass applies the rules. `propagation` runs
+the forward and backward passes. The methods for users are in `baselines`.
 """
 
 from captum_generic_attn.lrp.rule_sets import RULE_SETS, RuleSet

@@ -1,7 +1,4 @@
-"""Which relevance rule an operation takes, and which tensors the rule is to be given.
-
-`mode` asks for each operation of a forward pass; a `RuleSet` is what is chosen from.
-"""
+"""Selects the relevance rule of an operation, and the tensors that the rule receives."""
 
 from __future__ import annotations
 
@@ -32,30 +29,30 @@ from captum_generic_attn.lrp.rules import (
 Args = Sequence[Any]
 Kwargs = Mapping[str, Any]
 Rule = Callable[[Sequence[Tensor], Tensor, Tensor], Sequence[Tensor | None]]
-"""From operands, result and the result's relevance to the relevance of each operand."""
+"""Maps the operands, the result and the result's relevance to the relevance of each operand."""
 
 
 class Tokens(Protocol):
-    """What the capture knows of a tensor."""
+    """Interface to what the capture knows about a tensor."""
 
     def is_data(self, tensor: Tensor) -> bool:
-        """Whether any of it comes from an input."""
+        """Whether any element depends on an input."""
         ...
 
     def is_input(self, tensor: Tensor) -> bool:
-        """Whether it consists of elements of an input, no tokens yet."""
+        """Whether its elements are elements of an input, which are not tokens yet."""
         ...
 
     def is_computed(self, tensor: Tensor) -> bool:
-        """Whether the model computed it of tokens, be they parameters: it is no weight."""
+        """Whether it was computed from tokens, which may be parameters: then it is no weight."""
         ...
 
     def is_logits(self, tensor: Tensor) -> bool:
-        """Whether it holds products of queries and keys."""
+        """Whether it holds attention logits (products of queries and keys)."""
         ...
 
     def examples_of(self, tensor: Tensor) -> Examples:
-        """Whose its elements are."""
+        """The example that each element belongs to."""
         ...
 
     def is_probabilities(self, tensor: Tensor) -> bool:
@@ -64,14 +61,16 @@ class Tokens(Protocol):
 
 
 class Choice:
-    """Chooses rules of a set for operations, by what is known of their tensors."""
+    """Selects the rules of operations from a rule set, by what the capture knows about their
+    tensors.
+    """
 
     def __init__(self, rules: RuleSet, tokens: Tokens) -> None:
         self._rules = rules
         self._tokens = tokens
 
     def carries(self, tensor: Tensor) -> bool:
-        """Whether relevance may be handed to a tensor."""
+        """Whether a tensor may receive relevance."""
         if not tensor.requires_grad:
             return False
         return self._rules.softmax == "passed" or not self._tokens.is_probabilities(tensor)
@@ -80,18 +79,18 @@ class Choice:
         self, kind: Kind, name: str, func: Callable[..., Any], args: Args, kwargs: Kwargs,
         operands: Sequence[Tensor],
     ) -> tuple[Rule, Sequence[Tensor]] | None:  # fmt: skip
-        """The rule of an operation, and the tensors that it is to be given.
+        """The rule of an operation, and the tensors that the rule receives.
 
         Args:
             kind: the operation's kind.
-            name: its plain name.
-            func: itself.
-            args: its arguments.
-            kwargs: its arguments by name.
-            operands: those tensors among them that carry relevance, one at least.
+            name: its canonical name.
+            func: the operation itself.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+            operands: the tensors among the arguments that carry relevance, at least one.
 
         Returns:
-            `None` if there is no rule for it.
+            `None` if the rule set has no rule for it.
         """
         rules = self._rules
         if kind is Kind.NORM and rules.norm == "frozen":
@@ -152,7 +151,7 @@ class Choice:
         constant = factors[1 - side]
         weighted = self._rules.linear
         if self._rules.softmax == "constant" and self._tokens.is_probabilities(constant):
-            weighted = Epsilon(0.0)  # no weights of a layer: positive, and rows that sum to 1
+            weighted = Epsilon(0.0)  # probabilities are no layer's weights: rows >= 0 that sum to 1
         elif (
             all(carrying)
             or self._tokens.is_computed(constant)
@@ -167,7 +166,7 @@ class Choice:
         self, kind: Kind, func: Callable[..., Any], args: Args, kwargs: Kwargs,
         operands: Sequence[Tensor],
     ) -> tuple[Rule, Sequence[Tensor]] | None:  # fmt: skip
-        """Sums, products and quotients of elements, and pooling."""
+        """Select the rule of elementwise sums, products and quotients, and of pooling."""
         rules = self._rules
         if kind is Kind.POOLED:
             pooled = _rebound(func, args, kwargs, operands)
@@ -186,7 +185,7 @@ class Choice:
             alone = rules.masks == "passed" if masks else rules.inert
         if alone:
             place = next(i for i, tensor in enumerate(tensors) if tensor is operands[0])
-            # All are kept: what a checkpoint computes anew must not depend on what was known then.
+            # Save all tensors: what a checkpoint recomputes must not depend on what was known then.
             return partial(_to_one, place), tensors
         both = _rebound(func, args, kwargs, tensors)
         return self._joint(joint, both, operands[0]), tensors
@@ -195,7 +194,7 @@ class Choice:
         self, rule: WeightedRule, apply: Apply, operand: Tensor, side: int,
         terms: contraction.Contraction | None = None,
     ) -> Rule:  # fmt: skip
-        """The rule of an operation of two tensors, of which the one at `side` is no weight."""
+        """The rule of an operation with two tensors: the operand at `side`, and a weight."""
         examples = self._tokens.examples_of(operand)
         of_result = examples
         if terms is not None and examples.owner is not None:
@@ -222,7 +221,7 @@ class Choice:
 
 
 def without_aliasing(func: Callable[..., Any], args: Args) -> Args:
-    """The arguments of an operation that may be run again: what it writes to is a copy."""
+    """The arguments for running an operation again: a tensor that it writes to is copied."""
     return (args[0].clone(), *args[1:]) if canonical(func)[1] else args
 
 
@@ -231,18 +230,18 @@ def _as_it_is(_x: Tensor, _result: Tensor, relevance: Tensor) -> Tensor:
 
 
 def _summed(x: Tensor, _: Tensor, relevance: Tensor) -> Tensor:
-    """Relevance as it is, of a result that its operand may have been broadcast to."""
+    """Pass relevance unchanged to an operand, which may have been broadcast to the result."""
     return relevance.sum_to_size(x.shape)
 
 
 def _rebound(
     func: Callable[..., Any], args: Args, kwargs: Kwargs, operands: Sequence[Tensor]
 ) -> Apply:
-    """An operation as a function of some of its tensors, the others being what they are."""
+    """An operation as a function of `operands`, with its other arguments fixed."""
     wanted = [id(operand) for operand in operands]
 
     def slot(value: object) -> int | None:
-        """The next operand that this argument is; each once, were two the same tensor."""
+        """The index of this argument among the operands; a repeated tensor takes each once."""
         place = wanted.index(id(value)) if id(value) in wanted else None
         if place is not None:
             wanted[place] = -1
@@ -265,7 +264,7 @@ def _rebound(
 def _to_one(
     place: int, on: Sequence[Tensor], _: Tensor, relevance: Tensor
 ) -> Sequence[Tensor | None]:
-    """All relevance to one of the operands."""
+    """Give all relevance to one operand."""
     return [relevance.sum_to_size(x.shape) if i == place else None for i, x in enumerate(on)]
 
 

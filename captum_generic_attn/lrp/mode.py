@@ -1,8 +1,8 @@
 """The function mode under which the backward pass of a model propagates relevance.
 
-Every operation of the forward pass computes what it always does, and gets the backward of a rule
-of a `RuleSet`. `capture` enters it beneath its own mode, so it sees each operation alone, with
-parameters as constants and attention written out; the model is left as it was.
+Every operation of the forward pass computes its usual result; its backward is a rule of a
+`RuleSet`. `capture` enters this mode beneath its own, so the mode sees single operations, with
+parameters as constants and attention in elementary operations. The model is left as it was.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _REFUSAL = (
 
 
 Note = Callable[[Tensor, Sequence[Tensor | None]], None]
-"""Is told what relevance an operation was given, and what it handed to each operand."""
+"""Called with the relevance of an operation's result and the relevance of each operand."""
 
 
 class _Propagated(torch.autograd.Function):
-    """One operation whose backward is a rule, in float32 at least."""
+    """An operation whose backward is a relevance rule, computed in float32 or float64."""
 
     @staticmethod
     def forward(
@@ -53,7 +53,9 @@ class _Propagated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *relevance: Tensor) -> Any:
-        saved = ctx.saved_tensors  # may run a piece of the model again, under the modes
+        saved = (
+            ctx.saved_tensors
+        )  # checkpointing may rerun a part of the model here, under the modes
         with torch._C.DisableTorchFunction(), torch.no_grad():  # noqa: SLF001
             dtype = torch.float64 if saved[-1].dtype == torch.float64 else torch.float32
             *operands, result, given = (
@@ -70,12 +72,12 @@ class _Propagated(torch.autograd.Function):
 
 
 class RelevanceMode(TorchFunctionMode):
-    """Gives every operation of this thread the backward of a relevance rule."""
+    """Replaces the backward of every operation of this thread by a relevance rule."""
 
     def __init__(
         self, rules: RuleSet, tokens: Tokens, leaks: dict[str, float] | None = None
     ) -> None:
-        """Run under rules; `leaks` get, by operation, what relevance is not handed on."""
+        """Apply `rules`; `leaks` collects, by operation, the relevance that is not propagated."""
         super().__init__()
         self._leaks = leaks
         self._rules = rules
@@ -87,7 +89,7 @@ class RelevanceMode(TorchFunctionMode):
         self, func: Callable[..., Any], types: object, args: Args = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # fmt: skip
-        """Run one operation."""
+        """Run one operation, and give its result the backward of its rule."""
         kwargs = kwargs or {}
         name, in_place = canonical(func)
         kind = kind_of(name)
@@ -107,7 +109,7 @@ class RelevanceMode(TorchFunctionMode):
             self._note_use(tensor)
         if kind in (Kind.MOVED, Kind.PICKED):
             return self._moved(kind, name, func, args, kwargs)
-        if in_place:  # the rule needs what was there before
+        if in_place:  # the rule needs the values before the write
             target = args[0]
             before = target.clone()
             if id(target) not in map(id, carrying):
@@ -119,7 +121,7 @@ class RelevanceMode(TorchFunctionMode):
     def _moved(
         self, kind: Kind, name: str, func: Callable[..., Any], args: Args, kwargs: Kwargs
     ) -> Any:
-        """Autograd itself hands back what was moved."""
+        """Run an operation that moves elements: autograd's own backward returns their relevance."""
         result = func(*args, **kwargs)
         one = kind is Kind.PICKED or (name == "getitem" and _is_one(args[1]))
         if one and self._rules.divided_copies and result.grad_fn is not None:
@@ -127,7 +129,7 @@ class RelevanceMode(TorchFunctionMode):
         return result
 
     def _note_use(self, tensor: Tensor) -> None:
-        """Note that an operation uses a tensor: several hand back `x · R / x`."""
+        """Count a use of a tensor; a tensor with several uses receives `x · R / x`."""
         if not self._rules.divided_copies:
             return
         known = self._used.get(id(tensor))
@@ -156,32 +158,32 @@ class RelevanceMode(TorchFunctionMode):
         return _Propagated.apply(run, rule_of, sign, note, *on)
 
     def _leaked(self, name: str, given: Tensor, found: Sequence[Tensor | None]) -> None:
-        """Add up what an operation kept to itself, of either sign."""
-        assert self._leaks is not None  # noqa: S101 - who asks keeps them
+        """Add to `leaks` the relevance that an operation did not propagate, with its sign."""
+        assert self._leaks is not None  # noqa: S101 - the caller has checked
         handed = sum(float(r.double().sum()) for r in found if r is not None)
         left = float(given.double().sum()) - handed
         self._leaks[name] = self._leaks.get(name, 0.0) + left
 
     def _without_rule(self, name: str, func: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
-        """Run an operation that no list knows: it may only ask, not compute with its operands."""
+        """Run an operation without a kind: it may query its operands, but not compute with them."""
         result = func(*args, **kwargs)
         if any(tensor.requires_grad for tensor in tensors_in(result)):
             raise UnsupportedOperationError(_REFUSAL.format(name))
         return result
 
-    # -- where relevance ends and is shared ----------------------------------------------------
+    # -- where relevance ends, and tensors with several uses -----------------------------------
 
     def _embedded(self, func: Callable[..., Any], args: Args, kwargs: Kwargs) -> Tensor:
-        """Relevance ends at the vectors of integers that come from an input."""
+        """Embed integers of an input: relevance ends at their embedding vectors."""
         with torch.no_grad():
             result: Tensor = func(*args, **kwargs)
         if not self._tokens.is_data(argument(args, kwargs, 0, "input")):
             return result
-        return result.requires_grad_().clone()  # no leaf: the model may write to it
+        return result.requires_grad_().clone()  # not a leaf, since the model may write to it
 
 
 class Used:
-    """How often a tensor is used; what is handed back to it from several uses is divided by it."""
+    """Counts the uses of a tensor; with several, its relevance is divided by its values."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = ref(tensor)
@@ -199,6 +201,6 @@ def _divided(value: Tensor, relevance: Tensor) -> Tensor:
 
 
 def _is_one(index: object) -> bool:
-    """Whether an index picks one element along some axis."""
+    """Whether an index selects a single element along some axis."""
     parts = index if isinstance(index, tuple) else (index,)
     return any(type(part) is int for part in parts)

@@ -1,7 +1,4 @@
-"""Norms with their statistics held constant: linear functions of their operand.
-
-Called by `mode` for rule sets whose norms are `"frozen"`.
-"""
+"""Normalization layers with constant statistics: linear functions of their operand."""
 
 from __future__ import annotations
 

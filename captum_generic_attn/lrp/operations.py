@@ -1,7 +1,7 @@
-"""Which kind of relevance rule an operation takes: one word in one of the lists below.
+"""The kind of each operation of PyTorch, which decides on its relevance rule.
 
-Called by `mode`. Unlike following tokens, handing relevance on has no default: an operation that
-stands in no list is refused by name.
+The lists below hold the names of the operations. An operation without an entry is refused by name:
+token tracking has a default, relevance has none.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from captum_generic_attn.capture.tracking.operations import Family, names_of
 
 
 class Kind(Enum):
-    """How an operation hands relevance on."""
+    """How an operation propagates relevance."""
 
     NOTHING = "its result says nothing of the values: sizes, comparisons"
     STATISTIC = "its result is taken as a constant"
@@ -32,7 +32,7 @@ class Kind(Enum):
     UNKNOWN = "no rule"
 
 
-_ON_COMPLEX = {"view_as_complex", "view_as_real"}  # pairs of elements would be mixed
+_ON_COMPLEX = {"view_as_complex", "view_as_real"}  # complex arithmetic mixes pairs of elements
 _MOVING = [
     name
     for name in names_of(Family.SHAPE, Family.JOIN, Family.PAD, Family.WRITE)
@@ -80,7 +80,7 @@ _KINDS = {name: kind for kind, names in _LISTS.items() for name in names.split()
 
 
 def kind_of(name: str) -> Kind:
-    """The kind of an operation by its plain name.
+    """The kind of an operation, by its canonical name.
 
     Example:
         >>> kind_of("gelu").name, kind_of("linalg_solve").name

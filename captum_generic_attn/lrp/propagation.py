@@ -1,7 +1,4 @@
-"""One pass of a model under relevance rules: the relevance of its inputs and of its attention.
-
-Called by the attribution classes, beside the capture of the plain forward pass or in its place.
-"""
+"""Propagates relevance through a model: the relevance of its inputs and attention probabilities."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ from captum_generic_attn.tokens.ids import squeeze_expanded
 
 
 class _Tokens:
-    """What the abstract_values of a capture say of a tensor."""
+    """Answers the questions of `choice.Tokens` from the abstract values of a capture."""
 
     def __init__(self, tracker: TokenTracker, batch: int) -> None:
         self._abstract_values = tracker.abstract_values
@@ -50,7 +47,7 @@ class _Tokens:
             found = memory.of((token_ids[0],), "examples", lambda: self._read(token_ids[0]))
             if found is not None:
                 return found
-        # Tokens were lost: the batch is the only axis, features apart, that is as long.
+        # The token ids were lost: take the one axis other than features that has the batch's size.
         shape = tensor.shape[: max(tensor.ndim - 1, 1)]
         alike = [axis for axis, n in enumerate(shape) if n == self._batch]
         fitting = [axis for axis, n in enumerate(shape) if n % self._batch == 0]
@@ -61,7 +58,9 @@ class _Tokens:
         return Examples(known=False)
 
     def _read(self, ids: Tensor) -> Examples | None:
-        """The axis along which examples differ, and whose each place is, read off the tokens."""
+        """Find the axis along which the example changes, and the example at each position, by token
+        id.
+        """
         small = squeeze_expanded(ids)
         example = self._spaces.locate(small)[1]
         for axis in range(small.ndim):
@@ -69,7 +68,7 @@ class _Tokens:
             owner = example.amax(others) if others else example
             if int(owner.min()) >= 0 and len(set(owner.tolist())) == self._batch:
                 return Examples(axis - ids.ndim, owner)
-        for axis in range(ids.ndim - 1):  # parameters: the same ones for each example
+        for axis in range(ids.ndim - 1):  # parameters are the same for each example
             others = [a for a in range(ids.ndim) if a != axis]
             line, places = ids.amax(others), torch.arange(self._batch)
             if len(line) % self._batch:
@@ -90,11 +89,12 @@ class _Tokens:
 
 @dataclass(frozen=True, eq=False)
 class Propagated:
-    """Relevance of each input, in its shape, and of the probabilities of each call by its index.
+    """The relevance of each input, in its shape, and of the probabilities of each call, by its
+    index.
 
-    Probabilities are `[G * H, Nq, Nk]`, as a record orders them. Integers have the sum of what
-    their vectors got. `silent` names the inputs that no relevance reaches, `zero` are the examples
-    whose score, which relevance starts from, is 0.
+    Probabilities are `[G * H, Nq, Nk]`, in the order of an attention record. An integer input has
+    the sum over the features of its embedding vectors. `silent` names the inputs that no relevance
+    reaches. `zero` lists the examples whose score is 0 where relevance starts from the score.
     """
 
     inputs: tuple[Tensor, ...]
@@ -104,14 +104,16 @@ class Propagated:
 
 
 class Propagation:
-    """A forward pass under relevance rules, and backward passes of its scores."""
+    """A forward pass under relevance rules, and backward passes from its scores."""
 
     def __init__(
         self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...], choose: Callable[[Any], Tensor], rules: RuleSet, *,
         copies: bool = False, leaks: dict[str, float] | None = None,
     ) -> None:  # fmt: skip
-        """Run the model; `leaks` get, by operation, what relevance is not handed on later."""
+        """Run the model; `leaks` later collects, by operation, the relevance that is not
+        propagated.
+        """
         self._leaks = leaks
         self._inputs = inputs
         self._rules = rules
@@ -132,16 +134,16 @@ class Propagation:
     def of(
         self, score: Tensor, *, retain_graph: bool, records: Sequence[AttentionRecord] = ()
     ) -> Propagated:
-        """Propagate the relevance of a score of each example.
+        """Propagate relevance from a score of each example.
 
         Args:
             score: `[B]`, part of the graph of `capture`.
             retain_graph: whether another score follows.
-            records: the calls whose probabilities' relevance is asked for.
+            records: the calls for whose probabilities relevance is computed.
 
         Raises:
-            UnsupportedOperationError: if relevance starts from the score, and the score has not the
-                sign of what it was made of: it is a probability or its logarithm.
+            UnsupportedOperationError: if relevance starts from the score, and the score has lost
+                the sign of what it was computed from: it is a probability or a log-probability.
         """
         capture = self.capture
         if self._rules.signed:
@@ -182,7 +184,7 @@ class Propagation:
     def _of_integers(
         self, place: int, tensor: Tensor, score: Tensor, of_vectors: Sequence[Tensor | None]
     ) -> Tensor:
-        """What the vectors of an input's integers got, summed over their features."""
+        """The relevance of an integer input: that of its embeddings, summed over features."""
         capture = self.capture
         name = name_of_input(capture, self._inputs, place)
         total = score.new_zeros(tensor.numel())
@@ -213,7 +215,7 @@ def _check_sign(score: Tensor) -> None:
 
 
 class _Keeper:
-    """Keeps the relevance of a call's probabilities."""
+    """Stores the relevance of a call's probabilities."""
 
     def __init__(self, record: AttentionRecord, calls: dict[int, Tensor]) -> None:
         self._record = record

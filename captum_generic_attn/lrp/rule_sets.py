@@ -1,7 +1,6 @@
-"""Which rule goes where: the tables of the papers, as data.
+"""Rule sets: a rule for each kind of operation, as in the tables of the papers.
 
-A `RuleSet` names a rule for each kind of operation. `mode` reads one; users change single lines
-with `dataclasses.replace`.
+To change a single rule, use `dataclasses.replace`.
 """
 
 from __future__ import annotations
@@ -25,36 +24,37 @@ from captum_generic_attn.lrp.rules import (
 
 @dataclass(frozen=True)
 class RuleSet:
-    """Relevance rules of a model's operations.
+    """The relevance rules of a model's operations.
 
-    Activations (GELU, SiLU, tanh), dropout, masks and scales by constants hand relevance on as it
-    is, clones, slices and concatenations hand it back to where the elements came from; no rule set
-    differs there. Inside a model that holds for a sigmoid and for a number that is added too,
-    though the result need not have the sign of the operand.
+    Some operations have the same rule in every set. Activations (GELU, SiLU, tanh), dropout, masks
+    and scaling by constants pass relevance unchanged. Clones, slices and concatenations return it
+    to the elements that they moved. Inside a model, a sigmoid and the addition of a constant pass
+    it unchanged too, although the sign of the result may differ from that of the operand.
 
     Args:
         linear: linear layers, convolutions, products with a constant matrix.
-        patches: the convolution that reads an input.
-        product: products of two tensors that both depend on the input, queries with keys and
-            probabilities with values among them.
+        patches: the convolution that an input goes into.
+        product: products of two tensors that both depend on the input, such as queries with keys
+            and probabilities with values.
         addition: sums of two tensors.
-        pooling: means, sums and resizing: linear operations without a weight.
-        norm: layer norms: `"passed"` hands relevance on as it is; `"frozen"` takes the mean off as
-            the linear operation that it is, with the deviation a constant.
-        softmax: `"passed"`, or `"constant"`: probabilities get no relevance, values all.
-        masks: what is added to the logits of attention: `"passed"` hands relevance on as it is;
-            `"added"` takes it for a sum like any other.
-        start: the relevance of the explained score: its own value, `"score"`, or `"one"`. A rule
-            that shares a result out (ε, γ) needs the former: from 1, what made a negative score
-            negative would be positive. αβ with β = 0 counts what speaks for a result alone, which
-            is positive whatever sign the score has: there the authors start from 1.
-        inert: whether a summand that carries no token of an input (a position code) gets no
-            relevance, and the other one all.
-        divided_copies: whether a value that is used several times, or picked out of others,
-            gets `x · R / x`, whose stabiliser is felt in the ninth digit.
+        pooling: means, sums and resizing (linear operations without a weight).
+        norm: normalization layers: `"passed"` passes relevance unchanged; `"frozen"` subtracts the
+            mean, a linear operation, and holds the standard deviation constant.
+        softmax: `"passed"` passes relevance unchanged; with `"constant"`, attention probabilities
+            get no relevance, and values get all.
+        masks: tensors that are added to attention logits: `"passed"` passes relevance unchanged;
+            `"added"` treats them as any other sum.
+        start: the relevance of the explained score: its value (`"score"`) or 1 (`"one"`). Rules
+            that distribute a result in proportion (ε, γ) need `"score"`: from 1, evidence for a
+            negative score would get the wrong sign. αβ with β = 0 counts only evidence for a
+            result, which is positive for any sign of the score; there the authors start from 1.
+        inert: whether a summand without input tokens (such as a position embedding) gets no
+            relevance, and the other summand gets all.
+        divided_copies: whether a tensor that is used several times, or selected by an index, gets
+            `x · R / x`, whose stabiliser changes the ninth digit.
 
     Raises:
-        ValueError: if `start` is neither of the two, or `"one"` with ε or γ in linear layers.
+        ValueError: if `start` is none of these, or `"one"` with ε or γ in linear layers.
 
     Example:
         >>> from dataclasses import replace
@@ -80,13 +80,13 @@ class RuleSet:
         linear = self.linear.rule if isinstance(self.linear, Conserved) else self.linear
         if self.start == "one" and isinstance(linear, Epsilon | Gamma):
             raise ValueError(
-                f"start='one' with linear={self.linear!r}: a rule that shares results out would "
-                "turn all signs of the map of a negative score; use start='score'"
+                f"start='one' with linear={self.linear!r}: a rule that distributes results in "
+                "proportion would flip all signs in the map of a negative score; use start='score'"
             )
 
     @property
     def signed(self) -> bool:
-        """Whether maps tell for from against: the map of a negated score is the negated map.
+        """Whether maps are signed: the map of a negated score is the negated map.
 
         Example:
             >>> [name for name, rules in RULE_SETS.items() if rules.signed]
@@ -104,7 +104,7 @@ CHEFER2021_FULL = RuleSet(
     start="one",
     divided_copies=True,
 )
-"""The rules that the authors use for LRP itself (full and partial)."""
+"""The authors' rules for full and partial LRP."""
 
 CHEFER2021 = RuleSet(
     linear=AlphaBeta(alpha=1, beta=0, joint=True),
@@ -127,7 +127,9 @@ CHEFER2021_DETR = RuleSet(
     inert=True,
     divided_copies=True,
 )
-"""`CHEFER2021` as in the authors' DETR: linear layers conserve, position codes get nothing."""
+"""`CHEFER2021` as in the authors' DETR: linear layers conserve relevance, and position embeddings
+get none.
+"""
 
 EPSILON = RuleSet(
     linear=Epsilon(1e-6),
@@ -137,7 +139,7 @@ EPSILON = RuleSet(
     pooling=Proportional(1e-12),
     norm="frozen",
 )
-"""ε everywhere; softmax and activations hand relevance on."""
+"""ε everywhere; softmax and activations pass relevance unchanged."""
 
 GAMMA = RuleSet(
     linear=Gamma(0.25),
@@ -147,7 +149,7 @@ GAMMA = RuleSet(
     pooling=Proportional(1e-12),
     norm="frozen",
 )
-"""γ in linear layers, else as ε."""
+"""γ in linear layers; the rest is as in `EPSILON`."""
 
 FROZEN = RuleSet(
     linear=Epsilon(0.0),
@@ -158,9 +160,9 @@ FROZEN = RuleSet(
     norm="frozen",
     softmax="constant",
 )
-"""Gradient times input with gates, norms and probabilities held constant.
+"""Gradient times input with gates, norm statistics and probabilities held constant.
 
-Without biases it conserves exactly: the relevance of all inputs sums to the score.
+Without biases it conserves relevance exactly: the relevance of all inputs sums to the score.
 """
 
 RULE_SETS = {
@@ -171,15 +173,15 @@ RULE_SETS = {
     "gamma": GAMMA,
     "frozen": FROZEN,
 }
-"""The rule sets by the names that `rules=` takes."""
+"""The rule sets, by their name for `rules=`."""
 
 
 Rules = str | RuleSet
-"""What `rules=` takes: a name of `RULE_SETS`, or a rule set."""
+"""Type of `rules=`: a name in `RULE_SETS`, or a rule set."""
 
 
 def rule_set(chosen: Rules) -> RuleSet:
-    """A rule set by its name, or itself.
+    """Return a rule set, given its name or the set itself.
 
     Raises:
         ValueError: if there is none of that name.
@@ -199,11 +201,11 @@ def rule_set(chosen: Rules) -> RuleSet:
 
 
 def attention_rules(chosen: Rules) -> RuleSet:
-    """A rule set by its name, or itself, for the relevance of attention probabilities.
+    """Return a rule set that propagates relevance to attention probabilities.
 
     Raises:
         ValueError: if there is none of that name, or it holds probabilities constant.
-        TypeError: if it is neither.
+        TypeError: if it is neither a name nor a rule set.
     """
     rules = rule_set(chosen)
     if rules.softmax == "constant":

@@ -1,8 +1,7 @@
-"""Relevance rules: how an operation hands the relevance of its result on to what went in.
+"""Relevance rules: how the relevance of an operation's result is distributed to its operands.
 
-Pure functions of tensors; nothing here knows a model. `rule_sets` says which rule goes where,
-`mode` runs a model so that its backward pass applies them. All rules come to one form: operands
-times the gradient of `⟨S, operation⟩`, where `S` is relevance per unit of the result (`shares`).
+The rules are pure functions of tensors, independent of any model. All have one form (`shares`):
+operands times the gradient of `⟨S, operation⟩`, where `S` is the relevance per unit of the result.
 
 Sources: Bach et al. 2015, "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by
 Layer-Wise Relevance Propagation" (ε and αβ); Montavon et al. 2017, "Explaining NonLinear
@@ -21,19 +20,19 @@ import torch
 from torch import Tensor
 
 STABILISER = 1e-9
-"""What the authors' code adds to every divisor."""
+"""Added to every divisor, as in the authors' code."""
 
 Apply = Callable[..., Tensor]
-"""An operation without its bias, as a function of its operands."""
+"""Type of an operation without its bias, as a function of its operands."""
 
 
 def per_unit(relevance: Tensor, result: Tensor, stabiliser: float = STABILISER) -> Tensor:
-    """`S = R / (z + ε)`, relevance per unit of a result; 0 where the result is 0.
+    """Relevance per unit of a result, `S = R / (z + ε)`; 0 where the result is 0.
 
     Args:
         relevance: of the result.
         result: `z`, of the same shape.
-        stabiliser: `ε`, added with its sign whatever that of `z`.
+        stabiliser: `ε`; it keeps its own sign, whatever the sign of `z`.
 
     Example:
         >>> per_unit(torch.tensor([2.0, 2.0]), torch.tensor([4.0, 0.0]), 0.0)
@@ -45,10 +44,10 @@ def per_unit(relevance: Tensor, result: Tensor, stabiliser: float = STABILISER) 
 
 
 def shares(apply: Apply, operands: Sequence[Tensor], unit: Tensor) -> list[Tensor]:
-    """`x · ∂⟨S, apply(x, …)⟩/∂x` for each operand.
+    """Operand times gradient, `x · ∂⟨S, apply(x, …)⟩/∂x`, for each operand.
 
-    Of an operation that is linear in an operand these are the parts of its result that each element
-    makes, in units of relevance.
+    If the operation is linear in an operand, these are the contributions of its elements to the
+    result, in units of relevance.
 
     Example:
         >>> shares(torch.mul, [torch.tensor(2.0), torch.tensor(3.0)], torch.tensor(1.0))
@@ -62,10 +61,11 @@ def shares(apply: Apply, operands: Sequence[Tensor], unit: Tensor) -> list[Tenso
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Whose the elements of an operation's tensors are, for rules that take sums over examples.
+    """Maps the elements of an operation's tensors to examples, for rules that sum over an example.
 
-    `owner` says it of the places along one axis, counted from the end, since operands may lack
-    leading axes; `None`: all are of one example, or it is not `known`.
+    `owner` holds the example of each position along `axis`. `axis` is counted from the end, since
+    operands may lack leading axes. If `owner` is `None`, all elements belong to one example, or the
+    mapping is not `known`.
     """
 
     axis: int = 0
@@ -73,24 +73,24 @@ class Examples:
     known: bool = True
 
     def sums(self, tensor: Tensor) -> Tensor:
-        """The sum over the example of each element, to be multiplied with the tensor.
+        """The sum over each element's example, broadcastable to the tensor.
 
         Raises:
-            ValueError: if it is not known whose they are.
+            ValueError: if the examples of the elements are not known.
         """
         return self.spread(self.by_example(tensor), tensor)
 
     def by_example(self, tensor: Tensor) -> Tensor:
-        """The sums over the examples, `[B]`, or one number.
+        """The sum over each example, `[B]`, or a scalar if there is one example.
 
         Raises:
-            ValueError: if it is not known whose the elements are.
+            ValueError: if the examples of the elements are not known.
         """
         if not self.known:
             raise ValueError(
-                "these relevance rules rescale by sums over examples, and whose the elements of a "
-                f"tensor {tuple(tensor.shape)} are could not be told: explain one example at a "
-                "time, or use other rules"
+                "these relevance rules rescale by sums over each example, but it is not known "
+                f"which example each element of a tensor {tuple(tensor.shape)} belongs to: explain "
+                "one example at a time, or use other rules"
             )
         if self.owner is None:
             return tensor.sum()
@@ -100,7 +100,7 @@ class Examples:
         return each.new_zeros(int(owner.max()) + 1).index_add(0, owner, each)
 
     def spread(self, values: Tensor, tensor: Tensor) -> Tensor:
-        """`[B]` values of the examples, to be multiplied with a tensor."""
+        """Reshape `[B]` values of the examples so that they broadcast to a tensor."""
         if self.owner is None:
             return values
         axis = tensor.ndim + self.axis
@@ -109,7 +109,7 @@ class Examples:
 
 
 def first_axis(tensor: Tensor) -> Examples:
-    """The examples of a batch in its usual place.
+    """The mapping of a tensor whose first axis is the batch.
 
     Example:
         >>> first_axis(torch.zeros(2, 3)).sums(torch.ones(2, 3))
@@ -121,9 +121,10 @@ def first_axis(tensor: Tensor) -> Examples:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One operation whose relevance is handed on: what it does, what came out, what that got.
+    """One operation, its result, and the relevance of the result.
 
-    `examples` tells whose its operands' elements are, `of_result` its result's; `None`: alike.
+    `examples` maps the elements of the operands to examples, `of_result` those of the result;
+    `None` if both have the same mapping.
     """
 
     apply: Apply
@@ -140,21 +141,23 @@ class WeightedRule(Protocol):
     """A rule for an operation that is linear in its operand `x`, with a constant weight."""
 
     def __call__(self, step: Step, x: Tensor, weight: Tensor) -> Tensor:
-        """The relevance of `x`; `step.apply(x, weight)` has no bias, `step.result` has it."""
+        """The relevance of `x`; only `step.result` includes the bias, not `step.apply`."""
         ...
 
 
 @dataclass(frozen=True)
 class Epsilon:
-    """`x (S W)` with `S = R / (z + ε sign z)`; `z` with its bias, unless `bias=False`.
+    """The ε rule: `x (S W)` with `S = R / (z + ε sign z)`; `z` includes the bias, unless
+    `bias=False`.
 
-    With `epsilon=0` this is gradient times input of this one operation.
+    With `epsilon=0`, relevance flows as in gradient times input.
     """
 
     epsilon: float = 1e-6
     bias: bool = True
 
-    def __call__(self, step: Step, x: Tensor, weight: Tensor) -> Tensor:  # noqa: D102
+    def __call__(self, step: Step, x: Tensor, weight: Tensor) -> Tensor:
+        """The relevance of `x`."""
         z = step.result if self.bias else step.apply(x, weight)
         unit = per_unit(step.relevance, z + self.epsilon * z.sign(), 0.0)
         return shares(lambda operand: step.apply(operand, weight), [x], unit)[0]
@@ -162,16 +165,18 @@ class Epsilon:
 
 @dataclass(frozen=True)
 class Gamma:
-    """Like ε, with the weights `W + γ W⁺`, which favours what speaks for the result.
+    """The γ rule: as ε, with the weights `W + γ W⁺`, which favour positive contributions.
 
-    For operands of either sign: parts of the result with its own sign are favoured by `1 + γ`. The
-    bias is one of the parts, so that it cannot turn the sign of the others.
+    It is generalized to operands of either sign: contributions that have the sign of the result are
+    scaled by `1 + γ`. The bias counts as a contribution, so that it cannot flip the sign of the
+    others.
     """
 
     gamma: float = 0.25
     epsilon: float = 1e-6
 
-    def __call__(self, step: Step, x: Tensor, weight: Tensor) -> Tensor:  # noqa: D102
+    def __call__(self, step: Step, x: Tensor, weight: Tensor) -> Tensor:
+        """The relevance of `x`."""
         apply, relevance = step.apply, step.relevance
         up, down = x.clamp(min=0), x.clamp(max=0)
         for_it, against_it = weight.clamp(min=0), weight.clamp(max=0)
@@ -195,18 +200,20 @@ class Gamma:
 
 @dataclass(frozen=True)
 class AlphaBeta:
-    """`α` times the parts that speak for a result less `β` times those that speak against it.
+    """The αβ rule: `α` times the positive contributions to a result less `β` times the negative
+    ones.
 
-    With `x⁺, x⁻, W⁺, W⁻` the positive and negative parts, `x⁺ (S W⁺) + x⁻ (S W⁻)` is what speaks
-    for it; biases are left out. `joint`: one `S = R / (x⁺ W⁺ + x⁻ W⁻)`, which for positive operands
-    is the z⁺ rule; else each of the two parts has an `S` of its own.
+    With the positive and negative parts `x⁺, x⁻, W⁺, W⁻`, the positive contributions are `x⁺ (S W⁺)
+    + x⁻ (S W⁻)`; biases are left out. If `joint`, both products share `S = R / (x⁺ W⁺ + x⁻ W⁻)`,
+    which for positive operands is the z⁺ rule; otherwise each of the two products has its own `S`.
     """
 
     alpha: float = 1.0
     beta: float = 0.0
     joint: bool = True
 
-    def __call__(self, step: Step, x: Tensor, weight: Tensor) -> Tensor:  # noqa: D102
+    def __call__(self, step: Step, x: Tensor, weight: Tensor) -> Tensor:
+        """The relevance of `x`."""
         apply, relevance = step.apply, step.relevance
         up, down = x.clamp(min=0), x.clamp(max=0)
         for_it, against_it = weight.clamp(min=0), weight.clamp(max=0)
@@ -231,13 +238,14 @@ class AlphaBeta:
 
 @dataclass(frozen=True)
 class ZBox:
-    """zᴮ, for what reads an image: elements between its least and its greatest value.
+    """The zᴮ rule, for layers that read images, whose elements are bounded.
 
-    `S = R / (x W − lo W⁺ − hi W⁻)`, relevance `x (S W) − lo (S W⁺) − hi (S W⁻)`; `lo` and `hi` are
-    those of each example's image.
+    With `S = R / (x W − lo W⁺ − hi W⁻)`, relevance is `x (S W) − lo (S W⁺) − hi (S W⁻)`; `lo` and
+    `hi` are the minimum and maximum of each example's image.
     """
 
-    def __call__(self, step: Step, x: Tensor, weight: Tensor) -> Tensor:  # noqa: D102
+    def __call__(self, step: Step, x: Tensor, weight: Tensor) -> Tensor:
+        """The relevance of `x`."""
         apply, relevance = step.apply, step.relevance
         flat = x.flatten(1)
         shape = -1, *[1] * (x.ndim - 1)
@@ -255,11 +263,12 @@ class ZBox:
 
 @dataclass(frozen=True)
 class Conserved:
-    """Another rule, its outcome scaled so that each example keeps the sum of its relevance."""
+    """Rescales the result of another rule so that each example keeps its sum of relevance."""
 
     rule: WeightedRule
 
-    def __call__(self, step: Step, x: Tensor, weight: Tensor) -> Tensor:  # noqa: D102
+    def __call__(self, step: Step, x: Tensor, weight: Tensor) -> Tensor:
+        """The relevance of `x`."""
         found = self.rule(step, x, weight)
         of_result = step.of_result or step.examples
         each = of_result.by_example(step.relevance), step.examples.by_example(found)
@@ -279,42 +288,43 @@ class JointRule(Protocol):
 
 @dataclass(frozen=True)
 class Halved:
-    """A product, of matrices or elements: half to each factor, `A (S Bᵀ) / 2`, `B (Aᵀ S) / 2`."""
+    """Gives each factor of a product half of the relevance: `A (S Bᵀ) / 2` and `B (Aᵀ S) / 2`.
+
+    The product is one of matrices or of elements.
+    """
 
     stabiliser: float = STABILISER
 
-    def __call__(  # noqa: D102
-        self, step: Step, operands: Sequence[Tensor]
-    ) -> Sequence[Tensor]:
+    def __call__(self, step: Step, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The relevance of each operand."""
         unit = per_unit(step.relevance, step.result, self.stabiliser)
         return [part / 2 for part in shares(step.apply, operands, unit)]
 
 
 @dataclass(frozen=True)
 class Proportional:
-    """A sum: to each summand what it makes of the result, `a R / (a + b)` and `b R / (a + b)`."""
+    """Distributes relevance to summands in proportion to them: `a R / (a + b)`, `b R / (a + b)`."""
 
     stabiliser: float = STABILISER
 
-    def __call__(  # noqa: D102
-        self, step: Step, operands: Sequence[Tensor]
-    ) -> Sequence[Tensor]:
+    def __call__(self, step: Step, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The relevance of each operand."""
         return shares(step.apply, operands, per_unit(step.relevance, step.result, self.stabiliser))
 
 
 @dataclass(frozen=True)
 class Balanced:
-    """A sum, proportional within each summand, and of `ΣR` to each what its own sum is of both.
+    """The normalized rule for sums: proportional within each summand, with rescaled totals.
 
-    Summands of opposite sign cannot blow each other up: with `a'` and `b'` the proportional
-    relevance, `a' · |Σa'| / (|Σa'| + |Σb'|) · ΣR / Σa'`, and `b'` alike, sums over an example.
+    Summands of opposite sign cannot blow each other up. With `a'` and `b'` the proportional
+    relevance, the first summand gets `a' · |Σa'| / (|Σa'| + |Σb'|) · ΣR / Σa'`, and the second
+    likewise; the sums are over an example.
     """
 
     stabiliser: float = STABILISER
 
-    def __call__(  # noqa: D102
-        self, step: Step, operands: Sequence[Tensor]
-    ) -> Sequence[Tensor]:
+    def __call__(self, step: Step, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The relevance of each operand."""
         full = [operand.expand_as(step.result).contiguous() for operand in operands]
         unit = per_unit(step.relevance, step.result, self.stabiliser)
         parts = shares(step.apply, full, unit)

@@ -1,13 +1,13 @@
-"""Whether a score has the sign of what it was made of.
+"""Checks that a score has kept the sign of the evidence that it was computed from.
 
-Signed rules share a result out in proportion to what each operand makes of it. That tells for from
-against as long as a result of nothing is nothing. A sigmoid, an exponential, a softmax or a
-constant that is added break this: a probability is positive whatever sign its logit has, a
-log-probability is negative. `mode` notes for each operation what becomes of the sign; `propagation`
-asks for that of the score before relevance starts from it.
+Signed rules distribute a result in proportion to the contributions of the operands. This separates
+evidence for a score from evidence against it only if zero operands give a zero result. A sigmoid,
+an exponential, a softmax and the addition of a constant break this: a probability is positive for
+any sign of its logit, and a log-probability is negative. `mode` attaches to each operation what it
+does to the sign. `propagation` checks a score before relevance starts from it.
 
-Their own gradient would have the right sign, but then relevance would sum to anything but the
-score, and vanish with certainty. So such scores are refused.
+The gradients of such operations would give the right sign. But then relevance would not sum to the
+score, and would vanish where the model is certain. Therefore such scores are refused.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from captum_generic_attn.lrp.operations import Kind
 
 
 class Sign(Enum):
-    """What becomes of the sign of operands in a result."""
+    """How the sign of a result relates to the signs of the operands."""
 
-    OWN = "a result has a sign of its own: weighted sums of features"
-    KEPT = "the result of any operand without a sign has none"
-    FACTORS = "the result of a factor with a sign has one: the others are gates"
-    LOST = "the result is not nothing where the operand is"
+    OWN = "the result has its own sign, as weighted sums of features have"
+    KEPT = "the result has lost its sign if any operand has"
+    FACTORS = "the result has a sign if one factor has: the other factors are gates"
+    LOST = "the result is not zero where the operand is"
 
 
 class Passage(NamedTuple):
-    """What an operation, by its plain name, makes of the sign of its operands."""
+    """An operation's canonical name, and what it does to the sign of its operands."""
 
     name: str
     sign: Sign
@@ -43,22 +43,22 @@ _LOST = {
     "logit", "cos", "sinc",
 }  # fmt: skip
 _REFLECTED = {"__rpow__", "__rtruediv__", "__rdiv__"}
-"""A constant to the power of the operand, or divided by it."""
+"""A constant raised to the power of the operand, or divided by it."""
 
 
 def passage(
     kind: Kind, name: str, func: Callable[..., Any], args: Sequence[Any],
     kwargs: Mapping[str, Any], operands: Sequence[Tensor],
 ) -> Passage:  # fmt: skip
-    """What an operation makes of the sign of its operands.
+    """Classify what an operation does to the sign of its operands.
 
     Args:
         kind: the operation's kind.
-        name: its plain name.
-        func: itself.
-        args: its arguments.
-        kwargs: its arguments by name.
-        operands: those tensors among them that carry relevance.
+        name: its canonical name.
+        func: the operation itself.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        operands: the tensors among the arguments that carry relevance.
     """
     if kind is Kind.SOFTMAX or name in _LOST or getattr(func, "__name__", "") in _REFLECTED:
         return Passage(name, Sign.LOST)
@@ -75,10 +75,11 @@ def passage(
 
 
 def lost_at(score: Tensor) -> str | None:
-    """The plain name of the operation at which a score lost its sign; `None` if it has one.
+    """The canonical name of the operation at which a score lost its sign; `None` if it did not.
 
-    The graph is followed from the score to the last weighted sums, through what moves elements. Of
-    several operations it is the first that ran: of a log of a softmax, the softmax.
+    The search follows the graph from the score back to the last weighted sums, through operations
+    that move elements. Of several such operations, the result is the one that ran first: the
+    softmax in the log of a softmax.
 
     Args:
         score: part of a graph whose nodes have a `passage`, unless they move elements.

@@ -1,11 +1,11 @@
-"""Is an explanation right? The field's metrics, for any Captum attribution.
+"""Metrics of explanations, for the attributions of any Captum method.
 
-Two questions are asked. Does the model need what the explanation points at: `perturbation`,
-`deletion`, `insertion`, `saco`, each with a `Removal` (`Pixels`, `Tokens`) and a measure
-(`accuracy`, `probability`, ...). Does it point at what is known to be right: `pointing`,
-`segment`, `detection_scores` with `otsu_masks`, `token_f1`. Each gives one value for every example;
-`estimate` makes a figure with its confidence interval of them, and `RandomAttribution` says what
-chance gives.
+Faithfulness (does the model depend on what the explanation highlights?): `perturbation`,
+`deletion`, `insertion` and `saco`, each with a `Removal` (`Pixels`, `Tokens`) and a measure
+(`accuracy`, `probability`, …). Localisation (does the explanation highlight the annotated
+evidence?): `pointing`, `segment`, `detection_scores` with `otsu_masks`, and `token_f1`. Each metric
+gives one value per example. `estimate` aggregates the values with a confidence interval, and
+`RandomAttribution` gives the chance level.
 """
 
 from captum_generic_attn.metrics.control import RandomAttribution

@@ -1,4 +1,4 @@
-"""The random control: an attribution that knows nothing, to hold all others against."""
+"""The random control: an uninformed attribution, which gives the chance level of a metric."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from captum_generic_attn.captum_api.inputs import (
 
 
 class RandomAttribution(Attribution):
-    """Random numbers of the grain of the method to compare with.
+    """Random attributions at the resolution of the method to compare with.
 
-    A figure means something only beside what chance gives, and chance depends on the grain: single
-    random pixels destroy an image sooner than random patches do.
+    A result is meaningful only relative to the chance level, and that depends on resolution:
+    removing random pixels destroys an image sooner than removing random patches.
 
     Args:
-        forward_func: the model, which is never called.
-        grid: tokens down and across an image: one number for each, resized bilinearly like the
-            maps of attention methods; `None`: one number for each pixel.
-        seed: of the numbers of each call; `None`: they go on from PyTorch's own random numbers, as
-            those of Captum's methods do.
+        forward_func: the model; it is never called.
+        grid: rows and columns of tokens in an image: one number per token, resized bilinearly like
+            the maps of attention methods; `None`: one number per pixel.
+        seed: the seed of each call; `None`: the numbers continue PyTorch's random state, as in
+            Captum's methods.
 
     Example:
         >>> control = RandomAttribution(torch.nn.Identity(), grid=(2, 2))
@@ -56,11 +56,11 @@ class RandomAttribution(Attribution):
 
         Args:
             inputs: a tensor or a tuple of tensors, batch first. Images `[B, C, H, W]` get one map
-                for all channels, other inputs one number for each entry along axis 1.
+                for all channels, other inputs one number for each position along axis 1.
             target: not used.
             additional_forward_args: not used.
-            return_input_shape: `False` gives the numbers themselves: `[B, h, w]` of images,
-                `[B, N]` of other inputs.
+            return_input_shape: with `False`, the numbers themselves: `[B, h, w]` for images, `[B,
+                N]` for other inputs.
 
         Returns:
             A tensor, or a tuple like `inputs`, float32.

@@ -1,8 +1,8 @@
-"""Perturbation curves: how a model's answer changes as relevant parts of its inputs are removed.
+"""Perturbation curves: how a model's output changes as relevant parts of its inputs are removed.
 
-`perturbation` is the authors' test, positive and negative; `deletion` and `insertion` are those of
-RISE. What is removed is a `Removal`, what is watched a `Measure`, and the attributions may be any
-method's.
+`perturbation` is the authors' positive and negative test; `deletion` and `insertion` are the tests
+of RISE. A `Removal` defines what is removed, a `Measure` what is measured. The attributions may be
+from any method.
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ from captum_generic_attn.progress import bar
 PIXELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """The fractions of pixels that the authors remove from images."""
 TOKENS = (0.0, 0.25, 0.5, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
-"""The fractions of words and of regions that they remove from LXMERT's inputs, and of words from
-VisualBERT's."""
+"""The fractions that the authors remove: words and regions for LXMERT, words for VisualBERT."""
 VISUALBERT_REGIONS = (0.0, 0.5, 0.75, 0.95, 0.96, 0.97, 0.98, 0.99, 1.0)
-"""The fractions of regions that they remove from VisualBERT's inputs."""
+"""The fractions of regions that the authors remove from VisualBERT's inputs."""
 
-_TIES = 2021  # seed of the order of features of equal relevance
+_TIES = 2021  # seed of the random order of features with equal relevance
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A measure of each example at each fraction: `scores` `[F, B]` at `fractions` (F of them)."""
+    """The measure of each example at each fraction: `scores` `[F, B]` at F `fractions`."""
 
     fractions: tuple[float, ...]
     scores: Tensor
@@ -45,18 +44,18 @@ class Curve:
 
     @property
     def areas(self) -> Tensor:
-        """The area under each example's curve, `[B]`, by the trapezoid rule, × 100.
+        """The area under each example's curve times 100, `[B]`, by the trapezoidal rule.
 
-        A score of 1 all the way has 100 times the largest fraction: 90 where the last one is 0.9.
+        The maximum is 100 times the largest fraction, for instance 90 if that is 0.9.
         """
         places = torch.tensor(self.fractions, dtype=self.scores.dtype, device=self.scores.device)
         return 100 * torch.trapezoid(self.scores, places, dim=0)
 
     def auc(self, **options: Any) -> Estimate:
-        """The area under the mean curve, × 100, with its interval.
+        """The area under the mean curve times 100, with its confidence interval.
 
         Args:
-            options: `groups`, `confidence`, `resamples` and `seed` of `estimate`.
+            options: `groups`, `confidence`, `resamples` and `seed`, as in `estimate`.
 
         Example:
             >>> curve = Curve((0.0, 0.5, 1.0), torch.tensor([[1.0], [0.5], [0.0]]))
@@ -67,7 +66,7 @@ class Curve:
 
 
 def joined(curves: Sequence[Curve]) -> Curve:
-    """The curves of parts of a data set as one.
+    """Concatenate the curves of parts of a data set.
 
     Raises:
         ValueError: if there are none, or their fractions differ.
@@ -95,24 +94,25 @@ def perturbation(
     batch_size: int = 64,
     show_progress: bool = False,
 ) -> Curve:
-    """The measure while more and more features are removed.
+    """Measure a model while more and more features are removed.
 
-    The positive test removes the most relevant first (a good explanation makes the curve fall: less
-    area is better), the negative test the least relevant (more area is better). Among features of
-    equal relevance the order is random, but the same in every call, so that a constant attribution
-    scores what a random one scores.
+    The positive test removes the most relevant features first: a good explanation makes the curve
+    fall, so less area is better. The negative test removes the least relevant first, so more area
+    is better. Features of equal relevance have a random order, which is the same in every call.
+    Therefore a constant attribution scores as a random one.
 
     Args:
-        forward: the model; called without gradients with what `removal` makes of its inputs.
-        removal: the inputs and what is removed of them: `Pixels(...)` or `Tokens(...)`.
-        attributions: of these inputs, from any method; anything that `removal.features` takes.
-        measure: what is watched, such as `accuracy(targets)`.
-        fractions: of the removable features, in 0 … 1, ascending. 0, the clean inputs, is always
-            measured as well.
-        most_relevant_first: the positive or the negative test.
+        forward: the model; called without gradients on the perturbed inputs from `removal`.
+        removal: the inputs, and how their features are removed: `Pixels(...)` or `Tokens(...)`.
+        attributions: attributions of these inputs from any method, as `removal.features` takes
+            them.
+        measure: what is measured, such as `accuracy(targets)`.
+        fractions: fractions of the removable features, in 0 … 1, ascending. 0, the unperturbed
+            inputs, is always included.
+        most_relevant_first: the positive test if true, otherwise the negative test.
         output: which of the model's outputs to measure, as in `GenericAttention`.
-        batch_size: at most so many examples go through the model at once.
-        show_progress: whether a bar on stderr counts the fractions.
+        batch_size: the maximum number of examples per forward pass.
+        show_progress: whether to show a progress bar over the fractions on stderr.
 
     Returns:
         A `Curve`; `.auc()` is the area under it.
@@ -121,7 +121,7 @@ def perturbation(
         ValueError: if shapes do not fit, fractions do not ascend in 0 … 1, or an attribution, the
             model's output or the measure is NaN or infinite.
 
-    Source: section 5 of arXiv 2103.15679, and its authors' code for the fractions.
+    Source: section 5 of arXiv 2103.15679; the fractions are those of the authors' code.
 
     Example:
         >>> from captum_generic_attn.metrics import Tokens, accuracy
@@ -154,14 +154,14 @@ def deletion(
     batch_size: int = 64,
     show_progress: bool = False,
 ) -> Curve:
-    """The measure while features are deleted, the most relevant first, until none is left.
+    """Measure a model while features are deleted, the most relevant first, until none is left.
 
     Args:
         forward: as in `perturbation`.
         removal: as in `perturbation`.
         attributions: as in `perturbation`.
-        measure: as in `perturbation`; RISE watches `probability(targets)`.
-        steps: equal ones from all features to none.
+        measure: as in `perturbation`; RISE uses `probability(targets)`.
+        steps: the number of equal steps from all features to none.
         output: as in `perturbation`.
         batch_size: as in `perturbation`.
         show_progress: as in `perturbation`.
@@ -169,8 +169,8 @@ def deletion(
     Returns:
         A `Curve`; less area is better.
 
-    Source: V. Petsiuk, A. Das, K. Saenko, *RISE*, BMVC 2018 (which deletes 1/224 of the pixels at a
-    time, and states areas in 0 … 1).
+    Source: V. Petsiuk, A. Das, K. Saenko, *RISE*, BMVC 2018 (which deletes 1/224 of the pixels per
+    step, and reports areas in 0 … 1).
 
     Example:
         >>> from captum_generic_attn.metrics import Tokens
@@ -199,21 +199,21 @@ def insertion(
     batch_size: int = 64,
     show_progress: bool = False,
 ) -> Curve:
-    """The measure while features are put back, the most relevant first, until all are there.
+    """Measure a model while features are inserted, the most relevant first, until all are present.
 
     Args:
         forward: as in `perturbation`.
-        removal: as in `perturbation`; RISE starts from images out of focus:
-            `Pixels(images, baseline=blurred(images))`.
+        removal: as in `perturbation`; RISE starts from blurred images: `Pixels(images,
+            baseline=blurred(images))`.
         attributions: as in `perturbation`.
         measure: as in `deletion`.
-        steps: equal ones from no feature to all.
+        steps: the number of equal steps from no feature to all.
         output: as in `perturbation`.
         batch_size: as in `perturbation`.
         show_progress: as in `perturbation`.
 
     Returns:
-        A `Curve` over the fractions that are put back; more area is better.
+        A `Curve` over the fractions that are inserted; more area is better.
 
     Source: as `deletion`.
 
@@ -225,7 +225,7 @@ def insertion(
         >>> insertion(forward, removal, torch.tensor([[2.0, 1.0]]), watch, steps=2).means.tolist()
         [0.0, 0.83..., 1.0]
     """
-    # Putting the most relevant back first is removing the least relevant first, read backwards.
+    # Inserting the most relevant first is removing the least relevant first in reverse.
     curve = _removing(
         forward, removal, attributions, measure, _even(steps),
         lambda step, count: count - (steps - step) * count // steps,
@@ -240,15 +240,15 @@ def measured(
     forward: Callable[..., Any], removal: Removal, keep: Tensor, measure: Measure,
     output: OutputChoice, batch_size: int,
 ) -> Tensor:  # fmt: skip
-    """The measure of each example with only some of its features, `[B]` float64 on the CPU.
+    """The measure of each example when only some features are kept, `[B]` float64 on the CPU.
 
     Args:
         forward: the model.
-        removal: its inputs.
-        keep: `[B, N]` bool.
-        measure: what is watched.
-        output: which of the model's outputs.
-        batch_size: at most so many examples at once.
+        removal: the inputs.
+        keep: `[B, N]` bool, the features to keep.
+        measure: what is measured.
+        output: which of the model's outputs to measure.
+        batch_size: the maximum number of examples per forward pass.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: it must be at least 1")
@@ -261,7 +261,7 @@ def measured(
                 f"the measure returned shape {list(found.shape)} for {len(rows)} examples; it must "
                 "return one value each"
             )
-        # Of NaN, a comparison would make a plain "no".
+        # Comparing with NaN would silently give False.
         if bool(scores.isnan().any()) or not bool(found.isfinite().all()):
             raise ValueError(
                 f"the model's output or the measure is NaN or infinite for some of the examples "
@@ -272,8 +272,9 @@ def measured(
 
 
 def ranks(relevance: Tensor, removable: Tensor) -> Tensor:
-    """The place of each feature in the order of falling relevance, `[B, N]`: 0 is the most
-    relevant. Features that cannot be removed come last.
+    """The rank of each feature by descending relevance, `[B, N]`; 0 is the most relevant.
+
+    Features that cannot be removed come last.
 
     Args:
         relevance: `[B, N]`.
@@ -289,7 +290,7 @@ def ranks(relevance: Tensor, removable: Tensor) -> Tensor:
     if not bool(relevance[removable].isfinite().all()):
         raise ValueError("an attribution is NaN or infinite: nothing can be ranked by it")
     value = relevance.masked_fill(~removable, -torch.inf)
-    # Dealt anew before sorting, so that ties fall as chance would have it.
+    # Shuffle before the stable sort, so that ties are in random order.
     dealt = torch.randperm(value.shape[1], generator=torch.Generator().manual_seed(_TIES))
     dealt = dealt.to(value.device)
     order = dealt[value[:, dealt].argsort(dim=1, descending=True, stable=True)]
@@ -301,8 +302,10 @@ def _removing(
     fractions: tuple[float, ...], removed: Callable[[int, int], int], *,
     most_relevant_first: bool, output: OutputChoice, batch_size: int, title: str | None,
 ) -> Curve:  # fmt: skip
-    """The measure at each fraction; `removed` says how many of how many features are gone at the
-    first, second, ... of them.
+    """The measure at each fraction.
+
+    `removed(step, count)` is the number of features that are removed at a step, of `count`
+    features.
     """
     relevance = removal.features(attributions)
     if len(relevance) == 0:

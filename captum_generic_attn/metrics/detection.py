@@ -1,7 +1,7 @@
-"""COCO's average precision and recall of masks, with intervals: how well maps segment objects.
+"""COCO's average precision and recall of masks with confidence intervals, for maps of objects.
 
-For those who have a mask of each detected object (`localization.otsu_masks` makes them of maps) and
-the true ones. pycocotools does the matching, in memory; images are drawn anew for the intervals.
+The inputs are a mask of each detected object (`localization.otsu_masks` converts maps to masks) and
+the true masks. pycocotools does the matching, in memory; the bootstrap resamples images.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from captum_generic_attn.extras import needed
 from captum_generic_attn.metrics.statistics import Estimate
 
 IOU_THRESHOLDS = tuple(percent / 100 for percent in range(20, 100, 5))
-"""0.20, 0.25, … 0.95: from how much overlap a detection is right, in the paper's protocol."""
+"""The thresholds of overlap (IoU) in the paper's protocol: 0.20, 0.25, … 0.95."""
 
-SIZES = ("", "small", "medium", "large")  # the first stands for all objects
+SIZES = ("", "small", "medium", "large")  # "" stands for all objects
 
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What was found in one image: `masks` bool `[Q, H, W]`, `labels` `[Q]`, `scores` `[Q]`."""
+    """The detections in one image: `masks` bool `[Q, H, W]`, `labels` `[Q]`, `scores` `[Q]`."""
 
     masks: Tensor
     labels: Tensor
@@ -38,7 +38,7 @@ class Detections:
 
 @dataclass(frozen=True, eq=False)
 class Objects:
-    """What is in one image: `masks` bool `[G, H, W]`, `labels` `[G]`; `G` may be 0."""
+    """The true objects in one image: `masks` bool `[G, H, W]`, `labels` `[G]`; `G` may be 0."""
 
     masks: Tensor
     labels: Tensor
@@ -46,11 +46,11 @@ class Objects:
 
 @dataclass(frozen=True)
 class DetectionScores:
-    """Average precision (AP) and average recall (AR), in 0 … 1, of all objects and by their size.
+    """Average precision (AP) and average recall (AR) in 0 … 1, for all objects and by object size.
 
-    Means over labels and thresholds, or at one threshold (`AP50`, `AP75`; None if it was not among
-    them). Of a size that no object has: None. An estimate's `count` is the number of images that
-    hold such an object.
+    They are means over labels and thresholds, or at one threshold (`AP50`, `AP75`; `None` if it was
+    not among the thresholds). A size without objects has `None`. An estimate's `count` is the
+    number of images with such an object.
     """
 
     AP: Estimate
@@ -76,26 +76,27 @@ def detection_scores(
     resamples: int = 200,
     seed: int = 0,
 ) -> DetectionScores:
-    """COCO's scores of masks, with percentile bootstrap intervals over images.
+    """COCO's mask scores, with percentile bootstrap intervals over images.
 
     Args:
-        found: of each image, what was found; labels that no object has do not count, as in COCO.
-        truth: of each image, what there is; the masks have the size of those found.
-        thresholds: overlaps (intersection over union), 0 … 1, from which a detection is right.
-        areas: in pixels, where small ends and large begins; COCO's by default. An object at a
-            border counts on both sides, as in COCO.
-        max_detections: how many of each label count in an image, the highest scores first.
-        confidence: how often such an interval holds the true figure, in 0 … 1.
-        resamples: how often the images are drawn anew, with replacement. A draw without an
-            object of some size says nothing of that size.
-        seed: of these draws.
+        found: the detections of each image. Labels that no object has are ignored, as in COCO.
+        truth: the true objects of each image, with masks of the same size as the detections'.
+        thresholds: overlaps (intersection over union, above 0 and up to 1) from which a detection
+            is correct.
+        areas: the limits in pixels between small, medium and large objects; by default COCO's. An
+            object at a limit counts in both classes, as in COCO.
+        max_detections: the maximum number of detections per label and image, highest scores first.
+        confidence: confidence level of the intervals, in 0 … 1.
+        resamples: number of bootstrap samples of the images. A sample without an object of some
+            size is skipped for that size.
+        seed: seed of the bootstrap.
 
     Returns:
         `DetectionScores`.
 
     Raises:
         ValueError: if shapes or lengths differ, a score is not finite, a true mask is empty, there
-            is no object at all, or an option is out of its range.
+            is no object at all, or an option is out of range.
         TypeError: if masks are not bool.
 
     Source: T.-Y. Lin et al., *Microsoft COCO*, ECCV 2014, and its evaluation code; thresholds of
@@ -144,9 +145,9 @@ def _check_options(
     confidence: float, resamples: int,
 ) -> None:  # fmt: skip
     if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
-        raise ValueError(f"thresholds={list(thresholds)}: they must be in 0 … 1, 0 left out")
+        raise ValueError(f"thresholds={list(thresholds)}: they must be above 0 and at most 1")
     if not 0 < areas[0] < areas[1]:
-        raise ValueError(f"areas={areas}: they must be two rising borders, in pixels")
+        raise ValueError(f"areas={areas}: they must be two ascending limits, in pixels")
     for name, number in (("max_detections", max_detections), ("resamples", resamples)):
         if number < 1:
             raise ValueError(f"{name}={number}: it must be at least 1")
@@ -155,7 +156,7 @@ def _check_options(
 
 
 def _figures(evaluator: Any) -> dict[str, float]:
-    """Of the evaluator's present matches; NaN where there is nothing to score."""
+    """The scores from the evaluator's current matches; NaN where there is nothing to score."""
     evaluator.accumulate()
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
     at = evaluator.params.iouThrs
@@ -171,7 +172,7 @@ def _figures(evaluator: Any) -> dict[str, float]:
 
 
 def _mean(entries: NDArray[np.float64]) -> float:
-    # pycocotools writes -1 for a label that has no object.
+    # pycocotools marks labels without objects by -1.
     scored = entries[entries > -1]
     return float(scored.mean()) if scored.size else math.nan
 
@@ -183,7 +184,9 @@ def _estimate(
         return None
     told = [draw for draw in draws if not math.isnan(draw)]
     if not told:
-        raise ValueError(f"none of {len(draws)} draws holds an object for {name}: raise resamples")
+        raise ValueError(
+            f"none of {len(draws)} bootstrap samples has objects for {name}: raise resamples"
+        )
     low, high = np.quantile(told, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(value, float(low), float(high), count)
 
@@ -194,7 +197,7 @@ def _images_with(truth: Iterable[Objects], least: float, most: float) -> int:
 
 
 def _coco(found: Sequence[Detections], truth: Sequence[Objects]) -> tuple[Any, Any]:
-    """Truth and detections, each as pycocotools holds a data set."""
+    """Convert truth and detections to data sets of pycocotools."""
     labels = sorted({int(label) for objects in truth for label in objects.labels})
     common = {
         "images": [
@@ -214,11 +217,11 @@ def _annotations(images: Sequence[Detections | Objects]) -> list[dict[str, Any]]
     encode = needed("pycocotools.mask").encode
     entries: list[dict[str, Any]] = []
     for image, content in enumerate(images):
-        scores = content.scores if isinstance(content, Detections) else content.labels  # not read
+        scores = content.scores if isinstance(content, Detections) else content.labels  # unused
         for index, mask in enumerate(content.masks.cpu().numpy()):
             entries.append(
                 {
-                    # pycocotools takes 0 for "not matched", so numbers begin at 1.
+                    # In pycocotools, 0 means "not matched", so ids begin at 1.
                     "id": len(entries) + 1,
                     "image_id": image,
                     "category_id": int(content.labels[index]),
@@ -248,10 +251,10 @@ def _check(image: int, found: Detections, truth: Objects) -> None:
     if found.masks.shape[1:] != truth.masks.shape[1:]:
         raise ValueError(
             f"image {image}: masks of detections are {tuple(found.masks.shape[1:])}, those of "
-            f"objects {tuple(truth.masks.shape[1:])}; resize the ones to the others"
+            f"objects {tuple(truth.masks.shape[1:])}; resize one to the size of the other"
         )
     empty = (~truth.masks.flatten(1).any(1)).nonzero().flatten().tolist()
     if empty:
         raise ValueError(
-            f"image {image}: the masks of the objects {empty} are empty; take these objects out"
+            f"image {image}: the masks of the objects {empty} are empty; remove these objects"
         )

@@ -1,7 +1,7 @@
-"""Whether a map is high where the thing that it explains is: pointing, segmentation, masks.
+"""Localisation metrics: the pointing game, segmentation, and masks from maps.
 
-For those who have maps beside images with known places of things; `statistics.estimate` makes
-figures with intervals of what comes out, `detection` scores the masks of several things.
+They compare maps with annotated places in images. `statistics.estimate` aggregates their values
+with confidence intervals; `detection` scores masks of several objects.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from captum_generic_attn.metrics.statistics import Estimate, estimate, ratio
 
 
 def pointing(maps: Tensor, right: Tensor, *, tolerance: float = 0) -> Tensor:
-    """The pointing game: whether the highest value lies in the right place.
+    """The pointing game: whether the highest value lies in the annotated place.
 
     Args:
-        maps: `[B, H, W]` of images, or `[B, N]` of tokens or regions.
-        right: bool, of the same shape: the places of the thing that is explained.
-        tolerance: how many pixels beside it still count, in Euclidean distance; of images only.
-            The paper allows 15.
+        maps: `[B, H, W]` for images, or `[B, N]` for tokens or regions.
+        right: bool, in the same shape: the places of the explained object.
+        tolerance: the Euclidean distance in pixels up to which a miss counts as a hit; for images
+            only. The paper uses 15.
 
     Returns:
-        `[B]`, float64, in 0 … 1, on the CPU: 1 for a hit, 0 for a miss. Where several places share
-        the highest value, the share of them that is right: a constant map scores what chance does.
+        `[B]`, float64, in 0 … 1, on the CPU: 1 for a hit, 0 for a miss. If several places have
+        the highest value, the fraction of them that are hits: a constant map scores at chance
+        level.
 
     Raises:
-        ValueError: if shapes differ, a map is not finite, an example has no right place, or there
-            is a tolerance without images.
+        ValueError: if shapes differ, a map is not finite, an example has no annotated place, or
+            a tolerance is given for maps that are not images.
         TypeError: if `right` is not bool.
 
     Source: J. Zhang et al., *Top-down neural attention by excitation backprop*, ECCV 2016, 4.1.
@@ -62,11 +63,12 @@ def pointing(maps: Tensor, right: Tensor, *, tolerance: float = 0) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """How well thresholded maps cover a foreground: counts of pixels, for each image.
+    """How well thresholded maps segment a foreground: pixel counts per image.
 
-    `correct`, `total`: `[B]`, pixels on the right side, and all. `intersection`, `union`: `[B, 2]`,
-    of map and truth, for background and foreground. `average_precision`: `[B]`, in 0 … 1.
-    `options` go to `statistics.estimate` (`confidence`, `resamples`, `seed`).
+    `correct` and `total`, `[B]`, count the correctly classified pixels and all pixels.
+    `intersection` and `union`, `[B, 2]`, are those of map and truth, for background and foreground.
+    `average_precision`, `[B]`, is in 0 … 1. The `options` of the methods are those of
+    `statistics.estimate` (`confidence`, `resamples`, `seed`).
     """
 
     correct: Tensor
@@ -77,23 +79,24 @@ class Segmentation:
 
     @classmethod
     def joined(cls, parts: Sequence[Segmentation]) -> Segmentation:
-        """Those of several batches as one; the images of each may have a size of their own."""
+        """Concatenate several batches, whose images may have different sizes."""
         return cls(*(torch.cat([getattr(p, field.name) for p in parts]) for field in fields(cls)))
 
     def pixel_accuracy(self, **options: Any) -> Estimate:
-        """The share of all pixels that are on the right side, in 0 … 1."""
+        """The fraction of correctly classified pixels, in 0 … 1."""
         return estimate(self.correct, self.total, statistic=ratio, **options)
 
     def mean_iou(self, **options: Any) -> Estimate:
-        """Intersection over union of the whole data set, mean of background and foreground.
+        """Intersection over union (IoU) on the whole data set, averaged over background and
+        foreground.
 
-        In 0 … 1. A background that neither maps nor truth have anywhere is left out of the mean.
+        It is in 0 … 1. If neither maps nor truth have any background, it is the foreground's IoU.
         """
         counts = (*self.intersection.unbind(1), *self.union.unbind(1))
         return estimate(*counts, statistic=_mean_iou, **options)
 
     def mean_average_precision(self, **options: Any) -> Estimate:
-        """The mean over images of the average precision of the maps' values, in 0 … 1."""
+        """The average precision of the maps' values, averaged over images, in 0 … 1."""
         return estimate(self.average_precision, **options)
 
 
@@ -105,16 +108,17 @@ def segment(
     Args:
         maps: `[B, H, W]`, at the resolution of the truth.
         truth: bool, `[B, H, W]`: the pixels of the foreground.
-        threshold: what a pixel must exceed to be called foreground: each map's own mean, one value
-            for all maps, or one for each, `[B]`.
+        threshold: pixels above it are foreground: the mean of each map, one value for all maps, or
+            one value per map, `[B]`.
 
     Returns:
-        A `Segmentation`, on the CPU. Average precision takes no threshold: each value of the map is
-        a pixel's score, equal values count as one; it is computed in single precision.
+        A `Segmentation`, on the CPU. Average precision needs no threshold: the values of the
+        map are the scores of the pixels, and equal values count as one threshold. It is
+        computed in single precision.
 
     Raises:
         ValueError: if shapes differ, a map is not finite, an image has no foreground, or the
-            threshold is none of the three.
+            threshold has another form.
         TypeError: if `truth` is not bool.
 
     Source: H. Chefer et al., *Generic Attention-model Explainability*, ICCV 2021, section 5, with
@@ -148,19 +152,21 @@ def segment(
 
 
 def otsu_masks(maps: Tensor, size: tuple[int, int], *, level: float = 0.0) -> Tensor:
-    """Masks of things from their maps: Otsu's threshold for each map, then resized bilinearly.
+    """Convert maps of objects to masks: Otsu's threshold per map, then bilinear resizing.
 
     Args:
         maps: `[Q, h, w]`, at the resolution of the model's features.
         size: height and width of the masks, in pixels.
-        level: what the resized mask, 0 … 1, must exceed. 0, as the authors have it, takes every
-            pixel that a foreground cell reaches; 0.5 keeps the cells' own size.
+        level: the resized mask, in 0 … 1, is true above this level. 0, as in the authors' code,
+            includes every pixel that a foreground cell influences; 0.5 preserves the size of the
+            cells.
 
     Returns:
         bool, `[Q, height, width]`, on the CPU. A constant map has no foreground.
 
     Raises:
-        ValueError: if `maps` has no three axes, one is not finite, or `level` is not in 0 … 1.
+        ValueError: if `maps` does not have three axes, a map is not finite, or `level` is below 0,
+            or is 1 or more.
 
     Source: N. Otsu, *A threshold selection method from gray-level histograms*, 1979; H. Chefer et
     al., *Generic Attention-model Explainability*, ICCV 2021, section 5.
@@ -172,7 +178,7 @@ def otsu_masks(maps: Tensor, size: tuple[int, int], *, level: float = 0.0) -> Te
     if maps.ndim != 3:
         raise ValueError(f"maps must be [Q, h, w], not {tuple(maps.shape)}")
     if not 0 <= level < 1:
-        raise ValueError(f"level={level}: it must be in 0 … 1, 1 left out")
+        raise ValueError(f"level={level}: it must be at least 0 and below 1")
     maps = maps.detach().cpu().double()
     _check_finite(maps)
     otsu = needed("skimage.filters").threshold_otsu
@@ -181,8 +187,9 @@ def otsu_masks(maps: Tensor, size: tuple[int, int], *, level: float = 0.0) -> Te
         least, most = values.aminmax()
         if least == most:
             continue
-        # In 256 levels, as OpenCV does it: of whole numbers the threshold is the last level of the
-        # background; of others it would be the middle of a bin whose upper half is background too.
+        # Quantize to 256 levels, as OpenCV does. For integers the threshold is the last level of
+        # the background; for floats it would be the centre of a bin whose upper half is background
+        # too.
         levels = ((values - least) / (most - least) * 255).byte()
         mask.copy_(levels > int(otsu(levels.numpy())))
     return F.interpolate(masks[:, None], size, mode="bilinear", align_corners=False)[:, 0] > level
@@ -191,7 +198,7 @@ def otsu_masks(maps: Tensor, size: tuple[int, int], *, level: float = 0.0) -> Te
 def _checked(
     maps: Tensor, marked: Tensor, name: str, *, ranks: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Both on the CPU, without history; each example has a finite map and a marked place."""
+    """Check that each example has a finite map and a marked place; both detached, on the CPU."""
     if maps.ndim not in ranks or marked.shape != maps.shape:
         forms = " or ".join({2: "[B, N]", 3: "[B, H, W]"}[rank] for rank in ranks)
         seen = f"maps {tuple(maps.shape)} and {name} {tuple(marked.shape)}"
@@ -218,7 +225,7 @@ def _left_out(examples: Sequence[int]) -> str:
 
 def _foreground(maps: Tensor, threshold: object) -> Tensor:
     if isinstance(threshold, str) and threshold == "mean":
-        # Above its least value a constant map is 0 and so is its mean, without rounding.
+        # Subtract the minimum: then a constant map and its mean are exactly 0.
         above = maps.double() - maps.double().amin((1, 2), keepdim=True)
         return above > above.mean((1, 2), keepdim=True)
     if isinstance(threshold, Tensor) and threshold.shape == maps.shape[:1]:
@@ -234,7 +241,7 @@ def _foreground(maps: Tensor, threshold: object) -> Tensor:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """Scores in 0 … 1 of the same order: torchmetrics would take a sigmoid, which makes ties."""
+    """Ranks in 0 … 1: torchmetrics would apply a sigmoid to other scores, which creates ties."""
     ranks = np.unique(values.double().numpy(), return_inverse=True)[1].ravel()
     return torch.from_numpy(ranks / ranks.size)
 

@@ -1,7 +1,8 @@
-"""What is watched while parts of the inputs are taken away: one number of each example's output.
+"""Measures of a model's output while parts of its inputs are removed: one number per example.
 
-A measure takes the model's output for some examples and their places in the data set, and returns
-one value each. The functions here make the usual ones; any function of the same form will do.
+A measure takes the model's output for some examples and their indices in the data set, and returns
+one value per example. The functions here create the usual measures; any function of this form is a
+measure.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ import torch
 from torch import Tensor
 
 Measure = Callable[[Tensor, Tensor], Tensor]
-"""Of outputs `[b, ...]` and the examples' places `[b]`: values `[b]`."""
+"""Maps outputs `[b, ...]` and the indices of the examples `[b]` to values `[b]`."""
 
 Targets = Tensor | Sequence[int] | int
 
 
 def accuracy(targets: Targets) -> Measure:
-    """1 where the largest score is that of the target (top-1 accuracy), else 0.
+    """Top-1 accuracy: 1 where the target has the largest score, else 0.
 
     Args:
-        targets: `[B]` indices, one of each example of the data set, or one for all.
+        targets: `[B]` class indices, one per example of the data set, or one for all.
 
     Example:
         >>> accuracy([2, 0])(torch.tensor([[0.1, 0.2, 0.3]]), torch.tensor([0])).tolist()
@@ -32,11 +33,11 @@ def accuracy(targets: Targets) -> Measure:
 
 
 def probability(targets: Targets, *, multi_label: bool = False) -> Measure:
-    """The target's probability: by softmax over the last axis, or by sigmoid if `multi_label`.
+    """The target's probability: softmax over the last axis, or sigmoid if `multi_label`.
 
     Args:
         targets: as in `accuracy`.
-        multi_label: whether each class is judged by itself.
+        multi_label: whether the model scores each class independently.
 
     Example:
         >>> probability(0)(torch.zeros(1, 4), torch.tensor([0])).tolist()
@@ -53,11 +54,11 @@ def probability(targets: Targets, *, multi_label: bool = False) -> Measure:
 
 
 def detected(targets: Targets, threshold: float = 0.0) -> Measure:
-    """1 where the target's score is above the threshold (a multi-label model names it), else 0.
+    """1 where the target's score is above the threshold (as in multi-label models), else 0.
 
     Args:
         targets: as in `accuracy`.
-        threshold: of the raw score; 0 is a probability of one half.
+        threshold: threshold of the logit; 0 is a probability of one half.
 
     Example:
         >>> detected(1)(torch.tensor([[-3.0, 0.5]]), torch.tensor([0])).tolist()
@@ -70,11 +71,11 @@ def detected(targets: Targets, threshold: float = 0.0) -> Measure:
 
 
 def soft_accuracy(credit: Tensor) -> Measure:
-    """The credit of the answer with the largest score, as VQA counts it.
+    """VQA's soft accuracy: the credit of the answer with the largest score.
 
     Args:
-        credit: `[B, K]` in 0 … 1: what each answer is worth for each example (VQA:
-            `min(people who gave it / 3, 1)`).
+        credit: `[B, K]` in 0 … 1: the credit of each answer for each example (in VQA, `min(people
+            who gave it / 3, 1)`).
 
     Example:
         >>> credit = torch.tensor([[1.0, 0.3, 0.0]])
@@ -90,25 +91,27 @@ def soft_accuracy(credit: Tensor) -> Measure:
 
 
 def _picker(targets: Targets, *, against_others: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """The targets of some examples, on the device of their scores."""
+    """Create a function that selects the targets of some examples, on the device of
+    their scores.
+    """
     known = torch.as_tensor(targets)
     if known.is_floating_point() or known.dtype == torch.bool or known.ndim > 1:
         raise ValueError(
-            f"targets are one index, or one of each example; not {known.dtype} of shape "
+            f"targets are one index, or one index per example; not {known.dtype} of shape "
             f"{list(known.shape)}"
         )
 
     def picked(scores: Tensor, rows: Tensor) -> Tensor:
         if scores.ndim != 2:
             raise ValueError(
-                f"the output has shape {list(scores.shape)}, not [B, K]: pass output= to pick, or "
-                "a measure of your own"
+                f"the output has shape {list(scores.shape)}, not [B, K]: select an output with "
+                "output=, or pass a measure of your own"
             )
         classes = scores.shape[1]
         if classes < 2 and against_others:
             raise ValueError(
-                "the output has one score for each example, which is always the largest: pass a "
-                "measure that looks at the score by itself, such as detected(0)"
+                "the output has one score per example, which is always the largest: pass a measure "
+                "that does not compare scores, such as detected(0)"
             )
         if known.ndim == 1 and int(rows.max()) >= len(known):
             raise ValueError(f"there are {len(known)} targets, but an example {int(rows.max())}")

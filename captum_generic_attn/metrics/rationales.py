@@ -1,7 +1,7 @@
-"""How well the words that a text's explanation puts first agree with those that people marked.
+"""Agreement of the most relevant words of a text with human rationales.
 
-For those who have token scores of texts with human rationales; `statistics.estimate` makes a figure
-with its interval of each row of `token_f1_curve`.
+The inputs are token scores of texts with rationales. `statistics.estimate` aggregates each row of
+`token_f1_curve` with a confidence interval.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 WORD_COUNTS = tuple(range(5, 81, 5))
-"""How many words are taken, in the paper's protocol."""
+"""The numbers of selected words in the paper's protocol."""
 
 
 def words_of(scores: Tensor, words: Sequence[int | None]) -> Tensor:
-    """The scores of words from those of their tokens: the highest of each word.
+    """Compute scores of words: the highest score among a word's tokens.
 
     Args:
-        scores: `[N]`, of the tokens.
-        words: of each token the index of its word, None for special tokens (the `word_ids()` of a
-            Hugging Face tokenizer's result).
+        scores: the scores of the tokens, `[N]`.
+        words: the index of each token's word, `None` for special tokens (`word_ids()` of what a
+            Hugging Face tokenizer returns).
 
     Returns:
         `[W]`, where `W - 1` is the highest index in `words`.
@@ -43,14 +43,14 @@ def words_of(scores: Tensor, words: Sequence[int | None]) -> Tensor:
         )
     indices = [word for word in words if word is not None]
     if not indices:
-        raise ValueError("words holds no word: all its entries are None")
+        raise ValueError("words has no word: all its entries are None")
     if min(indices) < 0:
-        raise ValueError(f"words holds {min(indices)}: words are counted from 0")
+        raise ValueError(f"words has {min(indices)}: word indices begin at 0")
     missing = sorted(set(range(max(indices) + 1)) - set(indices))
     if missing:
         raise ValueError(
-            f"the words {missing} of {max(indices) + 1} have no token, so no score: take them out "
-            "of the text and of its rationale"
+            f"the words {missing} of {max(indices) + 1} have no token, so no score: remove them "
+            "from the text and from its rationale"
         )
     own = scores[torch.tensor([word is not None for word in words], device=scores.device)]
     _check_finite(own, "scores")
@@ -59,15 +59,15 @@ def words_of(scores: Tensor, words: Sequence[int | None]) -> Tensor:
 
 
 def token_f1(scores: Tensor, rationale: Tensor, k: int) -> float:
-    """The F1 score of a text's `k` highest words against its rationale.
+    """The F1 score of the `k` words with the highest scores against a text's rationale.
 
     Args:
-        scores: `[W]`, of the words; of equal ones the first goes first.
-        rationale: bool, `[W]`: the words that people marked.
-        k: how many words are taken; all, if there are fewer.
+        scores: the scores of the words, `[W]`; among equal scores, earlier words come first.
+        rationale: bool, `[W]`: the words that annotators marked.
+        k: the number of selected words; all words if there are fewer.
 
     Returns:
-        2 · hits / (words taken + words marked), in 0 … 1.
+        2 · hits / (selected words + marked words), in 0 … 1.
 
     Raises:
         ValueError: if shapes differ, a score is not finite, no word is marked, or k < 1.
@@ -87,15 +87,15 @@ def token_f1(scores: Tensor, rationale: Tensor, k: int) -> float:
 def token_f1_curve(
     scores: Sequence[Tensor], rationales: Sequence[Tensor], ks: Sequence[int] = WORD_COUNTS
 ) -> Tensor:
-    """`token_f1` of several texts, for several numbers of words.
+    """`token_f1` of several texts, for several numbers of selected words.
 
     Args:
-        scores: of each text its words', `[W]`; the texts may differ in length.
-        rationales: of each text, bool, `[W]`.
-        ks: how many words are taken.
+        scores: the scores of each text's words, `[W]`; texts may differ in length.
+        rationales: the rationale of each text, bool, `[W]`.
+        ks: the numbers of selected words.
 
     Returns:
-        `[len(ks), B]`, float64, in 0 … 1; the protocol's figure for each `k` is the mean of its
+        `[len(ks), B]`, float64, in 0 … 1; the protocol's result for each `k` is the mean of its
         row.
 
     Raises:
@@ -113,26 +113,26 @@ def token_f1_curve(
     """
     if not scores or len(scores) != len(rationales):
         raise ValueError(
-            f"{len(scores)} texts' scores and {len(rationales)} rationales: each text needs one of "
-            "both"
+            f"there are scores of {len(scores)} texts and {len(rationales)} rationales: each text "
+            "needs both"
         )
     pairs = enumerate(zip(scores, rationales, strict=True))
     return torch.stack([_f1(*pair, ks, f"rationale {index}") for index, pair in pairs], 1)
 
 
 def _f1(scores: Tensor, rationale: Tensor, ks: Sequence[int], name: str) -> Tensor:
-    """`[len(ks)]`, of one text."""
+    """The F1 scores of one text, `[len(ks)]`."""
     if not ks or min(ks) < 1:
-        raise ValueError(f"k={list(ks)}: at least one word must be taken")
+        raise ValueError(f"k={list(ks)}: it must be at least 1")
     if scores.ndim != 1 or rationale.shape != scores.shape:
         raise ValueError(
             f"{name} {tuple(rationale.shape)} and its scores {tuple(scores.shape)} must both be "
-            "[W]; of a text that was cut, cut the rationale as well, and say so"
+            "[W]; if the text was truncated, truncate the rationale as well, and report it"
         )
     if rationale.dtype != torch.bool:
         raise TypeError(f"{name} must be bool, not {rationale.dtype}: compare it, such as > 0")
     if not rationale.any():
-        raise ValueError(f"{name} marks no word: leave the text out, and say so")
+        raise ValueError(f"{name} marks no word: leave the text out, and report it")
     _check_finite(scores, f"the scores of {name}")
     order = scores.detach().argsort(descending=True, stable=True).cpu()
     hits = rationale.cpu()[order].cumsum(0)
@@ -144,5 +144,5 @@ def _check_finite(scores: Tensor, name: str) -> None:
     if not scores.isfinite().all():
         raise ValueError(
             f"{name}: {int((~scores.isfinite()).sum())} of {scores.numel()} are NaN or infinite: "
-            "leave the text out, and say so"
+            "leave the text out, and report it"
         )

@@ -1,8 +1,8 @@
-"""Taking parts of inputs away: pixels or patches that are painted over, tokens that are dropped.
+"""Removes features of inputs: pixels or patches are replaced by a baseline, tokens are dropped.
 
-A removal holds the inputs of a whole data set and makes what the model sees when only some features
-of each example are kept; `curves` and `saco` decide which. New kinds of features need a class with
-the four members of `Removal`.
+A removal holds the inputs of a whole data set, and returns the model's inputs when only some
+features of each example are kept; `curves` and `saco` choose these features. A new kind of features
+needs a class with the four members of `Removal`.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ Attributions = Tensor | tuple[Tensor, ...]
 
 
 class Removal(Protocol):
-    """Inputs whose features can be taken away."""
+    """Inputs whose features can be removed."""
 
     removable: Tensor
-    """`[B, N]` bool: the features that may be removed; all others are always kept."""
+    """`[B, N]` bool: the features that may be removed; the others are always kept."""
 
     def features(self, attributions: Attributions) -> Tensor:
-        """The relevance of each feature, `[B, N]`, in what an attribution method returned."""
+        """The relevance of each feature, `[B, N]`, from the result of an attribution method."""
 
     def removed(self, fraction: float, count: int) -> int:
-        """How many of `count` features a fraction is."""
+        """The number of features, of `count`, that a fraction removes."""
 
     def perturbed(
         self, keep: Tensor, batch_size: int
     ) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
-        """For `keep` `[B, N]`: indices of examples, and the model's inputs for them, in batches."""
+        """Yield batches: the indices of examples, and their inputs with only `keep` `[B, N]`."""
 
 
 class Pixels:
-    """Images whose pixels, or square patches of them, are painted over.
+    """Images whose pixels or square patches are replaced by a baseline.
 
     Args:
         images: `[B, C, H, W]`, as the model takes them.
-        baseline: what a removed pixel becomes: a number, a tensor that broadcasts to `images`
-            (`[C, 1, 1]` for black before normalisation), or a whole image such as `blurred`.
-        patch: side of the patches that are removed as one, in pixels, which must divide height and
+        baseline: the value of removed pixels: a number, a tensor that broadcasts to `images` (`[C,
+            1, 1]` for black before normalisation), or whole images such as `blurred(images)`.
+        patch: side in pixels of patches that are removed as a whole; it must divide height and
             width; `None`: single pixels.
-        further: more arguments of the model, tensors `[B, ...]`.
+        further: further arguments of the model, tensors `[B, ...]`.
 
     Raises:
         ValueError: if shapes do not fit.
@@ -85,11 +85,13 @@ class Pixels:
         )
 
     def features(self, attributions: Attributions) -> Tensor:
-        """Relevance per pixel or patch, `[B, N]`: channels summed (where all are alike, as in maps
-        over tokens, their common value), then the mean over each patch.
+        """Relevance per pixel or patch, `[B, N]`.
+
+        Channels are summed (if all are equal, as in maps over tokens, one of them is taken); then
+        pixels are averaged over each patch.
 
         Args:
-            attributions: `[B, C, H, W]` or `[B, H, W]`; of a tuple, the first.
+            attributions: `[B, C, H, W]` or `[B, H, W]`; the first entry of a tuple.
         """
         maps = _part(attributions, 0).detach().to(self.images.device)
         if maps.ndim == 4:
@@ -102,7 +104,7 @@ class Pixels:
         return avg_pool2d(maps.double()[:, None], self.patch).flatten(1)
 
     def removed(self, fraction: float, count: int) -> int:
-        """`int(fraction · count)`, as the method's authors count pixels."""
+        """`int(fraction · count)`, as the authors of the method count pixels."""
         return int(fraction * count)
 
     def perturbed(  # noqa: D102 - as in the protocol
@@ -116,22 +118,22 @@ class Pixels:
 
 
 class Tokens:
-    """Sequences whose tokens, or region features, are dropped; those that stay keep their order.
+    """Sequences whose tokens or region features are dropped; the remaining ones keep their order.
 
-    Nothing is masked instead: the sequence gets shorter, so that a model without a mask will do.
-    Padding is dropped as well, and sequences of one length are put in one batch.
+    Tokens are dropped, not masked: the sequence becomes shorter, so the model needs no mask.
+    Padding is dropped as well, and sequences of equal length form a batch.
 
     Args:
         inputs: all arguments of the model, tensors `[B, ...]`.
-        dropped: places in `inputs` of those whose axis 1 are the tokens (ids and their mask; region
-            features, boxes and their mask).
-        present: `[B, N]`, true or not 0 where a token is no padding; `None`: everywhere.
-        protected: `[B, N]`, true for tokens that are never removed, such as CLS and SEP; `None`:
-            none.
+        dropped: indices in `inputs` of the arguments whose axis 1 is the token axis (ids and their
+            mask; region features, boxes and their mask).
+        present: `[B, N]`, true or nonzero where a token is not padding; `None`: everywhere.
+        protected: `[B, N]`, true for tokens that are never removed, such as CLS and SEP; `None`: no
+            token.
 
     Raises:
         ValueError: if shapes do not fit.
-        TypeError: if an input is no tensor.
+        TypeError: if an input is not a tensor.
 
     Example:
         >>> ids = torch.tensor([[101, 7, 8, 102], [101, 9, 102, 0]])
@@ -148,7 +150,7 @@ class Tokens:
         self.inputs = tuple(inputs)
         self.dropped = frozenset(range(len(self.inputs))[place] for place in dropped)
         if not self.dropped:
-            raise ValueError("dropped names no input: say which of them hold the tokens")
+            raise ValueError("dropped names no input: give the indices of those with tokens")
         _check_sizes(self.inputs[min(self.dropped)], self.inputs)
         shapes = {tuple(self.inputs[place].shape[:2]) for place in self.dropped}
         given = {"present": present, "protected": protected}
@@ -164,11 +166,14 @@ class Tokens:
         self.removable = self.present if protected is None else self.present & ~protected.bool()
 
     def features(self, attributions: Attributions) -> Tensor:
-        """Relevance per token, `[B, N]`; of region features `[B, N, D]`, the sum over D (where all
-        D are alike, as in maps over tokens, their common value).
+        """Relevance per token, `[B, N]`.
+
+        The features of regions `[B, N, D]` are summed (if all are equal, as in maps over tokens,
+        one of them is taken).
 
         Args:
-            attributions: of the dropped input; of a tuple, the part at the first dropped place.
+            attributions: the attributions of the dropped input; in a tuple, the entry at the first
+                dropped index.
         """
         attributions = _part(attributions, min(self.dropped))
         values = attributions.detach().to(self.removable.device).double()
@@ -184,7 +189,7 @@ class Tokens:
         return values
 
     def removed(self, fraction: float, count: int) -> int:
-        """All but `int((1 − fraction) · count)`, as the method's authors count tokens."""
+        """All but `int((1 − fraction) · count)`, as the authors of the method count tokens."""
         return count - int((1 - fraction) * count)
 
     def perturbed(  # noqa: D102 - as in the protocol
@@ -194,7 +199,7 @@ class Tokens:
         lengths = keep.sum(1)
         for length in sorted(set(lengths.tolist())):
             for rows in torch.split((lengths == length).nonzero()[:, 0], batch_size):
-                # Kept places first, in their order.
+                # Kept positions first, in their order.
                 places = (~keep[rows]).byte().argsort(dim=1, stable=True)[:, :length]
                 yield (
                     rows,
@@ -217,8 +222,8 @@ def _part(attributions: Attributions, place: int) -> Tensor:
         return attributions
     if len(attributions) <= place:
         raise ValueError(
-            f"{len(attributions)} attributions, but that of the input at {place} is needed: pass "
-            "it alone"
+            f"there are {len(attributions)} attributions, but those of the input at index {place} "
+            "are needed: pass these alone"
         )
     return attributions[place]
 
@@ -228,21 +233,23 @@ def _check_sizes(first: object, others: Sequence[object]) -> None:
     for tensor in (first, *others):
         if not isinstance(tensor, Tensor):
             raise TypeError(
-                f"an argument is {type(tensor).__name__}, no tensor: fix it in the function that "
-                "calls the model"
+                f"an argument is {type(tensor).__name__}, not a tensor: bind it in the function "
+                "that calls the model"
             )
         sizes.add(len(tensor))
     if len(sizes) > 1:
-        raise ValueError(f"all arguments must hold as many examples; they hold {sorted(sizes)}")
+        raise ValueError(
+            f"all arguments must have the same number of examples; they have {sorted(sizes)}"
+        )
 
 
 def blurred(images: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:
-    """The images out of focus: what insertion starts from.
+    """Blur images, as the starting point of insertion.
 
     Args:
         images: `[B, C, H, W]`.
-        size: of the Gaussian kernel, odd.
-        sigma: its standard deviation, in pixels.
+        size: size of the Gaussian kernel, odd.
+        sigma: standard deviation of the kernel, in pixels.
 
     Raises:
         ValueError: if an image is smaller than half the kernel.

@@ -1,6 +1,6 @@
-"""SaCo: whether parts that are said to matter more do matter more, by how much they are said to.
+"""SaCo: whether differences in relevance match differences in the effect of features.
 
-Perturbation curves use the order of an attribution alone; this uses its values.
+Perturbation curves use only the ranking of an attribution; SaCo uses its values.
 """
 
 from __future__ import annotations
@@ -31,34 +31,35 @@ def saco(
 ) -> Tensor:
     """The salience-guided faithfulness coefficient of each example.
 
-    The features, ordered by relevance, are cut into equal subsets; each is removed alone. For every
-    pair of subsets the difference of their relevance counts for the attribution where the more
-    relevant one changes the measure at least as much, and against it where it does not.
+    The features, ordered by relevance, are split into subsets of equal size, and each subset is
+    removed alone. For each pair of subsets, the difference of their relevance counts for the
+    attribution if the removal of the more relevant subset changes the measure at least as much, and
+    against it otherwise.
 
-    Where the features cannot be cut equally, relevance and change are those per feature: of sums, a
-    larger subset would have more of both whatever the attribution says. In equal subsets that is
-    the paper's coefficient.
+    If the features cannot be split equally, relevance and change are taken per feature, since a
+    larger subset would have larger sums of both for any attribution. For equal subsets the result
+    is the paper's coefficient.
 
     Args:
         forward: the model; called without gradients.
-        removal: the inputs and what is removed of them. The paper replaces pixels by the image's
-            mean: `Pixels(images, baseline=images.mean((2, 3), keepdim=True))`.
-        attributions: of these inputs, from any method.
+        removal: the inputs, and how their features are removed. The paper replaces pixels by the
+            image's mean: `Pixels(images, baseline=images.mean((2, 3), keepdim=True))`.
+        attributions: attributions of these inputs from any method.
         measure: the model's confidence, such as `probability(targets)`.
-        subsets: how many; examples with fewer features are cut into single ones.
+        subsets: number of subsets; examples with fewer features are split into single features.
         output: which of the model's outputs to measure, as in `GenericAttention`.
-        batch_size: at most so many examples go through the model at once.
-        show_progress: whether a bar on stderr counts the subsets.
+        batch_size: the maximum number of examples per forward pass.
+        show_progress: whether to show a progress bar over the subsets on stderr.
 
     Returns:
-        `[B]` float64 in −1 … 1; 1 is best, a random attribution comes to about 0. A constant
-        attribution, which tells no subset from another, gets 0.
+        `[B]` float64 in −1 … 1; 1 is best, and a random attribution has about 0. A constant
+        attribution, which does not distinguish subsets, has 0.
 
     Raises:
         ValueError: if shapes do not fit, or an attribution or the measure is NaN or infinite.
 
     Source: algorithm 1 of J. Wu et al., *On the Faithfulness of Vision Transformer Explanations*,
-    CVPR 2024 (arXiv 2404.01415); its default is 10 subsets.
+    CVPR 2024 (arXiv 2404.01415); the paper's default is 10 subsets.
 
     Example:
         >>> from captum_generic_attn.metrics import Tokens
@@ -71,7 +72,7 @@ def saco(
         [-1.0]
     """
     if subsets < 2:
-        raise ValueError(f"subsets={subsets}: pairs are compared, so there must be at least 2")
+        raise ValueError(f"subsets={subsets}: it must be at least 2, since pairs are compared")
     relevance, removable = removal.features(attributions), removal.removable
     counts = removable.sum(1, keepdim=True)
     cut = counts.clamp(max=subsets)
@@ -94,12 +95,12 @@ def saco(
 
 
 def coefficient(means: Tensor, changes: Tensor, counts: Tensor | None = None) -> Tensor:
-    """SaCo from what each subset is said to matter and from what it does.
+    """SaCo from the relevance and the effect of each subset.
 
     Args:
-        means: `[B, K]` relevance per feature of the subsets, the most relevant first.
-        changes: `[B, K]` by how much the measure falls without each, per feature.
-        counts: `[B]` how many of the K subsets an example has; `None`: all.
+        means: `[B, K]`, the mean relevance of the subsets, the most relevant first.
+        changes: `[B, K]`, the decrease of the measure without each subset, per feature.
+        counts: `[B]`, the number of subsets of each example, of K; `None`: K.
 
     Returns:
         `[B]` in −1 … 1.
@@ -110,7 +111,7 @@ def coefficient(means: Tensor, changes: Tensor, counts: Tensor | None = None) ->
     """
     first, second = torch.triu_indices(means.shape[1], means.shape[1], offset=1)
     weight = means[:, first] - means[:, second]
-    # Means of equal numbers differ by rounding alone.
+    # Means of equal numbers may differ by rounding.
     weight = weight * (weight.abs() > 1e-12 * means.abs().amax(1, keepdim=True))
     if counts is not None:
         weight = weight * (second < counts[:, None])

@@ -1,7 +1,7 @@
-"""How sure a measured figure is: bootstrap confidence intervals over independent examples.
+"""Bootstrap confidence intervals over independent examples.
 
-The metrics beside this module return one value for each example; `estimate` makes one figure of
-them, with its interval and its count.
+The metrics return one value per example; `estimate` aggregates them to a statistic with a
+confidence interval.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from numpy.typing import ArrayLike, NDArray
 from captum_generic_attn.extras import needed
 
 Statistic = Callable[..., Any]
-"""Of arrays whose last axis holds examples (and `axis=-1`): one figure each."""
+"""Maps arrays, whose last axis is the examples, and `axis=-1` to one value of the
+statistic each.
+"""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its confidence interval.
+    """A statistic with its confidence interval.
 
-    `value` is the figure over all examples, `low` and `high` the ends of the interval, `count` how
-    many independent examples it rests on.
+    `value` is the statistic over all examples, `low` and `high` are the ends of the interval, and
+    `count` is the number of independent examples.
     """
 
     value: float
@@ -35,7 +37,7 @@ class Estimate:
 
     @property
     def margin(self) -> float:
-        """Half the width of the interval, which need not lie evenly round the value."""
+        """Half the width of the interval, which need not be symmetric around the value."""
         return (self.high - self.low) / 2
 
     def __str__(self) -> str:
@@ -43,14 +45,14 @@ class Estimate:
 
 
 def mean(values: NDArray[np.float64], axis: int = -1) -> Any:
-    """The mean along an axis: the usual statistic of `estimate`."""
+    """The mean along an axis, the default statistic of `estimate`."""
     return values.mean(axis)
 
 
 def ratio(
     numerators: NDArray[np.float64], denominators: NDArray[np.float64], axis: int = -1
 ) -> Any:
-    """The sum of the one over the sum of the other, for figures of a whole data set.
+    """The ratio of two sums, for statistics of a whole data set.
 
     Example:
         >>> print(estimate([1, 0, 2], [2, 1, 2], statistic=ratio, resamples=100))
@@ -67,24 +69,24 @@ def estimate(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """A figure over examples, with the percentile bootstrap's confidence interval.
+    """A statistic over examples, with a confidence interval from the percentile bootstrap.
 
     Args:
-        values: one array or more, each with one value for each example; several are drawn together.
-        statistic: makes one figure of them along `axis`; `mean`, `ratio`, or a function of one's
-            own.
-        groups: which examples belong together (explanations of one image): groups are drawn
-            instead of examples. Only with one array of values and its mean.
-        confidence: how often such an interval holds the true figure, in 0 … 1.
-        resamples: how often the examples are drawn anew, with replacement.
-        seed: of these draws; the same seed gives the same interval.
+        values: one or more arrays with one value per example; they are resampled together.
+        statistic: computes the statistic of the arrays along `axis`: `mean`, `ratio`, or a function
+            of your own.
+        groups: labels of examples that belong together (explanations of one image): groups are
+            resampled instead of examples. Only for the mean of a single array.
+        confidence: confidence level of the interval, in 0 … 1.
+        resamples: number of bootstrap samples.
+        seed: seed of the bootstrap; the same seed gives the same interval.
 
     Returns:
-        An `Estimate`. Of a single example the interval is the value itself.
+        An `Estimate`. For a single example, the interval is the value itself.
 
     Raises:
         ValueError: if there is no value, one is NaN or infinite, lengths differ, an option is out
-            of its range, or the statistic is undefined for what was drawn.
+            of range, or the statistic is undefined for a bootstrap sample.
 
     Source: B. Efron, R. Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13.
 
@@ -94,13 +96,13 @@ def estimate(
         0.75 (0.375 to 1, n = 8)
     """
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence}: it must lie between 0 and 1, such as 0.95")
+        raise ValueError(f"confidence={confidence}: it must be between 0 and 1, such as 0.95")
     if resamples < 1:
         raise ValueError(f"resamples={resamples}: it must be at least 1")
     arrays = _checked([_array(part) for part in values])
     if groups is not None:
         if len(arrays) != 1 or statistic is not mean:
-            raise ValueError("groups= serve the mean of one array of values")
+            raise ValueError("groups= can be used only for the mean of a single array of values")
         arrays, statistic = _grouped(arrays[0], groups), ratio
     value = float(statistic(*arrays, axis=-1))
     count = arrays[0].size
@@ -121,27 +123,27 @@ def estimate(
     found = Estimate(value, float(interval.low), float(interval.high), count)
     if not np.isfinite([found.value, found.low, found.high]).all():
         raise ValueError(
-            f"the statistic is {found.value} over all examples and undefined for some draws of "
-            "them (a sum of denominators is 0?): there is no interval"
+            f"the statistic is {found.value} over all examples, but undefined for some bootstrap "
+            "samples (a sum of denominators is 0?): there is no interval"
         )
     return found
 
 
 def _checked(arrays: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
-    """The arrays, if each has one finite value for each example."""
+    """Check that each array has one finite value per example."""
     if not arrays or not arrays[0].size:
         raise ValueError("there is no value to estimate from")
     lengths = {array.shape for array in arrays}
     if len(lengths) > 1 or arrays[0].ndim != 1:
         raise ValueError(
-            "each array needs one value for each example; these have the shapes "
+            "each array needs one value per example; these have the shapes "
             f"{[array.shape for array in arrays]}"
         )
     for array in arrays:
         if not np.isfinite(array).all():
             raise ValueError(
                 f"{int((~np.isfinite(array)).sum())} of {array.size} values are NaN or infinite: "
-                "leave these examples out, and say how many"
+                "leave these examples out, and report how many"
             )
     return arrays
 
@@ -155,7 +157,7 @@ def _array(values: ArrayLike | torch.Tensor) -> NDArray[np.float64]:
 def _grouped(
     values: NDArray[np.float64], groups: Sequence[Any] | ArrayLike | torch.Tensor
 ) -> list[NDArray[np.float64]]:
-    """Sum and number of the values of each group."""
+    """The sum and the number of values in each group."""
     labels = groups.cpu().numpy() if isinstance(groups, torch.Tensor) else np.asarray(groups)
     if labels.shape != values.shape:
         raise ValueError(f"{values.size} values need as many groups, not {labels.shape}")

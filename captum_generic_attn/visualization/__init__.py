@@ -1,9 +1,8 @@
-"""Images of relevance: what `attribute` returns in, arrays or Matplotlib figures out. The command
-line calls them; notebooks may.
+"""Visualization: turns what `attribute` returns into arrays, Matplotlib figures and HTML.
 
-No function touches pyplot's state, so that figures can be made in threads and without a display; a
-notebook shows a returned figure by itself, and `figure.savefig(path)` writes it. Words are drawn as
-they are: a `$` in them starts no formula.
+No function touches pyplot's state, so figures can be made in threads and without a display. A
+notebook shows a returned figure, and `figure.savefig(path)` writes it. Words are drawn literally: a
+`$` starts no formula.
 """
 
 from captum_generic_attn.visualization.crop_boxes import centre_crop

@@ -1,7 +1,4 @@
-"""What attributions are drawn from: arrays of tensors of any kind, one value for each token.
-
-The figures of images, regions and words call it.
-"""
+"""Converts attributions to NumPy arrays with one value per token."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def array_of(values: ArrayLike | Tensor) -> NDArray[Any]:
-    """An array of what may be a tensor of any device and precision."""
+    """Convert an array or a tensor of any device and precision to an array."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         return (values.double() if values.is_floating_point() else values).numpy()
@@ -23,14 +20,14 @@ def array_of(values: ArrayLike | Tensor) -> NDArray[Any]:
 
 
 def numbers(values: ArrayLike | Tensor) -> NDArray[np.float64]:
-    """The same as float64."""
+    """Convert an array or a tensor to float64."""
     return array_of(values).astype(np.float64)
 
 
 def merged(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """Channels or features along an axis as one: their sum, unless they are all alike.
+    """Reduce an axis of channels or features: to their sum, or to one of them if all are equal.
 
-    They are in our own methods, where a token's undivided value stands in each of its elements.
+    They are equal in our own method, which repeats a token's value in each of its elements.
     """
     first = values.take([0], axis)
     alike = bool((values == first).all())

@@ -1,7 +1,4 @@
-"""The maps of attention calls as arrays of one example, placed by the tokens of its streams.
-
-The figures of layers and heads call it.
-"""
+"""The maps of attention calls as arrays of one example, indexed by the tokens of its streams."""
 
 from __future__ import annotations
 
@@ -22,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def check_kept(relevance: Relevance) -> None:
-    """See that there is a map of each head.
+    """Check that the relevance has a map of each head.
 
     Raises:
-        ValueError: there is none, with what to ask for.
+        ValueError: it has none. The message says which option keeps them.
     """
     used = [call for call in relevance.calls if call.used]
     if not used:
@@ -41,10 +38,10 @@ def check_kept(relevance: Relevance) -> None:
 
 
 def chosen_calls(relevance: Relevance, calls: Iterable[int] | None) -> list[Call]:
-    """The calls of these indices; all that were used for `None`.
+    """Select calls by index; `None` selects all calls that were used.
 
     Raises:
-        ValueError: one of them was not used, or none is chosen.
+        ValueError: a selected call was not used, or no call is selected.
         IndexError: there is no such call.
     """
     if calls is None:
@@ -63,10 +60,10 @@ def chosen_calls(relevance: Relevance, calls: Iterable[int] | None) -> list[Call
 
 
 def check_one_stream(calls: Sequence[Call]) -> None:
-    """See that a position among queries means one token.
+    """Check that a query position denotes the same token in all calls.
 
     Raises:
-        ValueError: the queries of the calls are of several streams.
+        ValueError: the calls have queries of several streams.
     """
     indices: dict[str, list[int]] = {}
     for call in calls:
@@ -80,7 +77,7 @@ def check_one_stream(calls: Sequence[Call]) -> None:
 
 
 def _groups(relevance: Relevance, call: Call, example: int) -> slice:
-    """The groups of a call that are an example, or its windows: they stand example by example."""
+    """The groups of a call that belong to an example (its windows), which are consecutive."""
     examples = next(iter(relevance.matrices.values())).shape[0]
     if not 0 <= example < examples:
         raise IndexError(f"there is no example {example}; there are 0 … {examples - 1}")
@@ -88,13 +85,13 @@ def _groups(relevance: Relevance, call: Call, example: int) -> slice:
     if rest:
         raise ValueError(
             f"{_named(call)} has {len(call.query_tokens)} groups of tokens for {examples} examples "
-            "of different numbers of windows: ask for the relevance of one example alone"
+            "with different numbers of windows: compute the relevance of one example alone"
         )
     return slice(example * windows, (example + 1) * windows)
 
 
 def sums_of_heads(relevance: Relevance, calls: Sequence[Call], example: int) -> NDArray[np.float64]:
-    """`[calls, heads]`: of each head's map; NaN where there is no head."""
+    """The sum of each head's map, `[calls, heads]`; NaN where a call has no such head."""
     sums = np.full((len(calls), max(call.heads for call in calls)), np.nan)
     for row, call in zip(sums, calls, strict=True):
         if call.per_head is not None:
@@ -104,8 +101,10 @@ def sums_of_heads(relevance: Relevance, calls: Sequence[Call], example: int) -> 
 
 
 class CallMaps(NamedTuple):
-    """Of one example: positions of the queries `[n]` and keys `[m]` of a call in their streams, and
-    `values` `[1 + H, n, m]`, the mean before the heads.
+    """The maps of a call for one example.
+
+    `queries` `[n]` and `keys` `[m]` are positions in their streams. `values` `[1 + H, n, m]` holds
+    the mean over heads, then each head.
     """
 
     queries: Tensor
@@ -114,20 +113,20 @@ class CallMaps(NamedTuple):
 
 
 def maps_of(relevance: Relevance, call: Call, example: int) -> CallMaps:
-    """The maps of one example, its windows put together in the order of the streams."""
+    """The maps of one example, with its windows combined in the order of the streams."""
     assert call.map is not None and call.per_head is not None  # noqa: S101, PT018 - checked before
     groups = _groups(relevance, call, example)
     maps = torch.cat([call.map[groups].unsqueeze(1), call.per_head[groups]], 1).cpu().double()
     key_tokens = call.key_tokens[groups]
     if call.key_stream not in relevance.streams:
-        # Keys of several streams, each with positions of its own: in the order of the call.
+        # Keys of several streams have several sets of positions: keep the order of the call.
         key_tokens = torch.arange(key_tokens.shape[1]).expand_as(key_tokens)
     queries, row = torch.unique(call.query_tokens[groups], return_inverse=True)
     keys, column = torch.unique(key_tokens, return_inverse=True)
     values = maps.new_zeros(maps.shape[1], len(queries), len(keys))
     for window, its_rows, its_columns in zip(maps, row, column, strict=True):
         values[:, its_rows[:, None], its_columns] += window
-    tokens, attended = queries >= 0, keys >= 0  # the rest is padding
+    tokens, attended = queries >= 0, keys >= 0  # negative positions are padding
     return CallMaps(queries[tokens], keys[attended], values[:, tokens][:, :, attended].numpy())
 
 
@@ -135,24 +134,24 @@ def of_keys(
     relevance: Relevance, call: Call, maps: CallMaps, query: int, key: str | None,
     grid: tuple[int, int] | None, boxes: NDArray[np.float64] | None,
 ) -> NDArray[np.float64]:  # fmt: skip
-    """What a query takes from the keys: `[1 + H, rows, columns]`, or `[1 + H, R]` of regions."""
+    """The row of one query in the maps: `[1 + H, rows, columns]`, or `[1 + H, R]` for regions."""
     if query not in maps.queries:
         raise ValueError(
             f"{_named(call)} has no query {query}: its queries are the tokens "
             f"{int(maps.queries[0])} … {int(maps.queries[-1])} of {call.query_stream!r}; choose "
-            "calls= of one stream"
+            "calls of one stream with calls="
         )
     if call.key_stream not in relevance.streams:
         raise ValueError(
-            f"{_named(call)} has keys of several streams ({call.key_stream}), which lie on no "
-            "image: choose others by calls="
+            f"{_named(call)} has keys of several streams ({call.key_stream}), which cannot be "
+            "drawn on one image: choose other calls with calls="
         )
     stream = relevance.streams[call.key_stream]
     parts = ", ".join(f"{name!r} ({s.stop - s.start})" for name, s in stream.parts.items())
     if key is not None and key not in stream.parts:
         raise ValueError(
-            f"{_named(call)} has no part {key!r} among its keys, but {parts}; choose calls= of one "
-            "stream"
+            f"{_named(call)} has no part {key!r} among its keys, which have {parts}; choose calls "
+            "of one stream with calls="
         )
     part = slice(0, stream.tokens) if key is None else stream.parts[key]
     size = part.stop - part.start
@@ -160,13 +159,14 @@ def of_keys(
     if size != places:
         what = f"a grid of {grid[0]} × {grid[1]} has" if grid is not None else "there are boxes for"
         raise ValueError(
-            f"{what} {places} tokens, but the keys of {_named(call)} are {size}: name those that "
-            f"are meant with key=, one of {parts}"
+            f"{what} {places} tokens, but {_named(call)} has {size} keys: select a part of them "
+            f"with key=, one of {parts}"
         )
     inside = (maps.keys >= part.start) & (maps.keys < part.stop)
     if not inside.any():
         raise ValueError(
-            f"{_named(call)} has no key in {key or call.key_stream!r}: choose others by calls="
+            f"{_named(call)} has no key in {key or call.key_stream!r}: choose other calls with "
+            "calls="
         )
     found = np.zeros((len(maps.values), size))
     row = maps.values[:, int((maps.queries == query).nonzero())]

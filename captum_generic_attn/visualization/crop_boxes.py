@@ -1,7 +1,4 @@
-"""Which part of an image a model saw, and a heat map of that part spread over it again.
-
-The overlays call it; `centre_crop` is for users.
-"""
+"""Crop boxes: the part of an image that a model saw, and heat maps of that part."""
 
 from __future__ import annotations
 
@@ -16,21 +13,22 @@ if TYPE_CHECKING:
 
 
 def centre_crop(width: int, height: int, share: float = 1.0) -> Box:
-    """The part of an image that is left by the usual preprocessing of image classifiers: its
-    shorter side is scaled to some length, and a square is cut from the middle.
+    """The part of an image that the usual preprocessing of image classifiers keeps.
+
+    That preprocessing scales the shorter side to a fixed length and crops a square at the centre.
 
     Args:
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        share: the side of the square as a share of the scaled shorter side: timm's `crop_pct`, or
-            224 / 256 for `Resize(256)` and `CenterCrop(224)`.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        share: the side of the square divided by the scaled shorter side: timm's `crop_pct`, or 224
+            / 256 for `Resize(256)` and `CenterCrop(224)`.
 
     Returns:
-        (left, top, right, bottom) in pixels of the image: the `crop_box` of `overlay` and of the
+        (left, top, right, bottom) in pixels of the image, for `crop_box=` of `overlay` and of the
         figures.
 
     Raises:
-        ValueError: `share` is not in 0 … 1, or there is no image.
+        ValueError: `share` is not above 0 and at most 1, or a side of the image is below 1 pixel.
 
     Example:
         >>> from captum_generic_attn.visualization import centre_crop
@@ -41,7 +39,7 @@ def centre_crop(width: int, height: int, share: float = 1.0) -> Box:
     """
     if not (0 < share <= 1 and width > 0 and height > 0):
         raise ValueError(
-            f"width and height are at least 1 pixel, share above 0 and at most 1, not {width}, "
+            f"width and height must be at least 1 pixel, share above 0 and at most 1, not {width}, "
             f"{height} and {share}"
         )
     side = share * min(width, height)
@@ -50,10 +48,10 @@ def centre_crop(width: int, height: int, share: float = 1.0) -> Box:
 
 
 def checked_box(box: ArrayLike) -> Box:
-    """Four finite numbers, of which right and bottom are not the smaller ones.
+    """Check a box: four finite numbers, left at most right, and top at most bottom.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is no such box.
     """
     values = np.asarray(box, dtype=np.float64)
     if values.shape != (4,) or not np.isfinite(values).all() or (values[2:] < values[:2]).any():
@@ -65,10 +63,10 @@ def checked_box(box: ArrayLike) -> Box:
 
 
 def checked_boxes(boxes: ArrayLike, count: int) -> list[Box]:
-    """One box for each of `count` images, of as many or of one for all.
+    """One box for each of `count` images, given one for each or one for all.
 
     Raises:
-        ValueError: they are something else.
+        ValueError: they have another shape, or one of them is no box.
     """
     given = np.asarray(boxes, dtype=np.float64)
     if given.shape not in {(4,), (count, 4)}:
@@ -82,23 +80,23 @@ def checked_boxes(boxes: ArrayLike, count: int) -> list[Box]:
 def spread(
     heat: NDArray[np.float64], crop_box: ArrayLike, height: int, width: int
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """A map of a part of an image as a map of the whole image, and where that part is.
+    """Extend a map of a crop to the whole image, and return where the crop is.
 
-    The map is scaled bilinearly, as images are: where it shrinks, values are averaged.
+    The map is scaled bilinearly; where it shrinks, values are averaged.
 
     Args:
-        heat: `[h, w]`.
-        crop_box: (left, top, right, bottom) in pixels of the image. It may go past the image's
-            edges, where that was padded.
-        height: of the image.
-        width: of the image.
+        heat: the map, `[h, w]`.
+        crop_box: (left, top, right, bottom) in pixels of the image. It may exceed the image where
+            the preprocessing padded it.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
 
     Returns:
-        The map `[height, width]`, 0 outside of the part, and `[height, width]`: whether the middle
-        of a pixel is in the part.
+        The map `[height, width]`, 0 outside of the crop, and a mask `[height, width]` of the pixels
+        whose centre is in the crop.
 
     Raises:
-        ValueError: `crop_box` is no box, or holds no pixel of the image.
+        ValueError: `crop_box` is no box, or contains no pixel of the image.
     """
     left, top, right, bottom = checked_box(crop_box)
     rows, in_rows = _weights(heat.shape[0], top, bottom, height)
@@ -106,8 +104,8 @@ def spread(
     seen = in_rows[:, None] & in_columns
     if not seen.any():
         raise ValueError(
-            f"the crop box {(left, top, right, bottom)} holds no pixel of the image, which is "
-            f"{width} wide and {height} high"
+            f"the crop box {(left, top, right, bottom)} contains no pixel of the image, which is "
+            f"{width} × {height} pixels"
         )
     return rows @ heat @ columns.T, seen
 
@@ -115,14 +113,17 @@ def spread(
 def _weights(
     count: int, start: float, end: float, size: int
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """`[size, count]`: how much each of `count` values that lie between `start` and `end` counts
-    for each pixel of a line, nothing outside of them; `[size]`: whether that is inside.
+    """Bilinear weights along one axis.
+
+    Returns:
+        `[size, count]`: the weights of `count` values between `start` and `end` for each of `size`
+        pixels, 0 outside; and `[size]`: whether the pixel is inside.
     """
     middles = np.arange(size) + 0.5
     inside = (middles > start) & (middles < end)
     step = (end - start) / count if end > start else 1.0
     distance = np.abs((middles[:, None] - start) / step - (np.arange(count) + 0.5))
     weights = (1 - distance / max(1.0, 1 / step)).clip(0)
-    # Beside the outermost values there are none to go to.
+    # Renormalize at the edges, where a neighbour is missing.
     weights /= np.maximum(weights.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
     return weights * inside[:, None], inside

@@ -1,4 +1,4 @@
-"""The figure of what a detector found: its boxes on the image, and a heat map for each one."""
+"""The figure of detections: the boxes on the image, and a heat map for each."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
     from captum_generic_attn.visualization.figures import NotebookFigure
 
-# Dark enough for white letters, and none of them a colour of the heat.
+# Dark enough for white letters, and different from the colours of heat maps.
 _COLOURS = (
     "#0072b2", "#00795a", "#a3307a", "#000000", "#6a3d9a", "#5c5c5c", "#0f3d6e", "#3d5c10",
 )  # fmt: skip
-_LABEL = 7  # the height of the letters in a label, in points
+_LABEL = 7  # font size of labels, in points
 
 
 def detections_figure(
@@ -49,26 +49,26 @@ def detections_figure(
 ) -> NotebookFigure:
     """A figure with the image and all boxes, and one overlay per heat map with its own box.
 
-    Each map has its own scale, which the bar under it shows, unless `shared_scale`. Red speaks for
-    the score; blue, where values are negative, against it. A box has one colour throughout.
+    Each map has its own scale, shown by the colour bar under it, unless `shared_scale`. Red marks
+    evidence for the score; blue, where values are negative, evidence against it. A box has the same
+    colour in all panels.
 
     Args:
-        image: as `overlay` takes it.
+        image: an image, as for `overlay`.
         boxes: at least one (left, top, right, bottom) in pixels; the left edge of the image is 0,
-            the right one W.
+            the right edge is W.
         labels: one per box.
-        heatmaps: as `overlay` takes them, one after the other: `[T, H, W]`, or what
-            `attribute_targets` returns of one image, `[T, C, H, W]`. They belong to the first T
-            boxes, of which there may be more.
-        title: stands over the image.
-        crop_box: the part of the image that the model saw, as in `overlay`; boxes are in pixels
-            of the whole image.
-        shared_scale: one scale for all, so that colours can be compared from map to map.
+        heatmaps: heat maps as for `overlay`: `[T, H, W]`, or what `attribute_targets` returns for
+            one image, `[T, C, H, W]`. They belong to the first T boxes; there may be more boxes.
+        title: title over the image.
+        crop_box: the part of the image that the model saw, as in `overlay`; boxes are in pixels of
+            the whole image.
+        shared_scale: one scale for all maps, so that their colours can be compared.
 
     Raises:
         TypeError: labels are no sequence of strings.
-        ValueError: no heat map, more than there are boxes, not one label for each box, or shapes
-            that do not fit.
+        ValueError: there is no heat map, there are more heat maps than boxes, there is not one
+            label for each box, or shapes do not fit.
 
     Example:
         >>> import numpy as np
@@ -84,8 +84,8 @@ def detections_figure(
     labels = checked_titles(labels, len(placed), of="boxes", name="labels")
     if not 0 < len(heatmaps) <= len(placed):
         raise ValueError(
-            f"there are {len(heatmaps)} heat maps and {len(placed)} boxes: each map needs the box "
-            "of its detection, and one map at least is needed"
+            f"there are {len(heatmaps)} heat maps and {len(placed)} boxes: give at least one map, "
+            "and for each map the box of its detection"
         )
     array = checked_image(image)
     heats = [checked_heat(heatmap) for heatmap in heatmaps]
@@ -95,7 +95,7 @@ def detections_figure(
         show_map(axes, array, heat, scale, crop_box)
         _draw_box(axes, placed[place], _COLOURS[place % len(_COLOURS)])
         scale_bar(figure, axes, scale, "relevance", ONE if shared_scale else OWN)
-    figure.draw_without_rendering()  # how large the panels are is known from here on
+    figure.draw_without_rendering()  # computes the sizes of the panels
     written = []
     for place, (box, label) in enumerate(zip(placed, labels, strict=True)):
         colour = _COLOURS[place % len(_COLOURS)]
@@ -108,7 +108,7 @@ def detections_figure(
 
 def _draw_box(axes: Axes, box: Box, colour: str) -> None:
     left, top, right, bottom = box
-    # Matplotlib's pixels have whole numbers in their middle.
+    # Matplotlib's pixel centres have integer coordinates.
     frame = Rectangle(
         (left - 0.5, top - 0.5), right - left, bottom - top, fill=False, color=colour, linewidth=1.4
     )

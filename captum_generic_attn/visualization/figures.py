@@ -1,7 +1,4 @@
-"""The kind of Matplotlib figure that this package returns: a notebook shows it by itself.
-
-All functions of the package that make a figure make one of these.
-"""
+"""The Matplotlib figure that this package returns; notebooks display it without pyplot."""
 
 from __future__ import annotations
 
@@ -10,14 +7,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-# Half as fine again as Matplotlib's own, since images are looked into.
+# 1.5 times Matplotlib's default, so that details of images are visible.
 _DPI = 150.0
 
 
 class NotebookFigure(Figure):
-    r"""A Matplotlib figure that belongs to no window and no pyplot, and shows itself in a notebook.
+    r"""A Matplotlib figure without window or pyplot, which a notebook displays.
 
-    Jupyter knows how to show Matplotlib's own figures after `%matplotlib inline` alone.
+    Jupyter displays Matplotlib's own figures only after `%matplotlib inline`.
 
     Example:
         >>> figure = NotebookFigure(figsize=(1, 1))
@@ -31,7 +28,7 @@ class NotebookFigure(Figure):
         super().__init__(figsize, dpi, **options)
 
     def _repr_png_(self) -> bytes:
-        """What Jupyter asks of the last value of a cell."""
+        """The figure as PNG; Jupyter calls this for the last value of a cell."""
         page = io.BytesIO()
         self.savefig(page, format="png", dpi=self.dpi)
         return page.getvalue()

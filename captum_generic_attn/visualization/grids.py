@@ -1,4 +1,4 @@
-"""The figure of a batch: a row for each example, a column for each target or method."""
+"""The figure of a batch: one row per example, one column per target or method."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     Heats = Attributions | Sequence[ArrayLike] | NDArray[Any]
 
-# In inches: a panel, narrower where there are many columns; the whole page.
+# Widths in inches: a panel, a panel where there are many columns, and the page.
 _PANEL, _NARROWEST, _PAGE = 2.0, 1.6, 12.0
-_LETTERS, _TITLE = 11, 0.2  # of what stands over all, in points; a line of it
+_LETTERS, _TITLE = 11, 0.2  # the title's font size in points, and its line height in inches
 _SCALES = {
     "own": OWN,
     "row": "the row's scale",
@@ -54,26 +54,27 @@ def grid_figure(
 ) -> NotebookFigure:
     """A figure of a batch: for each example its image, then one overlay for each column.
 
-    Red speaks for the score; blue, in methods that tell, against it. The darkest colours stand for
-    the largest value among the maps that share a scale; of a `Comparison`, for that of the 99.5th
-    percentiles, as in `comparison_figure`. The bars say which maps share one.
+    Red marks evidence for the score; blue, in signed methods, evidence against it. The darkest
+    colours stand for the largest value of the maps that share a scale. For a `Comparison` they
+    stand for the largest of the maps' 99.5th percentiles, as in `comparison_figure`. The colour
+    bars say which maps share a scale.
 
     Args:
-        images: one for each example, each as `overlay` takes it; they may differ in size.
-        columns: by title, what `attribute` returned for the batch, `[B, C, H, W]`; or a
-            `Comparison`.
-        names: of the examples; they stand beside the images.
-        title: stands over all.
-        scale: `"own"`: each map its own; `"row"`: one for each example, to compare its targets;
-            `"column"`: one for each column, to compare examples; `"all"`: one for all.
-        part: which input holds the images, where a method returned several.
+        images: one per example, each as for `overlay`; they may differ in size.
+        columns: a mapping from titles to what `attribute` returned for the batch, `[B, C, H, W]`;
+            or a `Comparison`.
+        names: names of the examples, drawn beside the images.
+        title: title of the figure.
+        scale: which maps share a scale: `"own"`: none; `"row"`: those of an example, to compare its
+            targets; `"column"`: those of a column, to compare examples; `"all"`: all.
+        part: index of the input that holds the images, where a method returned several.
         crop_box: the part of the images that the model saw, as in `overlay`: one box for all, or
             one for each.
 
     Raises:
-        TypeError: images are one image, or names no sequence of strings.
-        ValueError: no example or no column, not one map, name or crop box for each example, no such
-            scale, or shapes that do not fit.
+        TypeError: `images` is one image, or names are no sequence of strings.
+        ValueError: there is no example or no column, there is not one map, name or crop box for
+            each example, the scale is unknown, or shapes do not fit.
 
     Example:
         >>> import numpy as np
@@ -108,7 +109,7 @@ def grid_figure(
         show_image(panels[row, 0], array)
         for column, axes in enumerate(panels[row, 1:]):
             show_map(axes, array, heats[column][row], of_cell[row, column], box)
-    # Where the bar of each scale goes.
+    # The axes for the colour bar of each scale.
     under: dict[str, Callable[[Any], Axes]] = {
         "own": lambda at: panels[at[0], at[1] + 1],
         "row": lambda row: panels[row, 0],
@@ -123,9 +124,9 @@ def grid_figure(
 def _checked_maps(
     images: Sequence[ArrayLike | Image] | NDArray[Any], columns: Mapping[str, Heats], part: int
 ) -> list[list[NDArray[np.float64]]]:
-    """The maps of each column, one for each image."""
+    """The maps of each column, one per image."""
     if isinstance(images, Image) or getattr(images, "ndim", 4) < 3:
-        raise TypeError("images are a sequence of images: of one image, give [image]")
+        raise TypeError("images= takes a sequence of images: for a single image, give [image]")
     if len(images) == 0 or not columns:
         raise ValueError(
             f"there is nothing to draw: {len(images)} images and {len(columns)} columns"
@@ -136,8 +137,8 @@ def _checked_maps(
     for name, batch in maps.items():
         if len(batch) != len(images):
             raise ValueError(
-                f"{name!r} has {len(batch)} maps for {len(images)} images; if there is one "
-                "image, images are [image]"
+                f"{name!r} has {len(batch)} maps for {len(images)} images; for a single image, "
+                "pass images=[image]"
             )
     return [[checked_heat(heat) for heat in batch] for batch in maps.values()]
 
@@ -158,7 +159,7 @@ def _panels(
     bars: int,
     title: str,
 ) -> tuple[NotebookFigure, NDArray[np.object_]]:
-    """The figure, with room for so many rows of bars, and its empty panels `[B, 1 + columns]`."""
+    """The figure, with room for the rows of bars, and its empty panels `[B, 1 + columns]`."""
     count = 1 + len(titles)
     panel = min(max(_PAGE / count, _NARROWEST), _PANEL)
     tall = [panel * array.shape[0] / array.shape[1] for array in arrays]
@@ -177,11 +178,11 @@ def _panels(
         figure.suptitle("\n".join(heading), fontsize=_LETTERS, parse_math=False)
     for axes, name in zip(panels[0, 1:], titles, strict=True):
         axes.set_title(_wrapped(name, panel, 10), fontsize=10, parse_math=False)
-    for axes, name, height in zip(panels[:, 0], names, tall, strict=False):  # there may be none
+    for axes, name, height in zip(panels[:, 0], names, tall, strict=False):  # names may be empty
         axes.set_ylabel(_wrapped(name, height, 9), fontsize=9, parse_math=False)
     return figure, panels
 
 
 def _wrapped(text: str, room: float, size: float) -> str:
-    """Broken into lines that leave some of so many inches free, as neighbours do."""
+    """Break a text into lines that leave a margin in `room` inches, next to their neighbours."""
     return "\n".join(title_lines(text, 0.9 * 72 * room, size))

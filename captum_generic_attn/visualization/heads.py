@@ -1,6 +1,6 @@
-"""Figures of attention layers and heads: how much each of them gave, and where each looked.
+"""Figures of attention layers and heads: how much each contributes, and what it attends to.
 
-Notebooks call them with what `relevance(..., keep_calls=True)` returns.
+Both draw what `relevance(..., keep_calls=True)` returns.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ if TYPE_CHECKING:
 
     from captum_generic_attn.relevance.result import Call, Relevance
 
-# In inches.
-_CELL = 0.3  # of the table of heads
-_PANEL = 1.05  # of one head
-_LINE, _LARGEST = 0.03, 2.0  # of a token in a whole map, and of such a map at most
-_LONGEST = 28  # letters of a stream's name
-_LETTERS, _TITLE = 11, 0.19  # of a title, in points; a further line of it
-_NAME = 1.5  # the name of a call beside it
+# Lengths are in inches, unless noted.
+_CELL = 0.3  # a cell of the table of heads
+_PANEL = 1.05  # the panel of one head
+_LINE, _LARGEST = 0.03, 2.0  # a token in a whole map, and the largest side of such a map
+_LONGEST = 28  # the longest name of a stream, in letters
+_LETTERS, _TITLE = 11, 0.19  # the font size of a title, in points; each further line of it
+_NAME = 1.5  # the name of a call beside its row
 
 
 def layers_figure(relevance: Relevance, *, example: int = 0, title: str = "") -> NotebookFigure:
-    """A figure of how much each head of each attention call gave to the score.
+    """A figure of how much each head of each attention call contributes to the score.
 
-    A cell is the sum of the head's map (`Call.per_head`: `relu(∇A ⊙ A)`) over all queries and keys:
-    what the score would lose, to first order, without the attention that speaks for it. The unit is
-    that of the score, so that all cells can be compared. There is a table for each pair of streams,
-    "query ← key"; its rows are the calls in the order in which they ran. Calls that were not used
-    are hatched, and the reasons stand below; heads that a call does not have are left white.
+    A cell is the sum of the head's map (`Call.per_head`: `relu(∇A ⊙ A)`) over all queries and keys.
+    To first order, the score would lose that amount without the attention that supports it. All
+    cells have the unit of the score, so they can be compared. There is a table for each pair of
+    streams, "query ← key"; its rows are the calls in execution order. Calls that were not used are
+    hatched, with the reasons below. Heads that a call does not have are white.
 
     Args:
-        relevance: from `relevance(..., keep_calls=True)`.
-        example: which of the batch.
-        title: stands over all.
+        relevance: the result of `relevance(..., keep_calls=True)`.
+        example: index in the batch.
+        title: title of the figure.
 
     Raises:
         ValueError: the maps of the calls were not kept, or have no heads.
@@ -76,10 +76,10 @@ def layers_figure(relevance: Relevance, *, example: int = 0, title: str = "") ->
     check_kept(relevance)
     tables: dict[str, list[Call]] = {}
     for call in relevance.calls:
-        if call.heads:  # a refused call has none
+        if call.heads:  # a refused call has no heads
             tables.setdefault(_pair(call), []).append(call)
     sums = {name: sums_of_heads(relevance, calls, example) for name, calls in tables.items()}
-    # There may be tables without a call that was used.
+    # Tables may have no call that was used.
     used = [float(value) for values in sums.values() for value in values[~np.isnan(values)]]
     scale = Scale(max(used, default=0.0))
     reasons = list(dict.fromkeys(call.reason for call in relevance.calls if not call.used))
@@ -109,7 +109,7 @@ def layers_figure(relevance: Relevance, *, example: int = 0, title: str = "") ->
 def _draw_table(
     axes: Axes, values: NDArray[np.float64], calls: Sequence[Call], scale: Scale
 ) -> None:
-    """The sums of the heads of calls, one call a row."""
+    """Draw the sums of the heads, one row per call."""
     axes.imshow(values, cmap=steps(), vmin=0, vmax=scale.maximum or 1)
     axes.set_anchor("N")
     heads = values.shape[1]
@@ -136,33 +136,34 @@ def heads_figure(
     example: int = 0,
     title: str = "",
 ) -> NotebookFigure:
-    """A figure of the maps of all heads: a row for each attention call, first the mean of its
-    heads (Ā of eq. 5), then each head's (`Call.per_head`: `relu(∇A ⊙ A)`).
+    """A figure of the maps of all heads, one row per attention call.
 
-    Without `query`, a panel is the whole map, queries down and keys across, in the order of their
-    streams; calls in windows are put together, and tokens that share no window have 0. With
-    `query`, a panel shows what that token takes from the keys, laid out on a `grid` of patches or
-    on the `boxes` of regions. A row has a scale of its own; beside it stands what is drawn darkest.
+    A row begins with the mean over heads (Ā of eq. 5), followed by each head (`Call.per_head`:
+    `relu(∇A ⊙ A)`). It has its own scale; the value of the darkest colour is given beside it.
+
+    Without `query`, a panel shows the whole map, queries down and keys across, in the order of
+    their streams. Calls in windows are combined; tokens that share no window have 0. With `query`,
+    a panel shows the map's row of that token, laid out on a `grid` of patches or on the `boxes` of
+    regions.
 
     Args:
-        relevance: from `relevance(..., keep_calls=True)`.
+        relevance: the result of `relevance(..., keep_calls=True)`.
         query: the position of a token in its stream, as in `Call.query_tokens`; 0 is often a class
             token.
-        key: the part of the key stream that is drawn, by its name in `Stream.parts`; by default all
-            of the stream. Where a class token stands before the patches, name the patches' part.
+        key: the part of the key stream to draw, by its name in `Stream.parts`; by default the whole
+            stream. If a class token precedes the patches, name the part of the patches.
         grid: rows and columns of the patches, which cover the image row by row. Over an `image`
-            they are interpolated as `attribute` does it, else each is a cell.
+            they are interpolated as in `attribute`; otherwise each patch is a cell.
         boxes: (left, top, right, bottom) of each region in pixels of `image`.
-        image: what the maps are laid over: `[H, W]`, `[H, W, 3]`, or what else `overlay` takes.
-            Boxes need it.
+        image: the image under the maps, as for `overlay`; required with boxes.
         crop_box: the part of the image that the model saw, as in `overlay`: the grid covers it.
-        calls: their `index`; by default all that were used.
-        example: which of the batch.
-        title: stands over all.
+        calls: the `index` of each call to draw; by default all calls that were used.
+        example: index in the batch.
+        title: title of the figure.
 
     Raises:
         ValueError: the maps of the calls were not kept or have no heads; a call was not used, or
-            does not have that query; or the keys are not as many as the grid or the boxes.
+            does not have that query; or the number of keys does not match the grid or the boxes.
         IndexError: there is no such example or call.
 
     Example:
@@ -184,8 +185,8 @@ def heads_figure(
     if query is None:
         if any(given is not None for given in (key, grid, boxes, image)):
             raise ValueError(
-                "key=, grid=, boxes= and image= lay out what one token takes from the keys: give "
-                "query= as well, the token's position in its stream"
+                "key=, grid=, boxes= and image= lay out the keys of one query token: give query= "
+                "as well, the token's position in its stream"
             )
     else:
         check_one_stream(chosen)
@@ -223,8 +224,9 @@ def heads_figure(
 
 
 class _Layout(NamedTuple):
-    """Where the keys of one token lie: on a grid or in boxes, perhaps over an image. All `None`:
-    panels are whole maps.
+    """The layout of the keys of one query: on a grid or in boxes, possibly over an image.
+
+    If all fields are `None`, panels show whole maps.
     """
 
     grid: tuple[int, int] | None = None
@@ -237,15 +239,15 @@ def _layout(
     query: int | None, grid: tuple[int, int] | None, boxes: ArrayLike | None,
     image: ArrayLike | Image | None, crop_box: ArrayLike | None,
 ) -> _Layout:  # fmt: skip
-    """The options of `heads_figure` that lay out keys, checked."""
+    """Check the options of `heads_figure` for the layout of keys."""
     if query is not None and (grid is None) == (boxes is None):
         raise ValueError(
-            "what one token takes from the keys is laid out on a grid=(rows, columns) of patches, "
-            "or on the boxes= of regions: give one of them"
+            "the keys of one query token are laid out on a grid=(rows, columns) of patches, or on "
+            "the boxes= of regions: give one of them"
         )
     array = None if image is None else checked_image(image)
     if boxes is not None and array is None:
-        raise ValueError("boxes= lie on an image: give image= as well")
+        raise ValueError("boxes= are drawn on an image: give image= as well")
     if crop_box is not None and (array is None or grid is None):
         raise ValueError(
             "crop_box= is the part of image= that grid= covers: give both of them as well"
@@ -255,20 +257,20 @@ def _layout(
 
 
 def _size_of_panels(layout: _Layout, calls: Sequence[Call]) -> tuple[float, float]:
-    """Width and height in inches."""
+    """Width and height of a panel in inches."""
     if layout.image is not None:
         height, width = layout.image.shape[:2]
         return _PANEL, _PANEL * height / width
     if layout.grid is not None:
         return _PANEL, _PANEL * layout.grid[0] / layout.grid[1]
-    # A token of a whole map is a line, which must be seen.
+    # A token of a whole map is a line, which must be visible.
     longest = max(max(call.query_tokens.shape[1], call.key_tokens.shape[1]) for call in calls)
     side = min(max(_PANEL, longest * _LINE), _LARGEST)
     return side, side
 
 
 def _name_panels(panels: NDArray[np.object_], *, whole: bool) -> None:
-    """Titles of the columns, and what the axes of whole maps are."""
+    """Write the titles of the columns, and the axis labels of whole maps."""
     for column, axes in enumerate(panels[0]):
         axes.set_title(f"head {column - 1}" if column else "mean", fontsize=8)
     if whole:
@@ -289,11 +291,13 @@ def _draw(axes: Axes, heat: NDArray[np.float64], scale: Scale, layout: _Layout) 
         draw_regions(axes, layout.image, layout.boxes, heat, scale.maximum)
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.spines[:].set(color="0.8", position=("outward", 1))  # it must not hide the first token
+    axes.spines[:].set(color="0.8", position=("outward", 1))  # must not hide the first token
 
 
 def _over_all(title: str, wide: float) -> tuple[str, float]:
-    """A title in lines for a figure so many inches wide, and what all but the first need."""
+    """Break a title into lines for a figure `wide` inches wide; also the height of
+    further lines.
+    """
     lines = title_lines(title, 72 * 0.95 * wide, _LETTERS)
     return "\n".join(lines), _TITLE * (len(lines) - 1)
 
@@ -301,7 +305,7 @@ def _over_all(title: str, wide: float) -> tuple[str, float]:
 def _hatched(
     corner: tuple[float, float] = (0, 0), wide: float = 1, tall: float = 1, label: str = ""
 ) -> Rectangle:
-    """What stands for heads that were not used."""
+    """A hatched box, which stands for heads that were not used."""
     return Rectangle(
         corner, wide, tall, facecolor="0.9", edgecolor="0.65", hatch="////", linewidth=0,
         label=label,
@@ -309,7 +313,7 @@ def _hatched(
 
 
 def _pair(call: Call) -> str:
-    """The streams of a call, in two lines if they are long."""
+    """The names of a call's streams, in two lines if they are long."""
     query, key = (
         name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}"
         for name in (call.query_stream, call.key_stream)
@@ -318,21 +322,22 @@ def _pair(call: Call) -> str:
 
 
 def _short(calls: Sequence[Call]) -> list[str]:
-    """The calls' modules without the names that all of them begin and end with, but for "blocks"
-    in "blocks.0".
+    """The module paths of calls without their common prefix and suffix.
+
+    The prefix keeps its last name before a number: "blocks" in "blocks.0".
     """
     paths = [(call.module or "forward").split(".") for call in calls]
     if len(set(map(tuple, paths))) < 2:
         return [".".join(path) for path in paths]
     start = _alike(paths)
-    if start and paths[0][start].isdigit():  # "blocks.0" says more than "0"
+    if start and paths[0][start].isdigit():  # "blocks.0" is clearer than "0"
         start -= 1
     end = _alike([path[start + 2 :][::-1] for path in paths])
     return [".".join(path[start : len(path) - end]) for path in paths]
 
 
 def _alike(paths: Sequence[Sequence[str]]) -> int:
-    """How many names all paths begin with."""
+    """The length of the common prefix of all paths."""
     return sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False)))
 
 

@@ -1,4 +1,4 @@
-"""Figures of an image and heat maps over it: of several scores, or of several methods."""
+"""Figures of an image with heat maps over it, for several scores or several methods."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from captum_generic_attn.comparison import Attributions, Comparison
 
-_PANEL = 2.6  # how wide a panel is, in inches
-_LETTERS = 11  # of titles, in points
+_PANEL = 2.6  # width of a panel, in inches
+_LETTERS = 11  # font size of titles, in points
 
 
 def heatmap_figure(
@@ -40,24 +40,25 @@ def heatmap_figure(
     crop_box: ArrayLike | None = None,
     shared_scale: bool = False,
 ) -> NotebookFigure:
-    """A figure with the image and one overlay per heat map, each over the bar of its scale.
+    """A figure with the image and one overlay per heat map, each with its colour bar.
 
     By default each map has its own scale, since one class often gets many times the relevance of
-    another: the colours say where, the bars' numbers how much. The bars name the scale. Red speaks
-    for the score; blue, where values are negative, against it.
+    another: colours show where, the numbers at the colour bars show how much. The bars also say
+    whether the scale is shared. Red marks evidence for the score; blue, where values are negative,
+    evidence against it.
 
     Args:
-        image: as `overlay` takes it.
-        heatmaps: at least one, as `overlay` takes them: `[T, H, W]`, or what `attribute_targets`
-            returns of one image, `[T, C, H, W]`.
-        titles: one per heat map; a single one needs none.
-        title: stands over the image.
+        image: an image, as for `overlay`.
+        heatmaps: at least one heat map, as for `overlay`: `[T, H, W]`, or what `attribute_targets`
+            returns for one image, `[T, C, H, W]`.
+        titles: one per heat map; a single heat map needs none.
+        title: title over the image.
         crop_box: the part of the image that the model saw, as in `overlay`.
-        shared_scale: one scale for all, so that colours can be compared from map to map.
+        shared_scale: one scale for all maps, so that their colours can be compared.
 
     Raises:
         TypeError: titles are no sequence of strings.
-        ValueError: no heat map, not one title for each, or shapes that do not fit.
+        ValueError: there is no heat map, there is not one title for each, or shapes do not fit.
 
     Example:
         >>> import numpy as np
@@ -91,20 +92,21 @@ def comparison_figure(
 ) -> NotebookFigure:
     r"""A figure with the image and one overlay for each method of a comparison.
 
-    Each has its own scale: methods have different units. Channels are summed, unless they are all
-    alike. Red speaks for the score; blue, in methods that tell, against it. The darkest colours
-    stand for the 99.5th percentile of a map's magnitudes, so that single pixels hide nothing.
+    Each map has its own scale, since methods have different units. Channels are summed, unless they
+    are all equal. Red marks evidence for the score; blue, in signed methods, evidence against it.
+    The darkest colours stand for the 99.5th percentile of a map's magnitudes, so that outlier
+    pixels do not hide the rest.
 
     Args:
-        image: as `overlay` takes it: the image of that example.
-        comparison: what `compare` returned, of images `[B, C, H, W]`.
-        example: which of the batch.
-        part: which input holds the images, where there are several.
-        title: stands over the image.
+        image: the image of that example, as for `overlay`.
+        comparison: what `compare` returned for images `[B, C, H, W]`.
+        example: index in the batch.
+        part: index of the input that holds the images, where there are several.
+        title: title over the image.
         crop_box: the part of the image that the model saw, as in `overlay`.
 
     Raises:
-        ValueError: if nothing of the comparison can be drawn, or it is of no images.
+        ValueError: if the comparison has no attributions, or is not of images.
 
     Example:
         >>> import torch
@@ -132,18 +134,18 @@ def comparison_figure(
 def panels_of(
     array: NDArray[np.float64], titles: Sequence[str], title: str
 ) -> tuple[NotebookFigure, list[Axes]]:
-    """A figure that begins with the image, and panels for what is said of it, empty but for their
-    titles, which are broken into lines.
+    """A figure with the image in its first panel, and further panels that are empty except for
+    their titles.
 
     Args:
         array: the image, `[H, W]` or `[H, W, 3]` in 0 … 1.
-        titles: of the panels, at least one.
-        title: stands over the image.
+        titles: the titles of the panels, at least one; they are broken into lines.
+        title: title over the image.
     """
     rows = -(-(len(titles) + 1) // 4)
     columns = -(-(len(titles) + 1) // rows)
     broken = [title_lines(each, 72 * _PANEL, _LETTERS) for each in (title, *titles)]
-    # What a panel needs above and below an image.
+    # The height that a panel needs above and below an image.
     around = 0.56 + 0.19 * max(map(len, broken))
     height = _PANEL * array.shape[0] / array.shape[1] + around
     layout = ConstrainedLayoutEngine(compress=True, h_pad=0.08)
@@ -151,7 +153,7 @@ def panels_of(
     grid = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for axes in grid:
         axes.set_axis_off()
-    for axes, lines in zip(grid, broken, strict=False):  # the last row may have room left
+    for axes, lines in zip(grid, broken, strict=False):  # the last row may have unused panels
         axes.set_title("\n".join(lines), fontsize=_LETTERS, parse_math=False)
     show_image(grid[0], array)
     return figure, grid[1 : len(titles) + 1]
@@ -168,11 +170,11 @@ def _names(
     except ValueError as error:
         if getattr(heatmaps, "ndim", 0) != 3:
             raise
-        raise ValueError(f"{error}; are they the channels of one image? give [map]") from None
+        raise ValueError(f"{error}; for the channels of a single map, give [map]") from None
 
 
 def _one_map(found: Attributions, example: int, part: int, name: str) -> NDArray[np.float64]:
-    """`[H, W]` of one example."""
+    """The map of one example, `[H, W]`."""
     tensor = found[part] if isinstance(found, tuple) else found
     if tensor.ndim != 4:
         raise ValueError(f"{name} has attributions {tuple(tensor.shape)}; images are [B, C, H, W]")

@@ -1,4 +1,4 @@
-"""Text heat maps as HTML: a document that needs nothing else, and that notebooks show."""
+"""Text heat maps as self-contained HTML documents, which notebooks display."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from captum_generic_attn.visualization.words import Word
 
-# Styles are inline, so that those of a notebook stay as they are. The background is the one that
-# the colours are made for, in dark mode as well.
+# Styles are inline, so that they do not affect the notebook. The background is the one that the
+# colours were designed for, also in dark mode.
 _PAGE = (
     "background:#fff;color:#111;color-scheme:light;padding:0.8em 1em;"
     "font:16px/1.9 system-ui,sans-serif;text-align:left;white-space:normal;"
@@ -27,25 +27,25 @@ _PAGE = (
 )
 _BODY = '<body style="margin:0;background:#fff">\n'
 _PIECE = "padding:0.15em 0.2em;white-space:pre-wrap;overflow-wrap:anywhere"
-_STEPS = 16  # of the colours of a bar
-# HTML holds neither these nor halves of surrogate pairs, whatever is written in their place.
+_STEPS = 16  # colour steps of a colour bar
+# HTML allows neither these characters nor lone surrogates, not even escaped.
 _NO_TEXT = dict.fromkeys((*range(9), 11, 12, *range(14, 32)), "\N{REPLACEMENT CHARACTER}")
 
 
 class Html(str):
-    """An HTML document as a string; the last value of a notebook's cell is shown, not printed.
+    """An HTML document as a string; a notebook displays it if it is the last value of a cell.
 
-    `pathlib.Path("words.html").write_text(document, encoding="utf-8")` writes it.
+    To save it, use `pathlib.Path("words.html").write_text(document, encoding="utf-8")`.
     """
 
     __slots__ = ()
 
     def __repr__(self) -> str:
-        """Short: notebooks keep it beside what they show."""
+        """A short text, since notebooks store it beside what they display."""
         return f"<HTML document of {len(self)} characters>"
 
     def _repr_html_(self) -> str:
-        """What Jupyter shows: the document's body."""
+        """The document's body, which Jupyter displays."""
         return self.partition(_BODY)[2].partition("</body>")[0]
 
 
@@ -57,26 +57,25 @@ def text_html(
     shared_scale: bool = False,
     label: str = "relevance",
 ) -> Html:
-    """An HTML document of texts, their words in the colours of their relevance.
+    """An HTML document of texts whose words are coloured by their relevance.
 
-    Colours and scales are those of `text_figure`. The value of a word appears where the mouse rests
-    on it. There is no script in the document, and nothing is loaded; what texts and titles hold is
-    shown, never run.
+    Colours and scales are those of `text_figure`. Hovering over a word shows its value. The
+    document has no scripts and loads nothing; texts and titles are escaped.
 
     Args:
-        texts: at least one, each at least one word: from `word_relevance`.
+        texts: at least one text from `word_relevance`, each with at least one word.
         titles: one per text.
-        title: stands over all, and names the document.
-        shared_scale: one scale for all, so that colours can be compared from text to text.
-        label: what the values are.
+        title: heading and title of the document.
+        shared_scale: one scale for all texts, so that their colours can be compared.
+        label: the quantity that the colour bars show.
 
     Returns:
-        A string, which a notebook shows.
+        The document as a string that notebooks display.
 
     Raises:
         TypeError: titles are no sequence of strings.
-        ValueError: no text, not one title for each, a text without words, or values that are NaN or
-            infinite.
+        ValueError: there is no text, there is not one title for each, a text has no words, or a
+            value is NaN or infinite.
 
     Example:
         >>> from captum_generic_attn.visualization import text_html, word_relevance
@@ -109,13 +108,13 @@ def _heading(text: str, size: float) -> str:
 
 
 def _paragraph(words: Sequence[Word], scale: Scale) -> str:
-    # Each word by itself: what it holds does not turn its neighbours round.
+    # Isolate each word (<bdi>), so that its direction does not reorder its neighbours.
     spans = " ".join(
         f"<bdi>{''.join(_piece(text, relevance, scale) for text, relevance in word)}</bdi>"
         for word in words
     )
     direction = "rtl" if right_to_left(words) else "ltr"
-    # The language is not known.
+    # The language is unknown.
     return f'<p style="margin:0.2em 0" lang="" dir="{direction}">{spans}</p>'
 
 

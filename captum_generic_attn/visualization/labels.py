@@ -1,7 +1,4 @@
-"""Labels of boxes on an image, which keep out of each other's way as far as they can.
-
-The figures of detections and of regions call it.
-"""
+"""Places labels of boxes on an image so that they overlap as little as possible."""
 
 from __future__ import annotations
 
@@ -19,12 +16,12 @@ if TYPE_CHECKING:
 
     from captum_generic_attn.files.images import Box
 
-_PAD = 2.0  # beside the letters, in points
+_PAD = 2.0  # padding beside the letters, in points
 
 
 @dataclass(frozen=True)
 class Label:
-    """What is written at a box, whether it may not be shortened, and its colours."""
+    """The label of a box: its text and colours, and whether the text must stay `whole`."""
 
     box: Box
     text: str
@@ -36,19 +33,20 @@ class Label:
 def write_labels(
     axes: Axes, labels: Sequence[Label], width: int, height: int, *, size: float, inside: bool
 ) -> None:
-    """Write each label where those before it cover least.
+    """Draw each label at the place where it overlaps the previous labels least.
 
     Args:
-        axes: show the image; their size must be known (`Figure.draw_without_rendering`).
-        labels: the first get the best places.
-        width: of the image.
-        height: of the image.
-        size: of the letters, in points.
-        inside: whether labels stay in their boxes: those that are wider are shortened, and left out
-            if not a letter remains. Else over it comes first, and ever farther away last, and the
-            image is all their room. What stays whole may be wider than its box.
+        axes: axes that show the image; their size must be known (`Figure.draw_without_rendering`).
+        labels: the labels; the first ones get the best places.
+        width: width of the image.
+        height: height of the image.
+        size: font size in points.
+        inside: whether labels stay inside their boxes. Then wider labels are shortened, and omitted
+            if no letter fits; `whole` labels may be wider than their box. Otherwise a label is
+            placed above its box by preference, farther away if necessary, and anywhere on the
+            image.
     """
-    # A point, of which letters have sizes, in pixels of the image.
+    # The size of a typographic point in pixels of the image.
     point = width / axes.get_window_extent().width * axes.figure.dpi / 72
     tall = 1.6 * size * point
     taken: list[Box] = []
@@ -64,7 +62,7 @@ def write_labels(
         spot = min(spots, key=lambda spot: sum(_shared(spot, other) for other in taken))
         taken.append(spot)
         left, top, right, bottom = spot
-        # Matplotlib's pixels have whole numbers in their middle.
+        # Matplotlib's pixel centres have integer coordinates.
         back = Rectangle(
             (left - 0.5, top - 0.5), right - left, bottom - top, color=label.back, alpha=0.85,
             linewidth=0, zorder=2,
@@ -77,14 +75,14 @@ def write_labels(
 
 
 def _inside(box: Box, wide: float, tall: float, _: float) -> list[tuple[float, float]]:
-    """Upper left corners in a box, best first."""
+    """Candidate upper left corners inside a box, best first."""
     left, top, right, bottom = box
     rows = top, bottom - tall, (top + bottom - tall) / 2
     return [(x, y) for y in rows for x in (left, right - wide)]
 
 
 def _around(box: Box, wide: float, tall: float, height: float) -> list[tuple[float, float]]:
-    """Upper left corners over a box, in it, under it; else ever farther."""
+    """Candidate upper left corners: above a box, in it, below it, then farther and farther away."""
     left, top, right, bottom = box
     farther = [
         top + side * step * tall for step in range(2, int(height / tall) + 1) for side in (1, -1)
@@ -94,14 +92,14 @@ def _around(box: Box, wide: float, tall: float, height: float) -> list[tuple[flo
 
 
 def _kept(spot: Box, width: float, height: float) -> Box:
-    """Moved into the image."""
+    """Move a label into the image."""
     right = min(max(spot[0], 0.0), max(width - (spot[2] - spot[0]), 0.0)) - spot[0]
     down = min(max(spot[1], 0.0), max(height - (spot[3] - spot[1]), 0.0)) - spot[1]
     return spot[0] + right, spot[1] + down, spot[2] + right, spot[3] + down
 
 
 def _shared(a: Box, b: Box) -> float:
-    """The area that two boxes share."""
+    """The area of the intersection of two boxes."""
     wide = min(a[2], b[2]) - max(a[0], b[0])
     tall = min(a[3], b[3]) - max(a[1], b[1])
     return max(wide, 0.0) * max(tall, 0.0)

@@ -1,4 +1,4 @@
-"""Heat maps as colours over their image, and the scale under them: the figures are made of it."""
+"""Overlays: heat maps as colours over an image, and their colour bars."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
     from captum_generic_attn.visualization.scales import Scale
 
-# The colours are laid over a pale grey image, the more opaque the higher the relevance: nothing
-# is hidden where nothing is relevant.
+# The colours are drawn over a pale grey image; opacity increases with relevance, so the image is
+# visible where nothing is relevant.
 _FOR, _AGAINST = "Reds", "Blues"
-# Their darkest ends are left out: they are as dark as what is dark in images.
+# The darkest ends of the colormaps are left out: they are as dark as dark parts of images.
 _DARKEST = 0.88
 _OPACITY = 0.78
-# The darkest and the lightest grey: of what the model saw, and of the rest of the image.
+# The darkest and the lightest grey of the part that the model saw, and of the rest of the image.
 _SEEN, _UNSEEN = (0.4, 1.0), (0.75, 0.93)
-# How much wider than high a bar is, and its least and largest share of the height of an image.
+# Aspect ratio of a colour bar, and its minimum and maximum height as a fraction of the image's.
 _BAR_FLAT, _BAR_SHARE = 25, (0.15, 0.9)
-# On the longer side, in pixels: more than a panel shows, even in print.
+# Maximum size of the longer side, in pixels: more than a panel resolves, even in print.
 _DRAWN = 2000
-# How many values are coloured at once, each of which takes some 150 bytes meanwhile.
+# The number of values that are coloured at once; each takes about 150 bytes.
 _AT_ONCE = 2**20
-# ITU-R BT.601.
+# Luma weights of ITU-R BT.601.
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -49,23 +49,24 @@ def overlay(
     maximum: float | None = None,
     signed: bool = False,
 ) -> NDArray[np.float64]:
-    """A heat map laid over its image: `[H, W, 3]`, colours in 0 … 1.
+    """Draw a heat map over its image: `[H, W, 3]`, colours in 0 … 1.
 
-    The image is turned to a pale grey, so that every colour is the heat map's: none is 0, dark
-    red is `maximum`, and the colours between fall evenly in lightness. Negative values count as 0
-    (the method's relevance has none), unless `signed`: then they are blue.
+    The image becomes a pale grey, so that all colour comes from the heat map: 0 has no colour,
+    `maximum` is dark red, and lightness falls evenly in between. Negative values count as 0 (the
+    relevance of the method has none), unless `signed`: then they are blue.
 
     Args:
-        image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes; a PIL image, whose
-            transparent places are white; or a tensor, which may also be `[3, H, W]`.
-        heatmap: of one example, as `attribute` returns it: `[C, H, W]`, or `[H, W]`; an array or a
-            tensor, one finite value per pixel. Channels are summed, unless they are all alike.
-        crop_box: the part of the image that the model saw, (left, top, right, bottom) in its
-            pixels, such as from `centre_crop`: the map is scaled to it, and what is outside stays
-            paler. By default all of it, in the map's size.
-        maximum: the value drawn darkest; by default the map's own largest. Give the same to
-            overlays that will be compared.
-        signed: whether negative values are drawn, dark blue for `-maximum`.
+        image: `[H, W]` or `[H, W, 3]`, floats in 0 … 1 or bytes; a PIL image, whose transparent
+            parts become white; or a tensor, which may also be `[3, H, W]`.
+        heatmap: the heat map of one example, as `attribute` returns it: `[C, H, W]` or `[H, W]`, an
+            array or a tensor with one finite value per pixel. Channels are summed, unless they are
+            all equal.
+        crop_box: the part of the image that the model saw, (left, top, right, bottom) in pixels of
+            the image, for example from `centre_crop`. The map is scaled to it, and the rest of the
+            image is paler. By default the whole image, which must have the size of the map.
+        maximum: the value of the darkest colour; by default the largest value of the map. Use the
+            same value for overlays that will be compared.
+        signed: whether negative values are drawn, with dark blue for `-maximum`.
 
     Raises:
         ValueError: the shapes do not fit, or a value is NaN or infinite.
@@ -91,9 +92,9 @@ def overlay(
     elif grey.shape != heat.shape:
         raise ValueError(
             f"the heat map is {_size(heat)}, its image {_size(grey)} pixels: they must be of one "
-            "size (attribute with return_input_shape=True makes a map of the size that the model "
-            "got), or crop_box= must say which part of the image the map is of (centre_crop, or "
-            f"(0, 0, {grey.shape[1]}, {grey.shape[0]}) for all of it)"
+            "size (attribute with return_input_shape=True returns a map of the model's input "
+            "size), or crop_box= must give the part of the image that the map covers (centre_crop, "
+            f"or (0, 0, {grey.shape[1]}, {grey.shape[0]}) for all of it)"
         )
     # A map of zeros shows the image alone.
     share = (heat / top).clip(-1 if signed else 0, 1) if top > 0 else np.zeros_like(heat)
@@ -104,9 +105,9 @@ def show_map(
     axes: Axes, array: NDArray[np.float64], heat: NDArray[np.float64], scale: Scale,
     crop_box: ArrayLike | None,
 ) -> None:  # fmt: skip
-    """Show an image with a map over it, as `overlay` does, in the colours of a scale.
+    """Draw the `overlay` of a map and its image on axes, in the colours of a scale.
 
-    Large images are drawn smaller, as by `show_image`.
+    Large images are reduced, as in `show_image`.
     """
     height, width = array.shape[:2]
     small = _reduced(array)
@@ -120,17 +121,16 @@ def show_map(
 
 
 def show_image(axes: Axes, array: NDArray[np.float64]) -> None:
-    """Show an image `[H, W]` or `[H, W, 3]` in 0 … 1; places on the axes are its pixels.
+    """Draw an image `[H, W]` or `[H, W, 3]` in 0 … 1; axes coordinates are its pixels.
 
-    If it is longer than a panel of a figure can show, to one who looks closely, it is drawn
-    smaller: each pixel is the mean of those that it stands for.
+    An image that is larger than a panel can resolve is reduced by averaging pixels.
     """
     height, width = array.shape[:2]
     axes.imshow(_reduced(array), cmap="gray", vmin=0, vmax=1, extent=_extent(width, height))
 
 
 def _extent(width: int, height: int) -> tuple[float, float, float, float]:
-    """Matplotlib's pixels have whole numbers in their middle."""
+    """The extent of an image, since Matplotlib's pixel centres have integer coordinates."""
     return -0.5, width - 0.5, height - 0.5, -0.5
 
 
@@ -157,17 +157,17 @@ def scale_bar(
     *,
     fill: bool = False,
 ) -> None:
-    """The scale of what `axes` show, under them; or in their place, to `fill` axes made for it.
+    """Draw the colour bar of a scale under `axes`, or into `axes` themselves if `fill`.
 
-    Where there is nothing but 0, words take the place of colours.
+    If all values are 0, the bar is white, and a text says so.
 
     Args:
-        figure: of the axes.
-        axes: of an image that is shown already, or empty ones.
-        scale: of the values.
-        label: what the values are.
-        extent: whether other panels have the same scale.
-        fill: whether `axes` are the bar's.
+        figure: the figure of the axes.
+        axes: axes that show an image, or empty axes for the colour bar.
+        scale: the scale of the values.
+        label: the quantity that is shown.
+        extent: a text that says whether other panels share the scale.
+        fill: whether the colour bar fills `axes`.
     """
     nothing = scale.maximum == 0
     least, most = scale.least, scale.maximum or 1.0
@@ -176,7 +176,8 @@ def scale_bar(
     if fill:
         bar = figure.colorbar(drawn, cax=axes, orientation="horizontal")
     else:
-        # Under a flat image, the bar is more of its height, so as to be as wide.
+        # Under a wide image, the bar takes a larger fraction of the height, to reach the full
+        # width.
         flat = 1 / axes.get_data_ratio()
         share = float(np.clip(flat / _BAR_FLAT, *_BAR_SHARE))
         bar = figure.colorbar(
@@ -187,7 +188,7 @@ def scale_bar(
     bar.set_label(said, size=8, labelpad=-8)
     beyond = ("≤ ", "≥ ") if scale.cut else ("", "")
     low = beyond[0] + _short(least) if scale.signed else "0"
-    # Blank ones keep the label where those of other bars are.
+    # Blank tick labels keep the label aligned with those of other bars.
     ends = [" ", " "] if nothing else [low, beyond[1] + _short(most)]
     bar.set_ticks([least, most], labels=ends)
     bar.ax.tick_params(labelsize=8, length=0)
@@ -198,20 +199,20 @@ def scale_bar(
 
 
 def _short(value: float) -> str:
-    """Two digits: 280, not 2.8e+02."""
+    """Format with two significant digits: 280, not 2.8e+02."""
     return f"{float(f'{value:.2g}'):g}"
 
 
 def steps(*, signed: bool = False) -> ListedColormap:
-    """The colours over white as a colormap: of shares 0 … 1, or -1 … 1."""
+    """The colours over white as a colormap for 0 … 1, or for -1 … 1 if `signed`."""
     return ListedColormap(coloured(np.linspace(-1 if signed else 0, 1, 256), np.ones(256)))
 
 
 def checked_image(image: ArrayLike | Image) -> NDArray[np.float64]:
-    """`[H, W]` or `[H, W, 3]` in 0 … 1, of all that `overlay` takes.
+    """Convert an image, in any form that `overlay` takes, to `[H, W]` or `[H, W, 3]` in 0 … 1.
 
     Raises:
-        ValueError: it is of another shape, range or mode.
+        ValueError: it has another shape, range or mode.
     """
     if isinstance(image, Image):
         image = np.asarray(rgb(image))
@@ -222,7 +223,7 @@ def checked_image(image: ArrayLike | Image) -> NDArray[np.float64]:
                 f"a tensor {list(given.shape)} may be [3, H, W] or [H, W, 3]: give a NumPy array, "
                 "[H, W, 3]"
             )
-        given = given.transpose(1, 2, 0)  # as models take it
+        given = given.transpose(1, 2, 0)  # channels first, as in the input of a model
     array = given / 255 if given.dtype == np.uint8 else given.astype(np.float64)
     if array.size == 0 or (array.ndim != 2 and array.shape[2:] != (3,)):
         raise ValueError(
@@ -247,13 +248,13 @@ def _grey(image: ArrayLike | Image) -> NDArray[np.float64]:
 
 
 def checked_heat(heatmap: ArrayLike) -> NDArray[np.float64]:
-    """`[H, W]`, all finite, of `[H, W]` or `[C, H, W]`.
+    """Check a heat map `[H, W]` or `[C, H, W]`, and return it as `[H, W]`.
 
-    Channels are summed, unless they are all alike, as those of our own method are: then one of them
+    Channels are summed, unless they are all equal, as those of our own method are. Then one of them
     is the map.
 
     Raises:
-        ValueError: it is of another shape, or a value is NaN or infinite.
+        ValueError: it has another shape, or a value is NaN or infinite.
     """
     heat = numbers(heatmap)
     if heat.ndim in (4, 5):
@@ -269,9 +270,9 @@ def checked_heat(heatmap: ArrayLike) -> NDArray[np.float64]:
 
 
 def coloured(share: NDArray[np.float64], behind: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Shares of the maximum, -1 … 1, in colours over the greys behind them.
+    """Colour fractions of the maximum, -1 … 1, over a grey background.
 
-    Over white, the colours' lightness falls evenly with the share.
+    Over white, lightness falls evenly with the fraction.
     """
     found = np.empty((*share.shape, 3))
     step = max(1, _AT_ONCE * len(share) // max(1, share.size))
@@ -286,14 +287,15 @@ def coloured(share: NDArray[np.float64], behind: NDArray[np.float64]) -> NDArray
 
 
 def _opacity(share: NDArray[np.float64]) -> NDArray[np.float64]:
-    # The square root lets low relevance show as well.
+    # The square root keeps low relevance visible.
     opacity: NDArray[np.float64] = _OPACITY * np.sqrt(share)
     return opacity
 
 
 def _even(name: str) -> ListedColormap:
-    """The colours of a colormap in such an order that `coloured` over white is even: the lightness
-    falls by the same amount from each of 256 steps to the next.
+    """Resample a colormap so that `coloured` is perceptually even over white.
+
+    The lightness falls by the same amount in each of 256 steps.
     """
     colours = colormaps[name].resampled(1024)(np.linspace(0, _DARKEST, 1024))[:, :3]
     opacity = _opacity(np.linspace(0, 1, 256))[:, None, None]
@@ -303,7 +305,9 @@ def _even(name: str) -> ListedColormap:
 
 
 def luminance(colours: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Relative luminance of sRGB colours `[..., 3]`, 0 … 1 both: Y of CIE, and what WCAG takes."""
+    """Relative luminance in 0 … 1 of sRGB colours `[..., 3]` in 0 … 1, as defined by
+    WCAG (CIE Y).
+    """
     linear = np.where(colours > 0.04045, ((colours + 0.055) / 1.055) ** 2.4, colours / 12.92)
     found: NDArray[np.float64] = linear @ [0.2126, 0.7152, 0.0722]
     return found

@@ -1,4 +1,4 @@
-"""The figure of an image and texts: where in the image and at which words a text fits it."""
+"""The figure of an image and texts: which image regions and words make a text match it."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
     from captum_generic_attn.visualization.scales import Scale
 
-# In inches.
+# Lengths are in inches, unless noted.
 _PANEL = 2.9
 _GAP = 0.3  # between panels
 _EDGE = 0.12
 _TITLE, _FURTHER = 0.28, 0.19  # a title of one line, and each further line
-_LETTERS = 10  # of titles, in points
-_BAR = 0.34  # with its numbers, and what is above it
+_LETTERS = 10  # font size of titles, in points
+_BAR = 0.34  # a colour bar with its numbers and the space above it
 _BAR_ITSELF = 0.09
 
 
@@ -48,26 +48,26 @@ def pairs_figure(
     crop_box: ArrayLike | None = None,
     shared_scale: bool = False,
 ) -> NotebookFigure:
-    """A figure with the image, and for each text an overlay over the words in their colours.
+    """A figure with the image, and for each text an overlay above its coloured words.
 
-    Maps and texts have a scale of their own each, which the bars under them show: the relevance of
-    a word and that of a place in the image are not measured alike. Red speaks for the score;
-    blue, where values are negative, against it.
+    Each map and each text has its own scale, shown by the colour bar under it: the relevance of
+    words and of image regions is not on the same scale. Red marks evidence for the score; blue,
+    where values are negative, evidence against it.
 
     Args:
-        image: as `overlay` takes it.
-        heatmaps: at least one, as `overlay` takes them: `[T, H, W]` or `[T, C, H, W]`.
-        texts: one per heat map: its words, each a sequence of (text, relevance). A word is one such
-            piece, or several that a tokenizer has broken it into.
+        image: an image, as for `overlay`.
+        heatmaps: at least one heat map, as for `overlay`: `[T, H, W]` or `[T, C, H, W]`.
+        texts: the words of one text per heat map. A word is a sequence of (text, relevance), one
+            for each piece into which the tokenizer splits it.
         titles: one per heat map.
-        title: stands over the image.
+        title: title over the image.
         crop_box: the part of the image that the model saw, as in `overlay`.
         shared_scale: one scale for all maps, and one for all texts.
 
     Raises:
         TypeError: titles are no sequence of strings.
-        ValueError: no heat map, not one text and title for each, a text without words, or shapes
-            and values that do not fit.
+        ValueError: there is no heat map, there is not one text and one title for each, a text has
+            no words, or shapes or values do not fit.
 
     Example:
         >>> import numpy as np
@@ -94,8 +94,8 @@ def pairs_figure(
     columns = -(-(len(texts) + 1) // rows)
     broken = [title_lines(name, 72 * _PANEL, _LETTERS) for name in (title, *names)]
     tall = _PANEL * array.shape[0] / array.shape[1]
-    counts = [0, *map(len, lines)]  # the image has no words
-    # A row of panels is as high as its longest title and text need.
+    counts = [0, *map(len, lines)]  # the panel of the image has no words
+    # A row is high enough for its longest title and text.
     in_rows = [slice(row * columns, (row + 1) * columns) for row in range(rows)]
     above = [_TITLE + _FURTHER * (max(map(len, broken[row])) - 1) for row in in_rows]
     heights = [

@@ -1,7 +1,6 @@
-"""The figure of regions: boxes of an image in the colours of their relevance.
+"""The figure of regions: boxes of an image, coloured by their relevance.
 
-For models that read regions of a detector (LXMERT, VisualBERT); notebooks call it. The figures of
-words and of heads draw their regions by it.
+It is for models that read the regions of a detector (LXMERT, VisualBERT).
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ if TYPE_CHECKING:
     from captum_generic_attn.comparison import Comparison
     from captum_generic_attn.visualization.figures import NotebookFigure
 
-_LABEL = 6.5  # the height of the letters in a label, in points
-_EDGE = 0.62  # how light the grey is that the colour of an edge is laid over
+_LABEL = 6.5  # font size of labels, in points
+_EDGE = 0.62  # grey level under the colour of an edge
 
 
 def regions_figure(
@@ -51,34 +50,32 @@ def regions_figure(
     example: int = 0,
     part: int = 0,
 ) -> NotebookFigure:
-    """A figure with the image, and its regions in the colours of their relevance.
+    """A figure with the image, and its regions coloured by their relevance.
 
-    Where boxes overlap, the most relevant one is on top. Negative values, of methods that have
-    them, are blue; features of a region are summed, unless they are all alike, as those of our own
-    method are.
+    Where boxes overlap, the most relevant one is on top. Negative values of signed methods are
+    blue. The features of a region are summed, unless they are all equal, as those of our own method
+    are.
 
     Args:
-        image: as `overlay` takes it.
-        boxes: `[R, 4]`: (left, top, right, bottom) of each region in pixels of the image. Those
-            that a model takes are often shares of its width and height: multiply them by
-            `[W, H, W, H]`.
-        relevance: of one example, as `attribute` returns it, `[R, D]`, or `[R]`. With `titles`
-            several, `[T, R, D]` or `[T, R]`, such as `attribute_targets` returns; or a mapping
-            from titles to such values; or a `Comparison`.
-        titles: one for each, if `relevance` is several.
-        labels: what is written in the most relevant regions, one for each region, shortened where
-            one is wider than its region, and left out where no letter of it fits; by default their
-            relevance.
-        named: how many regions of a panel that are.
-        title: stands over the image.
-        shared_scale: one scale for all panels, so that colours can be compared from one to another.
-        example: which of the batch, of a `Comparison`.
-        part: which input holds the regions, of a `Comparison` with several.
+        image: an image, as for `overlay`.
+        boxes: `[R, 4]`: (left, top, right, bottom) of each region in pixels of the image. Models
+            often take them as fractions of width and height: multiply those by `[W, H, W, H]`.
+        relevance: the relevance of one example, as `attribute` returns it, `[R, D]` or `[R]`. With
+            `titles`, several of them, `[T, R, D]` or `[T, R]`, as from `attribute_targets`; or a
+            mapping from titles to such values; or a `Comparison`.
+        titles: one for each of several relevances.
+        labels: one per region, drawn in the most relevant regions; by default their relevance.
+            Labels that are wider than their region are shortened, and omitted where no letter fits.
+        named: how many regions of a panel are labelled.
+        title: title over the image.
+        shared_scale: one scale for all panels, so that their colours can be compared.
+        example: index in the batch of a `Comparison`.
+        part: index of the input that holds the regions, in a `Comparison` with several.
 
     Raises:
         TypeError: titles or labels are no sequence of strings.
         ValueError: boxes, relevance, titles and labels do not fit together; a value is NaN or
-            infinite; the boxes are no boxes of this image.
+            infinite; or the boxes are no boxes of this image.
 
     Example:
         >>> import numpy as np
@@ -104,13 +101,13 @@ def regions_figure(
         }
     several = _several(relevance, titles, len(placed))
     scales = scales_of(list(several.values()), shared=shared_scale)
-    # A single panel shares its scale with none.
+    # A single panel does not share its scale.
     extent = "" if len(several) == 1 else ONE if shared_scale else OWN
     figure, panels = panels_of(array, list(several), title)
     for axes, values, scale in zip(panels, several.values(), scales, strict=True):
         draw_regions(axes, array, placed, values, scale.maximum)
         scale_bar(figure, axes, scale, "relevance", extent)
-    figure.draw_without_rendering()  # how large the panels are is known from here on
+    figure.draw_without_rendering()  # computes the sizes of the panels
     for axes, values in zip(panels, several.values(), strict=True):
         most = np.argsort(-np.abs(values), kind="stable")[:named].tolist()
         texts = {
@@ -128,37 +125,37 @@ def regions_figure(
 
 
 def boxes_on(boxes: ArrayLike, array: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`[R, 4]`, at least one.
+    """Check the boxes of an image: `[R, 4]`, at least one.
 
     Raises:
-        ValueError: they are no boxes, or not in pixels of this image.
+        ValueError: they are no boxes, or are not in pixels of this image.
     """
     found = numbers(boxes)
     if found.ndim != 2 or found.shape[1] != 4 or len(found) == 0:
         raise ValueError(
-            f"boxes are [R, 4], each (left, top, right, bottom) in pixels, not {list(found.shape)}"
+            f"boxes= is [R, 4], each (left, top, right, bottom) in pixels, not {list(found.shape)}"
         )
     if not np.isfinite(found).all() or (found[:, 2:] < found[:, :2]).any():
         wrong = ~np.isfinite(found).all(1) | (found[:, 2:] < found[:, :2]).any(1)
         place = int(wrong.argmax())
         raise ValueError(
             f"box {place} is {found[place].tolist()}: a box is (left, top, right, bottom), with "
-            "right and bottom not the smaller ones"
+            "left ≤ right and top ≤ bottom"
         )
     height, width = array.shape[:2]
     if found.max() <= 1 and max(height, width) > 1:
         raise ValueError(
             f"the boxes lie in 0 … {found.max():.3g}, but the image is {width} × {height} "
-            f"pixels: if they are shares of it, multiply them by [{width}, {height}, {width}, "
-            f"{height}]"
+            f"pixels: if they are fractions of its size, multiply them by [{width}, {height}, "
+            f"{width}, {height}]"
         )
     middles = (found[:, :2] + found[:, 2:]) / 2
     outside = ((middles < 0) | (middles > [width, height])).any(axis=1)
     if outside.any():
         place = int(outside.argmax())
         raise ValueError(
-            f"the middle of box {place}, {found[place].tolist()}, is outside of the image, which "
-            f"is {width} wide and {height} high: are the boxes those of another size of it?"
+            f"the centre of box {place}, {found[place].tolist()}, is outside of the image, which "
+            f"is {width} × {height} pixels: are the boxes for another size of the image?"
         )
     return found
 
@@ -170,7 +167,7 @@ def draw_regions(
     values: NDArray[np.float64],
     top: float,
 ) -> None:
-    """The image and `[R]` values of its regions, of which `top` is drawn darkest."""
+    """Draw the image and its regions, coloured by `[R]` values; `top` has the darkest colour."""
     height, width = array.shape[:2]
     heat = np.zeros((height, width))
     across, down = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
@@ -181,7 +178,7 @@ def draw_regions(
         inside = (left <= across) & (across < right) & (top_edge <= down) & (down < bottom)
         heat[inside] = values[place]
         share = np.clip(values[place] / top, -1, 1) if top > 0 else 0.0
-        # Matplotlib's pixels have whole numbers in their middle.
+        # Matplotlib's pixel centres have integer coordinates.
         frame = Rectangle((left - 0.5, top_edge - 0.5), right - left, bottom - top_edge, fill=False)
         frame.set_color(tuple(coloured(np.array([share]), np.array([_EDGE]))[0].tolist()))
         frame.set_linewidth(0.5 + abs(share))
@@ -194,10 +191,10 @@ def draw_regions(
 def _several(
     relevance: ArrayLike | Mapping[str, ArrayLike], titles: Sequence[str] | None, regions: int
 ) -> dict[str, NDArray[np.float64]]:
-    """`[R]` values of each panel, by title."""
+    """The values `[R]` of each panel, by title."""
     if isinstance(relevance, Mapping):
         if titles is not None:
-            raise ValueError("relevance brings its titles with it: leave titles= out")
+            raise ValueError("this relevance has titles already: leave titles= out")
         given = {name: numbers(values) for name, values in relevance.items()}
     elif titles is None:
         given = {"": numbers(relevance)}
@@ -218,7 +215,7 @@ def _several(
 
 
 def _of_regions(values: NDArray[np.float64], regions: int) -> NDArray[np.float64]:
-    """`[R]` of `[R]` or `[R, D]`."""
+    """Reduce `[R]` or `[R, D]` to `[R]`."""
     if values.ndim not in (1, 2) or len(values) != regions or values.size == 0:
         raise ValueError(
             f"the relevance of {regions} regions of one example is [{regions}] or [{regions}, D], "

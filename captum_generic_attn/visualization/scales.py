@@ -1,7 +1,4 @@
-"""Scales of heat maps and texts: which value is drawn darkest, and whether negative ones are drawn.
-
-All figures take theirs from here, and so does the HTML of texts.
-"""
+"""Colour scales of heat maps and texts: the value of the darkest colour, and the sign."""
 
 from __future__ import annotations
 
@@ -14,15 +11,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-# What a bar says of its scale.
+# Labels of colour bars: whether the scale is shared.
 OWN, ONE = "own scale", "one scale for all"
-# Gradients have outliers: in a comparison, the darkest colour stands for this share of the pixels.
+# Gradients have outliers: in a comparison, the darkest colour stands for this percentile.
 _PERCENTILE = 99.5
 
 
 class Scale(NamedTuple):
-    """What is drawn darkest; whether negative values are drawn, down to as much below 0; whether
-    the darkest colours stand for all that is beyond them as well.
+    """A colour scale.
+
+    `maximum` has the darkest colour. If `signed`, the scale goes from `-maximum` to `maximum`,
+    otherwise from 0. If `cut`, there are values beyond, which have the darkest colours too.
     """
 
     maximum: float
@@ -31,17 +30,17 @@ class Scale(NamedTuple):
 
     @property
     def least(self) -> float:
-        """Where the scale begins."""
+        """The lower end of the scale."""
         return -self.maximum if self.signed else 0.0
 
 
 def largest(values: NDArray[np.float64]) -> float:
-    """What the darkest colour stands for, but for comparisons."""
+    """The value of the darkest colour, except in comparisons of methods."""
     return float(np.abs(values).max())
 
 
 def darkest(values: NDArray[np.float64]) -> float:
-    """What the darkest colour stands for where methods are compared."""
+    """The value of the darkest colour in comparisons of methods."""
     magnitudes = np.abs(values)
     return float(np.percentile(magnitudes, _PERCENTILE)) or float(magnitudes.max())
 
@@ -52,8 +51,8 @@ def scale_of(
     """The scale that several maps or texts share: signed if a value of them is negative.
 
     Args:
-        several: the values of each, at least one.
-        top: of the values of one, what should be drawn darkest; the largest of them is.
+        several: the values of each map or text, at least one.
+        top: computes the value of the darkest colour for one of them; the scale takes the largest.
     """
     arrays = [np.asarray(values, dtype=np.float64) for values in several]
     maximum = max(map(top, arrays))
@@ -62,12 +61,12 @@ def scale_of(
 
 
 def scales_of(several: Sequence[ArrayLike], *, shared: bool = False) -> list[Scale]:
-    """One scale for each of several maps or texts: its own, or the one that all share."""
+    """One scale per map or text: its own, or the `shared` one."""
     if shared:
         return [scale_of(several)] * len(several)
     return [scale_of([values]) for values in several]
 
 
 def nothing_of(label: str) -> str:
-    """In place of a scale that goes from 0 to 0."""
+    """The text in place of a scale from 0 to 0."""
     return f"{label}: 0 everywhere" if label else "0 everywhere"

@@ -1,6 +1,4 @@
-"""Text heat maps: from words and what `attribute` returned to words with their relevance, and the
-figure of them. `html.py` draws the same in HTML.
-"""
+"""Text heat maps: words with their relevance, and their figure. `html` draws the same in HTML."""
 
 from __future__ import annotations
 
@@ -32,35 +30,35 @@ if TYPE_CHECKING:
     from captum_generic_attn.hf import Words
     from captum_generic_attn.visualization.scales import Scale
 
-# In inches.
+# Lengths are in inches.
 _WIDTH = 6.8
 _EDGE = 0.12
 _TITLE = 0.24  # a line of a title
 _BAR, _BAR_WIDTH = 0.09, 2.4
-_BAR_ABOVE, _BAR_BELOW = 0.07, 0.34  # the latter with its numbers
+_BAR_ABOVE, _BAR_BELOW = 0.07, 0.34  # the space above a colour bar; the bar with its numbers
 _GAP = 0.12  # between texts that share a bar
 
 
 def word_relevance(
     words: Sequence[str] | Words, relevance: ArrayLike | Tensor, *, joined: bool = False
 ) -> list[Word]:
-    """Words with their relevance, as `text_figure`, `text_html` and `pairs_figure` draw them.
+    """Words with their relevance, for `text_figure`, `text_html` and `pairs_figure`.
 
     Args:
-        words: `N` strings, each a word; or what `hf.words` returned, whose pieces get the sum of
-            their tokens.
-        relevance: `[N]`, of one example: a row of what `attribute` returned, or of a matrix of
-            `relevance`. `[N, D]`, for inputs that are embeddings: the features of a token are
-            summed, unless they are all alike, as those of our own method are.
-        joined: whether the pieces of a word become one, with the sum of their relevance.
+        words: `N` strings, each a word; or what `hf.words` returned, where a piece gets the sum
+            over its tokens.
+        relevance: the relevance of one example, `[N]`: a row of what `attribute` returned, or of a
+            matrix from `relevance`. For inputs that are embeddings, `[N, D]`: the features of a
+            token are summed, unless they are all equal, as those of our own method are.
+        joined: whether the pieces of a word become one piece, with the sum of their relevance.
 
     Returns:
         For each word its pieces, each with its relevance.
 
     Raises:
-        TypeError: if `words` are one string.
-        ValueError: if words and relevance do not fit, a value is NaN or infinite, or strings, which
-            do not say what belongs together, are to be joined.
+        TypeError: if `words` is one string.
+        ValueError: if words and relevance do not fit, a value is NaN or infinite, or `joined` is
+            set for strings, which have no pieces.
 
     Example:
         >>> from captum_generic_attn.hf import Piece
@@ -83,7 +81,7 @@ def word_relevance(
         return _of_pieces(cast("Words", words), values, shape, joined=joined)
     if joined:
         raise ValueError(
-            "strings do not say which of them are one word: to join them, give what "
+            "joined= needs the pieces of each word, which strings do not have: give what "
             "hf.words(tokenizer, ids) returns"
         )
     if len(words) != len(values):
@@ -97,7 +95,7 @@ def word_relevance(
 def _of_pieces(
     words: Words, values: NDArray[np.float64], shape: list[int], *, joined: bool
 ) -> list[Word]:
-    """Words by their pieces, each with the sum of its tokens."""
+    """Split words into their pieces, each with the sum over its tokens."""
     last = max(place for word in words for _, tokens in word for place in tokens)
     if last >= len(values):
         raise ValueError(
@@ -120,13 +118,14 @@ def compared_words(
     part: int = 0,
     joined: bool = False,
 ) -> tuple[list[list[Word]], list[str]]:
-    """The same words once for each method of a comparison, and the methods' names.
+    """The words of a text with the relevance from each method of a comparison, and the method
+    names.
 
     Args:
-        words: as in `word_relevance`, of that example.
+        words: the words of that example, as in `word_relevance`.
         comparison: what `compare` returned.
-        example: which of the batch.
-        part: which input holds the text, where there are several.
+        example: index in the batch.
+        part: index of the input that holds the text, where there are several.
         joined: as in `word_relevance`.
 
     Returns:
@@ -162,23 +161,23 @@ def text_figure(
     shared_scale: bool = False,
     label: str = "relevance",
 ) -> NotebookFigure:
-    """A figure of texts below each other, their words in the colours of their relevance.
+    """A figure of texts, one below the other, whose words are coloured by their relevance.
 
-    The texts may be one text for several scores or methods, or several texts. Red speaks for the
-    score; blue, where values are negative, against it. Each text has its own scale, which the bar
-    under it shows, unless `shared_scale`.
+    The texts may be one text for several scores or methods, or several texts. Red marks evidence
+    for the score; blue, where values are negative, evidence against it. Each text has its own
+    scale, shown by the colour bar under it, unless `shared_scale`.
 
     Args:
-        texts: at least one, each at least one word: from `word_relevance`.
+        texts: at least one text from `word_relevance`, each with at least one word.
         titles: one per text.
-        title: stands over all.
-        shared_scale: one scale for all, so that colours can be compared from text to text.
-        label: what the values are.
+        title: title of the figure.
+        shared_scale: one scale for all texts, so that their colours can be compared.
+        label: the quantity that the colour bars show.
 
     Raises:
         TypeError: titles are no sequence of strings.
-        ValueError: no text, not one title for each, a text without words, or values that are NaN or
-            infinite.
+        ValueError: there is no text, there is not one title for each, a text has no words, or a
+            value is NaN or infinite.
 
     Warns:
         UserWarning: if Matplotlib's font lacks characters of the texts.
@@ -195,7 +194,7 @@ def text_figure(
     """
     scales = scales_of_texts(texts, titles, shared=shared_scale)
     width = 72 * (_WIDTH - 2 * _EDGE)
-    # Titles have characters as well.
+    # Check the characters of titles too.
     names = [[[(line, 0.0)] for line in name.split("\n")] for name in (title, *titles)]
     known = drawable([*texts, *names])
     over_all, *headings = [_heading(name, width) for name in known[len(texts) :]]
@@ -242,12 +241,12 @@ def text_figure(
 def scales_of_texts(
     texts: Sequence[Sequence[Word]], titles: Sequence[str], *, shared: bool
 ) -> list[Scale]:
-    """One scale for each text; it is signed if a value of it is negative.
+    """One scale per text; it is signed if a value is negative.
 
     Raises:
         TypeError: titles are no sequence of strings.
-        ValueError: no text, not one title for each, a text without words, or values that are NaN or
-            infinite.
+        ValueError: there is no text, there is not one title for each, a text has no words, or a
+            value is NaN or infinite.
     """
     if len(texts) == 0:
         raise ValueError("there is no text to draw")
@@ -257,10 +256,10 @@ def scales_of_texts(
 
 
 def values_of(words: Sequence[Word], title: str) -> list[float]:
-    """The relevance of each piece of a text, which messages name by its title.
+    """The relevance of each piece of a text; messages name the text by its title.
 
     Raises:
-        ValueError: there is none, or it is NaN or infinite.
+        ValueError: the text has no words, or a value is NaN or infinite.
     """
     values = [value for word in words for _, value in word]
     if not values:
@@ -271,13 +270,13 @@ def values_of(words: Sequence[Word], title: str) -> list[float]:
 
 
 def _heading(own_lines: Sequence[Word], width: float) -> list[str]:
-    """A title in lines of the figure."""
+    """Convert a title in lines of words to lines of text."""
     found = [title_lines(word[0][0], width, SIZE + 1, bold=True) for word in own_lines]
     return [line for lines in found for line in lines if line]
 
 
 def _of_tokens(relevance: ArrayLike | Tensor) -> NDArray[np.float64]:
-    """`[N]`, all finite."""
+    """Check the relevance of tokens, and return it as `[N]`."""
     values = numbers(relevance)
     if values.ndim not in (1, 2) or values.size == 0:
         raise ValueError(

@@ -1,7 +1,4 @@
-"""Titles and labels: one for each of what is drawn, in lines or shortened so that they fit.
-
-All figures call it.
-"""
+"""Checks titles and labels, and breaks or shortens them so that they fit."""
 
 from __future__ import annotations
 
@@ -17,11 +14,11 @@ if TYPE_CHECKING:
 def checked_titles(
     titles: Sequence[str], count: int, *, of: str = "heat maps", name: str = "titles"
 ) -> list[str]:
-    """As many strings as there are `of` something.
+    """Check that there are `count` strings, one for each of what `of` names.
 
     Raises:
         TypeError: they are one string, or no strings.
-        ValueError: they are more or fewer.
+        ValueError: there are more or fewer.
     """
     if isinstance(titles, str):
         raise TypeError(f"{name} are a sequence of strings, not the one string {titles!r:.40}")
@@ -35,15 +32,15 @@ def checked_titles(
 
 
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
-    """How wide a text is, in points."""
+    """The width of a text in points."""
     width: float = text_to_path.get_text_width_height_descent(
         text, FontProperties(size=size, weight="bold" if bold else None), ismath=False
     )[0]
-    return 1.04 * width  # letters on the pixels of a screen are somewhat wider
+    return 1.04 * width  # letters are somewhat wider when aligned to the pixels of a screen
 
 
 def title_lines(text: str, room: float, size: float, *, bold: bool = False) -> list[str]:
-    """A title in lines of at most `room` points, and in those that it has itself."""
+    """Break a title into lines of at most `room` points; its own line breaks are kept."""
 
     def fits(line: str) -> bool:
         return text_width(line, size, bold=bold) <= room
@@ -71,7 +68,7 @@ def title_lines(text: str, room: float, size: float, *, bold: bool = False) -> l
 
 
 def shortened(text: str, room: float, size: float) -> str:
-    """A text that is at most `room` points wide: if it is wider, its end is an ellipsis."""
+    """Shorten a text to at most `room` points, with an ellipsis at its end."""
     if text_width(text, size) <= room:
         return text
     while text and text_width(text + "…", size) > room:

@@ -1,7 +1,7 @@
-"""The figure of text × image maps: which words look at which patches or regions of an image.
+"""The figure of text × image relevance: the patches or regions of an image that words attend to.
 
-For models whose words and patches attend to each other (ViLT, LXMERT, VisualBERT); notebooks call
-it with what `Relevance.matrix` returns.
+It is for models whose words and patches attend to each other (ViLT, LXMERT, VisualBERT), and draws
+what `Relevance.matrix` returns.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Pieces = Sequence[tuple[str, Sequence[int]]]
-"""A word by its pieces: the text of each, and the places of its tokens."""
+"""The pieces of a word: the text and the token positions of each."""
 
-# In inches.
+# Lengths are in inches, unless noted.
 _PANEL = 1.75
-_TITLE = 0.25  # a line of it
-_BAR = 0.42  # with its numbers
+_TITLE = 0.25  # a line of a title
+_BAR = 0.42  # a colour bar with its numbers
 _BAR_ITSELF = 0.09
 _ACROSS = 6
-_LETTERS = 10  # of titles, in points
+_LETTERS = 10  # font size of titles, in points
 
 
 def word_maps_figure(
@@ -51,28 +51,28 @@ def word_maps_figure(
     crop_box: ArrayLike | None = None,
     shared_scale: bool = True,
 ) -> NotebookFigure:
-    """A figure with the image, and for each word an overlay of what it looks at.
+    """A figure with the image, and for each word an overlay of its relevance from the image.
 
-    By default one scale holds for all words, so that a word that looks at nothing stays pale. Red
-    speaks for the score; blue, where values are negative, against it.
+    By default all words share one scale, so that a word without relevance from the image stays
+    pale. Red marks evidence for the score; blue, where values are negative, evidence against it.
 
     Args:
-        image: as `overlay` takes it.
-        words: one for each row of `matrix`; or words by their pieces, each a text and the places
-            of its tokens, as `hf.words` gives them: then the rows of a word's tokens are summed,
-            and rows that are in no word are left out.
-        matrix: `[Nt, Ni]`: of one example, what the image's tokens gave to those of the text,
-            `relevance.matrix("input_ids", "pixel_values")[0]`. Its rows may be fewer, if `words`
-            are the same.
+        image: an image, as for `overlay`.
+        words: one word per row of `matrix`; or words by their pieces, each a text and its token
+            positions, as from `hf.words`. With pieces, the rows of a word's tokens are summed, and
+            rows that belong to no word are left out.
+        matrix: the relevance of image tokens (columns) for text tokens (rows) in one example, `[Nt,
+            Ni]`: `relevance.matrix("input_ids", "pixel_values")[0]`. It may be a selection of rows,
+            with as many `words`.
         grid: rows and columns of the patches, which cover the image (or `crop_box`) row by row.
-        boxes: in place of a grid, (left, top, right, bottom) of each region in pixels.
-        title: stands over the image.
+        boxes: instead of a grid, (left, top, right, bottom) of each region in pixels.
+        title: title over the image.
         crop_box: the part of the image that the model saw, as in `overlay`.
-        shared_scale: one scale for all words; else each has its own.
+        shared_scale: one scale for all words; otherwise each word has its own.
 
     Raises:
         ValueError: shapes do not fit, a value is NaN or infinite, or all are 0: the words never
-            looked at the image, as in models whose towers meet in the score alone (CLIP).
+            attended to the image, as in models whose encoders meet only in the score (CLIP).
         IndexError: a word has tokens that `matrix` has no rows for.
 
     Example:
@@ -95,7 +95,7 @@ def word_maps_figure(
     across = min(1 + len(rows), _ACROSS)
     down = -(-(1 + len(rows)) // across)
     tall = _PANEL * array.shape[0] / array.shape[1]
-    # Under each row of panels is one for their own bars, or under all of them is the only one.
+    # A row of colour bars is under each row of panels, or a single bar is under all of them.
     heights = [tall, _BAR_ITSELF] * down if not shared_scale else [tall] * down + [_BAR_ITSELF]
     bars = 1 if shared_scale else down
     figure = NotebookFigure(
@@ -129,16 +129,16 @@ def _placed(
     array: NDArray[np.float64], columns: int, grid: tuple[int, int] | None,
     boxes: ArrayLike | None,
 ) -> NDArray[np.float64] | None:  # fmt: skip
-    """The boxes of the columns of a matrix, `None` where they are the patches of a grid."""
+    """The boxes of the columns of a matrix, or `None` if the columns are patches of a grid."""
     if (grid is None) == (boxes is None):
         raise ValueError(
-            "what the columns of the matrix are must be said: grid=(rows, columns) of patches, or "
+            "the layout of the matrix's columns must be given: grid=(rows, columns) of patches, or "
             "the boxes= of regions"
         )
     if grid is not None and math.prod(grid) != columns:
         raise ValueError(
             f"a grid of {grid[0]} × {grid[1]} has {math.prod(grid)} patches, but the matrix has "
-            f"{columns} columns: take those of the patches alone, without class tokens"
+            f"{columns} columns: select the columns of patches, without class tokens"
         )
     placed = None if boxes is None else boxes_on(boxes, array)
     if placed is not None and len(placed) != columns:
@@ -157,9 +157,9 @@ def _checked_matrix(matrix: ArrayLike) -> NDArray[np.float64]:
         raise ValueError("the matrix holds NaN or infinite values")
     if not found.any():
         raise ValueError(
-            "the matrix is all 0: these words never looked at the image. Where the towers of a "
-            "model meet in the score alone (CLIP), pairs_figure shows the words and the image "
-            "beside each other"
+            "the matrix is all 0: these words never attended to the image. For models whose "
+            "encoders meet only in the score (CLIP), use pairs_figure, which shows words and image "
+            "side by side"
         )
     return found
 
@@ -167,7 +167,7 @@ def _checked_matrix(matrix: ArrayLike) -> NDArray[np.float64]:
 def _rows(
     words: Sequence[str] | Sequence[Pieces], matrix: NDArray[np.float64]
 ) -> list[tuple[str, NDArray[np.float64]]]:
-    """Each word with its row `[Ni]`."""
+    """Pair each word with its row `[Ni]`."""
     if isinstance(words, str):
         raise TypeError(f"words are a sequence of words, not one text: {words!r}")
     if len(words) == 0:

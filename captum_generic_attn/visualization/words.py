@@ -1,4 +1,4 @@
-"""Words in the colours of their relevance, set into lines. The figures of texts are made of it."""
+"""Draws lines of words that are coloured by their relevance."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Word = Sequence[tuple[str, float]]
-"""The pieces of a word, each with its relevance: most words are one piece."""
+"""The pieces of a word, each with its relevance; most words have one piece."""
 
 SIZE = 10
-"""Of the letters, in points."""
+"""Font size in points."""
 LINE = 1.9 * SIZE
-"""From line to line, in points."""
+"""Line height in points."""
 _GAP = 0.3 * SIZE  # between words
 _PAD = 0.15 * SIZE  # between a piece and its edge
-_BREAKS = {"\n": "↵", "\r": "↵", "\t": "⇥"}  # what a line of a figure cannot hold
+_BREAKS = {"\n": "↵", "\r": "↵", "\t": "⇥"}  # a line of a figure cannot contain these
 _NO_GLYPH = "□"
 
 
 def share_of(relevance: float, maximum: float, *, signed: bool = False) -> float:
-    """How dark a piece is drawn: 0 … 1, or -1 … 1 if it may speak against the score."""
+    """Relevance as a fraction of the maximum: 0 … 1, or -1 … 1 if `signed`."""
     if maximum <= 0:
         return 0.0
     return float(np.clip(relevance / maximum, -1 if signed else 0, 1))
 
 
 def colours_of(share: float) -> tuple[NDArray[np.float64], str]:
-    """What is behind a word, in 0 … 1, and "black" or "white", whichever reads better on it."""
+    """The background colour of a word in 0 … 1, and "black" or "white" letters, by contrast."""
     back = coloured(np.array([share], dtype=np.float64), np.ones(1))[0]
-    # Where the contrasts of WCAG with black and with white are alike: both are 4.6 to 1.
+    # At this luminance, the WCAG contrasts with black and with white are equal: 4.6 to 1.
     return back, "white" if luminance(back) < 0.179 else "black"
 
 
 def right_to_left(words: Sequence[Word]) -> bool:
-    """Whether the first letters of a text are Hebrew, Arabic, ...: its first word stands right."""
+    """Whether a text runs from right to left, by its first letter (Hebrew, Arabic, …)."""
     for word in words:
         for text, _ in word:
             for letter in text:
@@ -58,10 +58,10 @@ def right_to_left(words: Sequence[Word]) -> bool:
 
 
 def drawable(texts: Iterable[Sequence[Word]]) -> list[list[Word]]:
-    """The same texts without what Matplotlib's font has no glyph for.
+    """Replace the characters for which Matplotlib's font has no glyph.
 
     Warns:
-        UserWarning: once, of all characters in whose place there is a box.
+        UserWarning: once, for all characters that a box replaces.
     """
     texts = [[list(word) for word in text] for text in texts]
     letters = {letter for text in texts for word in text for piece, _ in word for letter in piece}
@@ -70,7 +70,7 @@ def drawable(texts: Iterable[Sequence[Word]]) -> list[list[Word]]:
         some = " ".join(map(_shown, sorted(missing)[:12]))
         warnings.warn(
             f"Matplotlib's font has no glyph for {len(missing)} characters, such as {some}: a box "
-            "stands for each. Add a font that has them, such as matplotlib.rcParams['font.family'] "
+            "replaces each. Add a font that has them, such as matplotlib.rcParams['font.family'] "
             "= ['sans-serif', 'Noto Sans CJK JP'], or write HTML (text_html)",
             UserWarning,
             stacklevel=3,
@@ -84,10 +84,10 @@ def _shown(letter: str) -> str:
 
 
 def _drawn_by_fonts(letters: set[str]) -> set[str]:
-    """Those of the letters that one of Matplotlib's fonts in use has."""
+    """The letters for which one of Matplotlib's current fonts has a glyph."""
     found: set[str] = set()
     for family in rcParams["font.family"]:
-        try:  # one font of each family, as Matplotlib itself does
+        try:  # one font per family, as in Matplotlib
             path = findfont(FontProperties(family=[family]), fallback_to_default=False)
         except ValueError:  # not installed
             continue
@@ -97,10 +97,10 @@ def _drawn_by_fonts(letters: set[str]) -> set[str]:
 
 
 def set_lines(words: Sequence[Word], width: float) -> list[list[Word]]:
-    """Words broken into lines of at most `width` points.
+    """Break words into lines of at most `width` points.
 
-    A word that is wider than a line is broken between its pieces, and a piece that still is loses
-    its end to an ellipsis.
+    A word that is wider than a line is broken between its pieces. A piece that is still too wide is
+    shortened with an ellipsis.
     """
     lines: list[list[Word]] = []
     room = 0.0
@@ -126,11 +126,11 @@ def draw_lines(
     """Draw lines into axes that are `width` points wide and `LINE * len(lines)` high.
 
     Args:
-        axes: nothing else should be in it.
-        lines: what `set_lines` made of the words.
-        width: of a line.
-        maximum: the relevance drawn darkest; 0 colours nothing.
-        signed: whether negative relevance is drawn, or counts as 0.
+        axes: empty axes.
+        lines: the words in lines, from `set_lines`.
+        width: width of a line in points.
+        maximum: the relevance of the darkest colour; with 0, nothing is coloured.
+        signed: whether negative relevance is drawn; otherwise it counts as 0.
     """
     axes.set_axis_off()
     axes.set_xlim(0, width)

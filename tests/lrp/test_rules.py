@@ -241,7 +241,9 @@ def test_sums_over_examples_wherever_they_stand() -> None:
         expected = tensor[:, owner == owner[place]].sum()
         torch.testing.assert_close(found[0, place, 0], expected)
     assert torch.equal(Examples().sums(tensor), tensor.sum())
-    with pytest.raises(ValueError, match=r"a tensor \(3, 4, 2\) are could not be told"):
+    with pytest.raises(
+        ValueError, match=r"which example each element of a tensor \(3, 4, 2\) belongs"
+    ):
         Examples(known=False).sums(tensor)
 
 

@@ -330,7 +330,7 @@ GIVEN = found((box(0, 0, 5, 5), 1, 0.5))
         ),
         ([GIVEN], [TRUE], dict(thresholds=[]), ValueError, r"thresholds=\[\]: they must be"),
         ([GIVEN], [TRUE], dict(thresholds=[50]), ValueError, r"thresholds=\[50\]: they must be"),
-        ([GIVEN], [TRUE], dict(areas=(9.0, 4.0)), ValueError, "must be two rising borders"),
+        ([GIVEN], [TRUE], dict(areas=(9.0, 4.0)), ValueError, "must be two ascending limits"),
         ([GIVEN], [TRUE], dict(max_detections=0), ValueError, "max_detections=0: it must be at"),
         ([GIVEN], [TRUE], dict(resamples=0), ValueError, "resamples=0: it must be at least 1"),
         ([GIVEN], [TRUE], dict(confidence=95), ValueError, "confidence=95: it must be between"),
@@ -350,5 +350,7 @@ def test_errors_say_what_was_seen(
 def test_a_size_that_no_draw_holds_is_an_error() -> None:
     true = [objects((box(0, 0, 20, 20), 1)), TRUE, TRUE]
     seed = next(i for i in range(99) if 0 not in np.random.default_rng(i).integers(3, size=3))
-    with pytest.raises(ValueError, match=r"none of 1 draws holds an object for A[PR]_large: raise"):
+    with pytest.raises(
+        ValueError, match=r"none of 1 bootstrap samples has objects for A[PR]_large: raise"
+    ):
         detection_scores([found()] * 3, true, areas=AREAS, resamples=1, seed=seed)

@@ -577,7 +577,7 @@ def test_targets_must_be_classes(images, maps) -> None:
 def test_one_score_is_no_choice() -> None:
     outputs, rows = torch.tensor([[2.0]]), torch.tensor([0])
     for measure in (accuracy(0), probability(0)):
-        with pytest.raises(ValueError, match=r"one score for each example.*detected\(0\)"):
+        with pytest.raises(ValueError, match=r"one score per example.*detected\(0\)"):
             measure(outputs, rows)
     assert detected(0)(outputs, rows).tolist() == [1]
     assert probability(0, multi_label=True)(outputs, rows).item() == pytest.approx(0.8808, abs=1e-4)
@@ -594,13 +594,13 @@ def test_odd_arguments_are_told(images, maps) -> None:
         perturbation(model, Pixels(images[:0]), maps[:0], score)
     with pytest.raises(ValueError, match="must be floats"):
         Pixels((images * 255).byte())
-    with pytest.raises(ValueError, match=r"as many examples; they hold \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"same number of examples; they have \[2, 3\]"):
         Pixels(images, further=[images[:2]])
-    with pytest.raises(ValueError, match=r"as many examples; they hold \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"same number of examples; they have \[1, 2\]"):
         Tokens([torch.ones(2, 3), torch.ones(1, 4)])
-    with pytest.raises(TypeError, match="an argument is NoneType, no tensor"):
+    with pytest.raises(TypeError, match="an argument is NoneType, not a tensor"):
         Tokens([torch.ones(2, 3), None])
-    with pytest.raises(ValueError, match="0 attributions, but that of the input at 0"):
+    with pytest.raises(ValueError, match="0 attributions, but those of the input at index 0"):
         removal.features(())
     with pytest.raises(ValueError, match="kernel of 11 pixels is too large for 6 × 4"):
         blurred(images)
@@ -619,7 +619,9 @@ def test_wrong_tokens_are_told() -> None:
         Tokens([ids], dropped=())
     with pytest.raises(ValueError, match=r"attributions \[2, 4\] do not fit tokens \[2, 3\]"):
         Tokens([ids]).features(torch.ones(2, 4))
-    with pytest.raises(ValueError, match="1 attributions, but that of the input at 1 is needed"):
+    with pytest.raises(
+        ValueError, match="1 attributions, but those of the input at index 1 are needed"
+    ):
         Tokens([ids, ids], dropped=[1]).features((torch.ones(2, 3),))
 
 

@@ -74,7 +74,7 @@ def test_what_cannot_be_estimated_is_told() -> None:
         estimate([1.0, float("nan")])
     with pytest.raises(ValueError, match=r"shapes \[\(2,\), \(3,\)\]"):
         estimate([1, 2], [1, 2, 3], statistic=ratio)
-    with pytest.raises(ValueError, match="mean of one array"):
+    with pytest.raises(ValueError, match="mean of a single array"):
         estimate([1, 2], [1, 2], statistic=ratio, groups=[0, 1])
     with pytest.raises(ValueError, match="2 values need as many groups"):
         estimate([1, 2], groups=[1])
@@ -91,7 +91,7 @@ def test_options_out_of_range_are_told() -> None:
 def test_an_undefined_statistic_has_no_interval() -> None:
     with (
         np.errstate(all="ignore"),
-        pytest.raises(ValueError, match="undefined for some draws"),
+        pytest.raises(ValueError, match="undefined for some bootstrap"),
     ):
         estimate([1, 2], [0, 1], statistic=ratio)
 

@@ -169,8 +169,8 @@ def test_a_title_stands_over_a_grid():
 
 @pytest.mark.parametrize("image", [Image.new("RGB", (8, 8)), np.zeros((8, 8))])
 def test_one_picture_is_no_batch(image):
-    with pytest.raises(TypeError, match=r"sequence of images: of one image, give \[image\]"):
+    with pytest.raises(TypeError, match=r"for a single image, give \[image\]"):
         grid_figure(image, {"a": np.ones((1, 1, 8, 8))})
     for colours in (np.zeros((8, 8, 3)), torch.zeros(3, 8, 8)):
-        with pytest.raises(ValueError, match=r"'a' has 1 maps for . images; .* are \[image\]"):
+        with pytest.raises(ValueError, match=r"'a' has 1 maps for . images; .* images=\[image\]"):
             grid_figure(colours, {"a": np.ones((1, 1, 8, 8))})

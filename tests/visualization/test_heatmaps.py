@@ -192,7 +192,7 @@ def test_one_map_needs_no_title():
     assert [axes.get_title() for axes in figure.axes[:2]] == ["picture", ""]
     with pytest.raises(ValueError, match=r"3 heat maps need as many titles, .* give \[map\]"):
         heatmap_figure(np.ones((4, 4)), torch.ones(3, 4, 4))
-    with pytest.raises(ValueError, match=r"not 1; are they the channels .* give \[map\]"):
+    with pytest.raises(ValueError, match=r"not 1; for the channels .* give \[map\]"):
         heatmap_figure(np.ones((4, 4)), torch.ones(3, 4, 4), ["bag"])
     with pytest.raises(ValueError, match=r"\[2, 3, 4, 4\]: pick .* or maps\[:, 0\] of what attrib"):
         heatmap_figure(np.ones((4, 4)), torch.ones(2, 2, 3, 4, 4), ["bag", "boot"])

@@ -233,10 +233,10 @@ def test_a_white_picture_shows_where_the_model_did_not_look():
 @pytest.mark.parametrize(
     ("crop_box", "message"),
     [
-        (None, r"or crop_box= must say .* \(centre_crop, or \(0, 0, 100, 70\) for all of it\)"),
+        (None, r"or crop_box= must give .* \(centre_crop, or \(0, 0, 100, 70\) for all of it\)"),
         ((0, 0, 5), r"a box is \(left, top, right, bottom\) in pixels, not \[0, 0, 5\]"),
         ((9, 0, 5, 5), r"not \[9, 0, 5, 5\]"),
-        ((200, 0, 300, 70), r"no pixel of the image, which is 100 wide and 70 high"),
+        ((200, 0, 300, 70), r"no pixel of the image, which is 100 × 70 pixels"),
         ((5, 5, 5, 5), "no pixel of the image"),
     ],
 )

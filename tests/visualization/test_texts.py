@@ -169,7 +169,7 @@ PIECES = ((hf.Piece("cat", (1,)), hf.Piece("s", (2, 3))),)
         ((), [1.0], {"joined": True}, "there are no words"),
         (PIECES, [1.0] * 3, {}, "of 4 tokens at least, but there are 3 values"),
         (["a", "b"], [1.0, np.nan], {}, "NaN or infinite"),
-        (["cat", "##s"], [1.0, 2.0], {"joined": True}, "to join them, give what hf.words"),
+        (["cat", "##s"], [1.0, 2.0], {"joined": True}, "joined= needs .* give what hf.words"),
     ],
 )
 def test_words_and_values_that_do_not_fit(words, values, options, message) -> None:
@@ -335,7 +335,7 @@ def test_characters_without_a_glyph_are_told_once() -> None:
     (warning,) = seen
     assert warning.filename == __file__
     assert re.search(
-        "no glyph for 8 characters, such as .*猫.*: a box stands", str(warning.message)
+        "no glyph for 8 characters, such as .*猫.*: a box replaces each", str(warning.message)
     )
     assert [word.get_text() for word in figure.axes[0].texts] == [*"□" * 7, "a↵b", "⇥", "é"]
     assert figure.texts[0].get_text() == "□"

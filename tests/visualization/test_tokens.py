@@ -321,8 +321,14 @@ def test_what_heads_cannot_be_drawn_is_said(vit, swin) -> None:
         ({"query": 0}, "give one of them"),
         ({"query": 0, "grid": (4, 4), "boxes": [(0, 0, 1, 1)]}, "give one of them"),
         ({"query": 0, "boxes": [(0, 0, 1, 1)]}, "give image= as well"),
-        ({"query": 0, "grid": (4, 4)}, r"16 tokens, .* are 17: .* 'cls_token' \(1\), 'x' \(16\)"),
-        ({"query": 0, "grid": (4, 4), "key": "y"}, "no part 'y' among its keys, but 'cls_token'"),
+        (
+            {"query": 0, "grid": (4, 4)},
+            r"16 tokens, .* has 17 keys: .* 'cls_token' \(1\), 'x' \(16\)",
+        ),
+        (
+            {"query": 0, "grid": (4, 4), "key": "y"},
+            "no part 'y' among its keys, which have 'cls_token'",
+        ),
         ({"query": 17, "grid": (4, 4), "key": "x"}, "no query 17: .* tokens 0 … 16 of 'x'"),
         ({"calls": []}, "names no attention call"),
     ):
@@ -460,7 +466,7 @@ def test_what_words_cannot_be_drawn_is_said() -> None:
         word_maps_figure(WHITE, words, matrix, grid=(2, 4))
     with pytest.raises(ValueError, match="1 boxes, but 6 columns"):
         word_maps_figure(WHITE, words, matrix, boxes=[(0, 0, 4, 4)])
-    with pytest.raises(ValueError, match="must be said"):
+    with pytest.raises(ValueError, match="must be given"):
         word_maps_figure(WHITE, words, matrix)
     with pytest.raises(ValueError, match="3 words, but 2 rows"):
         word_maps_figure(WHITE, [*words, "?"], matrix, grid=(2, 3))
@@ -476,7 +482,7 @@ def test_what_words_cannot_be_drawn_is_said() -> None:
         word_maps_figure(WHITE, words, matrix * np.nan, grid=(2, 3))
     towers = GenericAttention(two_towers()).relevance((pictures(3), sentences()))
     unmet = towers.matrix("input_ids", "pixels")[0, :, 1:]
-    with pytest.raises(ValueError, match=r"all 0: these words never looked .* pairs_figure"):
+    with pytest.raises(ValueError, match=r"all 0: these words never attended .* pairs_figure"):
         word_maps_figure(WHITE, ["w"] * 6, unmet, grid=(4, 4))
 
 
@@ -606,8 +612,8 @@ def test_what_regions_cannot_be_drawn_is_said() -> None:
     shares = np.array(BOXES) / [24, 16, 24, 16]
     for boxes, message in (
         (shares, r"lie in 0 … 1, .* 24 × 16 pixels: .* multiply them by \[24, 16, 24, 16\]"),
-        (np.array(BOXES) * 10, "middle of box 0, .* 24 wide and 16 high: .* another size"),
-        ([(8, 0, 0, 16)] * 3, "box 0 is .* right and bottom not the smaller ones"),
+        (np.array(BOXES) * 10, "centre of box 0, .* 24 × 16 pixels: .* another size"),
+        ([(8, 0, 0, 16)] * 3, "box 0 is .* left ≤ right and top ≤ bottom"),
         ([(0, 0, 16)] * 3, r"\[R, 4\], .* not \[3, 3\]"),
         (np.full((3, 4), np.nan), "box 0 is"),
     ):
@@ -622,7 +628,7 @@ def test_what_regions_cannot_be_drawn_is_said() -> None:
         (np.ones((1, 3, 5)), None, "pick one of the batch"),
         (np.ones((3, 5)), ["a", "b"], r"with 2 titles, relevance is \[2, R\]"),
         (np.ones((2, 3)), ["a", "a"], "titles must differ"),
-        ({"a": values}, ["a"], "brings its titles with it"),
+        ({"a": values}, ["a"], "has titles already"),
         ({}, None, "no relevance to draw"),
         (values * np.inf, None, "NaN or infinite"),
     ):
