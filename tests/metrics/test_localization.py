@@ -315,7 +315,11 @@ MAPS = torch.zeros(3, 1, 2)
         ),
         (lambda: segment(MAPS[:1], RIGHT[:1], threshold=math.nan), ValueError, "holds NaN"),
         (lambda: otsu_masks(MAPS[0], (2, 2)), ValueError, r"must be \[Q, h, w\], not \(1, 2\)"),
-        (lambda: otsu_masks(MAPS, (2, 2), level=1), ValueError, "level=1: it must be at least 0 and below 1"),
+        (
+            lambda: otsu_masks(MAPS, (2, 2), level=1),
+            ValueError,
+            "level=1: it must be at least 0 and below 1",
+        ),
     ],
 )
 def test_errors_say_what_was_seen(call, error: type[Exception], message: str) -> None:

@@ -159,7 +159,11 @@ NONE = torch.tensor([False, False])
         (lambda: token_f1(SCORES * math.nan, MARKED, 1), ValueError, "the scores of rationale: 2"),
         (lambda: token_f1_curve([SCORES], []), ValueError, "scores of 1 texts and 0 rationales"),
         (lambda: token_f1_curve([], []), ValueError, "scores of 0 texts and 0 rationales"),
-        (lambda: token_f1_curve([SCORES], [MARKED], []), ValueError, r"k=\[\]: it must be at least 1"),
+        (
+            lambda: token_f1_curve([SCORES], [MARKED], []),
+            ValueError,
+            r"k=\[\]: it must be at least 1",
+        ),
         (
             lambda: token_f1_curve([SCORES, SCORES], [MARKED, NONE]),
             ValueError,
