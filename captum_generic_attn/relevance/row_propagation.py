@@ -259,7 +259,7 @@ class CrossRowPropagation(RowPropagation):
         keys = self._indexing.gather(before, call.examples, source.keys, source.stream)
         rows = attention_map.right_multiply(keys.mT).mT
         rows = self._indexing.scatter(rows, call.examples, call.queries, call.stream)
-        return self._indexing.streams[call.stream].hand_on(rows.mT.clone()).squeeze(-1)
+        return self._indexing.streams[call.stream].pool(rows.mT.clone()).squeeze(-1)
 
     def _delta_row_sums(self, stream: str, ancestors: frozenset[int]) -> Tensor | None:
         """`[B, size]` row sums of `R − I` of a state; `None` for zero."""

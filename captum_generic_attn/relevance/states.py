@@ -72,7 +72,7 @@ class RelevanceStates:
         stream = self._streams[call.stream]
         first = self._first_row(call)
         self._updates[call.index] = {
-            to: Update(first, stream.hand_on(rows, first)) for to, rows in updates.items()
+            to: Update(first, stream.pool(rows, first)) for to, rows in updates.items()
         }
         self._stream_of[call.index] = call.stream
 

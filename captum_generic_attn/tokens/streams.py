@@ -46,7 +46,7 @@ class TokenStream:
     parts: dict[str, slice]
     merges: tuple[Merge, ...] = ()
 
-    def hand_on(self, rows: Tensor, first: int = 0) -> Tensor:
+    def pool(self, rows: Tensor, first: int = 0) -> Tensor:
         """Add to each merged token the mean of its parents' rows, in place.
 
         Args:
@@ -70,7 +70,7 @@ class TokenStream:
         return rows
 
     def hand_back(self, rows: Tensor) -> Tensor:
-        """The transpose of `hand_on`: weights of merged tokens go to their parents as well.
+        """The transpose of `pool`: weights of merged tokens go to their parents as well.
 
         Args:
             rows: `[B, k, size]` weights of the tokens of the stream.
@@ -100,7 +100,7 @@ class TokenStream:
         examples = max((len(merge.parents) for merge in self.merges), default=1)
         rows = torch.zeros(examples, self.size, self.roots, dtype=like.dtype, device=like.device)
         rows.diagonal(dim1=1, dim2=2).fill_(1)
-        return self.hand_on(rows)
+        return self.pool(rows)
 
 
 @dataclass(frozen=True)
