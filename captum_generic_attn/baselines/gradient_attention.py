@@ -126,7 +126,7 @@ class MeanOverQueries(BufferedAggregator):
             for source in call.sources:
                 keys = indexing.scatter(product, call.examples, source.keys, source.stream)
                 stream = indexing.streams[source.stream]
-                part = stream.hand_back(keys)[:, :, : stream.roots]
+                part = stream.unpool(keys)[:, :, : stream.roots]
                 pair = call.stream, source.stream
                 found[pair] = found[pair] + part if pair in found else part
         return found

@@ -151,7 +151,7 @@ class RowPropagation(Aggregator):
     def _add_values(self, stream: str, key: Key, weights: Tensor) -> None:
         """The identity of R: weighted rows of a stream are values of its base tokens."""
         tokens = self._indexing.streams[stream]
-        part = tokens.hand_back(weights.unsqueeze(1))[:, 0, : tokens.roots]
+        part = tokens.unpool(weights.unsqueeze(1))[:, 0, : tokens.roots]
         self._values[key] = self._values[key] + part if key in self._values else part
 
     # -- calls --------------------------------------------------------------------------------
@@ -177,9 +177,7 @@ class RowPropagation(Aggregator):
         if not cotangents:
             return
         keys = list(cotangents)
-        rows = self._indexing.streams[call.stream].hand_back(
-            torch.stack(list(cotangents.values()), 1)
-        )
+        rows = self._indexing.streams[call.stream].unpool(torch.stack(list(cotangents.values()), 1))
         if call.is_cross_attention:
             rows = torch.cat([rows, self._times_queries(call, rows)], 1)
         queries = self._indexing.gather(rows, call.examples, call.queries, call.stream)

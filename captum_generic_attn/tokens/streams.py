@@ -69,7 +69,7 @@ class TokenStream:
             alive[tokens.cpu()] = True
         return rows
 
-    def hand_back(self, rows: Tensor) -> Tensor:
+    def unpool(self, rows: Tensor) -> Tensor:
         """The transpose of `pool`: weights of merged tokens go to their parents as well.
 
         Args:
