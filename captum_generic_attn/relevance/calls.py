@@ -145,5 +145,5 @@ class TokenIndexing:
     def columns_or_all(self, columns: Tensor | None, stream: str) -> Tensor:
         """`columns`, or the positions of all base tokens of a stream for `None`."""
         if columns is None:
-            return torch.arange(self.streams[stream].roots, device=self.like.device)
+            return torch.arange(self.streams[stream].num_base_tokens, device=self.like.device)
         return columns.to(self.like.device)

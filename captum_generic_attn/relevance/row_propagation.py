@@ -134,7 +134,7 @@ class RowPropagation(Aggregator):
                 part = apply_own(part, self._rows[key.output], self._options.own)
             values[key.columns] = values[key.columns] + part if key.columns in values else part
         for name, weights in self._rows.items():
-            size = self._indexing.streams[name].roots
+            size = self._indexing.streams[name].num_base_tokens
             values.setdefault(name, weights.new_zeros(len(weights), size))
         return values
 
@@ -151,7 +151,7 @@ class RowPropagation(Aggregator):
     def _add_values(self, stream: str, key: Key, weights: Tensor) -> None:
         """The identity of R: weighted rows of a stream are values of its base tokens."""
         tokens = self._indexing.streams[stream]
-        part = tokens.unpool(weights.unsqueeze(1))[:, 0, : tokens.roots]
+        part = tokens.unpool(weights.unsqueeze(1))[:, 0, : tokens.num_base_tokens]
         self._values[key] = self._values[key] + part if key in self._values else part
 
     # -- calls --------------------------------------------------------------------------------

@@ -34,14 +34,14 @@ class Merge:
 class TokenStream:
     """One stream: its name, its tokens in order, and where each of its spaces went.
 
-    The first `roots` of its `size` tokens were made of inputs or parameters; those behind them were
-    merged or pooled from tokens before, as `merges` says. `places` maps the index of a space to
-    `[size]` positions in the stream; `parts` maps part names to slices of the stream.
+    The first `num_base_tokens` of its `size` tokens were made of inputs or parameters. Those behind
+    them were merged or pooled from tokens before, as `merges` says. `places` maps the index of a
+    space to `[size]` positions in the stream; `parts` maps part names to slices of the stream.
     """
 
     name: str
     size: int
-    roots: int
+    num_base_tokens: int
     places: dict[int, Tensor]
     parts: dict[str, slice]
     merges: tuple[Merge, ...] = ()
@@ -92,13 +92,16 @@ class TokenStream:
         return rows.mT
 
     def start(self, like: Tensor) -> Tensor:
-        """What each token was made of before any attention: `[E, size, roots]`, rows sum to 1.
+        """What each token was made of before any attention.
 
-        The identity, and for merged tokens equal shares of their parents. `E` is 1 if it is the
-        same for all examples.
+        Returns:
+            `[E, size, num_base_tokens]`, whose rows sum to 1: the identity, and for merged tokens
+            equal shares of their parents. `E` is 1 if it is the same for all examples.
         """
         examples = max((len(merge.parents) for merge in self.merges), default=1)
-        rows = torch.zeros(examples, self.size, self.roots, dtype=like.dtype, device=like.device)
+        rows = torch.zeros(
+            examples, self.size, self.num_base_tokens, dtype=like.dtype, device=like.device
+        )
         rows.diagonal(dim1=1, dim2=2).fill_(1)
         return self.pool(rows)
 
@@ -231,7 +234,7 @@ class TokenStreams:
         self, name: str, order: list[tuple[int, int]], merged: list[int],
         readers: dict[int, list[str]],
     ) -> TokenStream:  # fmt: skip
-        roots = len(order)
+        num_base_tokens = len(order)
         order = order + [(i, n) for i in merged for n in range(self._spaces[i].size)]
         spaces, numbers = torch.tensor(order).unbind(1)
         places = {}
@@ -255,7 +258,7 @@ class TokenStreams:
             positions = self._positions(parents, places)
             alike = bool((positions == positions[:1]).all())
             merges.append(Merge(places[space], positions[:1] if alike else positions))
-        return TokenStream(name, len(order), roots, places, parts, tuple(merges))
+        return TokenStream(name, len(order), num_base_tokens, places, parts, tuple(merges))
 
     def _positions(self, ids: Tensor, places: dict[int, Tensor]) -> Tensor:
         index, _, local = self._spaces.locate(ids)
@@ -277,7 +280,7 @@ class TokenStreams:
         return self._streams[self._root(next(iter(spaces)))]
 
     def columns(self, spaces: frozenset[int]) -> Tensor | None:
-        """Positions of those tokens of a stream that are in `spaces`, unless all roots are."""
+        """Positions of those base tokens of a stream that are in `spaces`; `None` if all are."""
         stream = self.having(spaces)
         own = [i for i in stream.places if i not in self._merged]
         if spaces.issuperset(own):

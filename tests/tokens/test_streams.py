@@ -223,9 +223,9 @@ def test_tokens_that_are_merged_twice(reads: str) -> None:
     (stream,) = sketch.close().values()
     like = torch.empty(0, dtype=torch.float64)
     if reads == "last":
-        assert (stream.size, stream.roots, stream.merges) == (2, 2, ())
+        assert (stream.size, stream.num_base_tokens, stream.merges) == (2, 2, ())
         return
-    assert (stream.size, stream.roots) == (8 + 4 + 2, 8)
+    assert (stream.size, stream.num_base_tokens) == (8 + 4 + 2, 8)
     eye = torch.eye(8, dtype=torch.float64)
     halves = eye.unflatten(0, (4, 2)).mean(1)
     quarters = eye.unflatten(0, (2, 4)).mean(1)
@@ -270,6 +270,6 @@ def test_merged_tokens_do_not_change_the_order_of_the_others() -> None:
     sketch.attend(order)
     sketch.attend(mean, order)
     (stream,) = sketch.close().values()
-    assert (stream.size, stream.roots) == (5, 4)
+    assert (stream.size, stream.num_base_tokens) == (5, 4)
     assert sketch.streams.positions(order).tolist() == [[0, 1, 2, 3]] * 2
     assert sketch.streams.positions(mean).tolist() == [[4]] * 2
