@@ -106,7 +106,7 @@ class TokenIndexing:
         The identity for base tokens, shares of them for merged tokens.
         """
         if stream not in self._initial:
-            self._initial[stream] = self.streams[stream].start(self.like)
+            self._initial[stream] = self.streams[stream].initial_relevance(self.like)
         return self._initial[stream]
 
     def in_order(self, examples: Tensor, positions: Tensor, stream: str) -> bool:

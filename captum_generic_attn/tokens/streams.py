@@ -91,7 +91,7 @@ class TokenStream:
                 rows.index_put_((examples, places), given * share[..., k, None], accumulate=True)
         return rows.mT
 
-    def start(self, like: Tensor) -> Tensor:
+    def initial_relevance(self, like: Tensor) -> Tensor:
         """What each token was made of before any attention.
 
         Returns:

@@ -320,7 +320,7 @@ def test_drawn_graphs_of_rollout(drawn) -> None:
 @settings(deadline=None, max_examples=20)
 def test_what_tokens_start_from_sums_to_one(drawn) -> None:
     for of in drawn[0].values():
-        start = of.start(torch.empty(0, dtype=torch.float64))
+        start = of.initial_relevance(torch.empty(0, dtype=torch.float64))
         examples = max([len(merge.parents) for merge in of.merges], default=1)
         assert start.shape == (examples, of.size, of.num_base_tokens)
         torch.testing.assert_close(start.sum(-1), torch.ones(start.shape[:2], dtype=torch.float64))

@@ -229,7 +229,7 @@ def test_tokens_that_are_merged_twice(reads: str) -> None:
     eye = torch.eye(8, dtype=torch.float64)
     halves = eye.unflatten(0, (4, 2)).mean(1)
     quarters = eye.unflatten(0, (2, 4)).mean(1)
-    assert torch.equal(stream.start(like)[0], torch.cat([eye, halves, quarters]))
+    assert torch.equal(stream.initial_relevance(like)[0], torch.cat([eye, halves, quarters]))
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -255,7 +255,7 @@ def test_examples_that_merge_other_tokens() -> None:
     (stream,) = sketch.close().values()
     (merge,) = stream.merges
     assert merge.parents.sort().values.tolist() == [[[0, 1], [2, 3]], [[0, 2], [1, 3]]]
-    start = stream.start(torch.empty(0))[:, 4:]
+    start = stream.initial_relevance(torch.empty(0))[:, 4:]
     assert start.tolist() == [
         [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]], [[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5]]
     ]  # fmt: skip
