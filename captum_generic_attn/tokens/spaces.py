@@ -20,6 +20,9 @@ from captum_generic_attn.tokens.lineage import TokenLineage
 from captum_generic_attn.tokens.register import distinct
 from captum_generic_attn.tokens.space import PADDING, Kind, Space
 
+_TOKENS: set[Kind] = {"token", "parameter"}
+"""The kinds of spaces whose tokens may be merged with those of other spaces."""
+
 
 class _Owners(NamedTuple):
     """The space whose examples own the tokens that are made of rows of parents.
@@ -71,8 +74,7 @@ class TokenSpaces(TokenLineage):
                     centres = centres.view(len(parents), -1, centres.shape[-1])[first].flatten(0, 1)
                 token_ids = self.created(parents[first], centres, again=again)
                 return None if token_ids is None else token_ids[member]
-        alike = len(kinds) == 1 or not (raw or "unknown" in kinds)
-        owners = self._owners(rows) if kinds and alike else None
+        owners = self._owners(rows)
         if owners is None:
             return None
         centres = None if centres is None else _shared(centres.flatten(0, -2)[alive], owners)
@@ -105,8 +107,12 @@ class TokenSpaces(TokenLineage):
     def _owners(self, rows: Tensor) -> _Owners | None:
         """Who owns the tokens that are made of rows `[n, m]` of parents.
 
-        `None` if a row mixes examples, or if examples get unequal numbers of tokens.
+        `None` if a row mixes examples, if examples get unequal numbers of tokens, or if elements or
+        unknown tokens meet tokens of other spaces.
         """
+        kinds = [self[i].kind for i in self.indices(rows)]
+        if not kinds or (len(kinds) > 1 and not _TOKENS.issuperset(kinds)):
+            return None
         _, example, _ = self.locate(rows)
         owner = example.amax(-1)
         if bool(((example >= 0) & (example != owner[:, None])).any()):
