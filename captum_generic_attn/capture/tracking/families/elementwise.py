@@ -109,7 +109,7 @@ def _chosen(state: TrackingState, op: Operation) -> AbstractValue | None:
             no_call(c.shape) if a.calls is None else a.calls
             for c, a in zip(choices, abstract_values, strict=True)
         ]
-        calls = torch.where(on_cpu(condition), *before).expand(shape)
+        calls = torch.where(on_cpu(condition), before[0], before[1]).expand(shape)
     return state.heads.noted(
         one._replace(
             token_ids=(ids.expand(shape),),
