@@ -118,7 +118,7 @@ class Composition(BufferedAggregator):
             for to, stream in self._indexing.streams.items():
                 matrix = self._read if to == name else self._between
                 of = functools.partial(matrix, name, to=to)
-                part = read_rows(of, rows, stream.roots, same_stream=to == name)
+                part = read_rows(of, rows, stream.num_base_tokens, same_stream=to == name)
                 if part is None:
                     continue
                 if to == name:
@@ -172,6 +172,8 @@ class Composition(BufferedAggregator):
             of = self._states.relevance if self._options.identity else self._states.delta
             matrix = of(name, states[name], name)
             if matrix is None:
-                matrix = self._indexing.like.new_zeros(examples, stream.size, stream.roots)
+                matrix = self._indexing.like.new_zeros(
+                    examples, stream.size, stream.num_base_tokens
+                )
             found[name, name] = matrix.expand(examples, -1, -1)
         return found

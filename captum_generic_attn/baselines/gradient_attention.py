@@ -93,7 +93,7 @@ class MeanOverQueries(BufferedAggregator):
                 values[to] = values[to] + part if to in values else part
         for name in self._output_rows:
             stream = self._indexing.streams[name]
-            zeros = self._indexing.like.new_zeros(self._indexing.examples, stream.roots)
+            zeros = self._indexing.like.new_zeros(self._indexing.examples, stream.num_base_tokens)
             values.setdefault(name, zeros)
         return values
 
@@ -104,7 +104,9 @@ class MeanOverQueries(BufferedAggregator):
         found = self._placed(each_query=True)
         like, examples = self._indexing.like, self._indexing.examples
         for name, stream in self._indexing.streams.items():
-            found.setdefault((name, name), like.new_zeros(examples, stream.size, stream.roots))
+            found.setdefault(
+                (name, name), like.new_zeros(examples, stream.size, stream.num_base_tokens)
+            )
         return found
 
     def _placed(self, *, each_query: bool) -> dict[tuple[str, str], Tensor]:
@@ -126,7 +128,7 @@ class MeanOverQueries(BufferedAggregator):
             for source in call.sources:
                 keys = indexing.scatter(product, call.examples, source.keys, source.stream)
                 stream = indexing.streams[source.stream]
-                part = stream.hand_back(keys)[:, :, : stream.roots]
+                part = stream.unpool(keys)[:, :, : stream.num_base_tokens]
                 pair = call.stream, source.stream
                 found[pair] = found[pair] + part if pair in found else part
         return found

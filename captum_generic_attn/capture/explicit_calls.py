@@ -33,7 +33,7 @@ from captum_generic_attn.capture.unsupported import (
     weights_lost,
 )
 from captum_generic_attn.capture.weighing import Case, Product, Weighing
-from captum_generic_attn.tokens.ids import squeeze_expanded, varies
+from captum_generic_attn.tokens.ids import first_along, squeeze_expanded, varies
 
 
 class _Planes(NamedTuple):
@@ -131,8 +131,8 @@ class ExplicitCalls:
         if source.single_query:
             queries, keys = queries.unsqueeze(-2), keys.unsqueeze(-2)
         tokens = CallTokens(
-            queries.amax(-1) if queries.stride(-1) else queries[..., 0],
-            keys.amax(-2) if keys.stride(-2) else keys[..., 0, :],
+            first_along(queries, -1).squeeze(-1),
+            first_along(keys, -2).squeeze(-2),
             ids,
             token_ids.ancestors,
         )

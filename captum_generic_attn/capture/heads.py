@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_generic_attn.capture.unsupported import UnsupportedCallError
-from captum_generic_attn.tokens.ids import squeeze_expanded
+from captum_generic_attn.tokens.ids import repeats, squeeze_expanded
 from captum_generic_attn.tokens.space import EXTERNAL, OVERWRITTEN
 from captum_generic_attn.tokens.spaces import TokenSpaces
 
@@ -88,10 +88,7 @@ def _fold_shared_axes(queries: Tensor, keys: Tensor) -> _Rows:
     """Join the maps along axes on which the ids do not depend, as heads mostly are."""
     lead = queries.shape[:-1]
     places = torch.arange(math.prod(lead)).view(lead)
-    shared = [
-        axis for axis in range(len(lead))
-        if lead[axis] == 1 or queries.stride(axis) == keys.stride(axis) == 0
-    ]  # fmt: skip
+    shared = [i for i in range(len(lead)) if repeats(queries, i) and repeats(keys, i)]
     apart = [axis for axis in range(len(lead)) if axis not in shared]
     places = places.permute((*apart, *shared)).reshape(-1, math.prod(lead[axis] for axis in shared))
     for axis in shared:

@@ -106,7 +106,7 @@ class TokenIndexing:
         The identity for base tokens, shares of them for merged tokens.
         """
         if stream not in self._initial:
-            self._initial[stream] = self.streams[stream].start(self.like)
+            self._initial[stream] = self.streams[stream].initial_relevance(self.like)
         return self._initial[stream]
 
     def in_order(self, examples: Tensor, positions: Tensor, stream: str) -> bool:
@@ -145,5 +145,5 @@ class TokenIndexing:
     def columns_or_all(self, columns: Tensor | None, stream: str) -> Tensor:
         """`columns`, or the positions of all base tokens of a stream for `None`."""
         if columns is None:
-            return torch.arange(self.streams[stream].roots, device=self.like.device)
+            return torch.arange(self.streams[stream].num_base_tokens, device=self.like.device)
         return columns.to(self.like.device)

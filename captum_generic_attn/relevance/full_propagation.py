@@ -42,7 +42,7 @@ class FullPropagation(BufferedAggregator):
         for name, rows in self._output_rows.items():
             for to, stream in self._indexing.streams.items():
                 matrix = functools.partial(self._states.readout, name, to=to)
-                part = read_rows(matrix, rows, stream.roots, same_stream=to == name)
+                part = read_rows(matrix, rows, stream.num_base_tokens, same_stream=to == name)
                 if part is None:
                     continue
                 if to == name:

@@ -102,7 +102,7 @@ def _feeding(
     origin = capture.spaces.origin(name)
     for index, places in stream.places.items():
         space = capture.spaces[index]
-        if bool((places >= stream.roots).any()):
+        if bool((places >= stream.num_base_tokens).any()):
             continue  # the values of merged tokens were passed to their parents
         itself = torch.arange(space.size)[None]
         known = read[space.base : space.stop].view(-1, space.size)

@@ -66,7 +66,7 @@ class LastUpdateStates(RelevanceStates):
         """`[B, size]` True for the tokens whose rows a call writes."""
         rows = self._like.new_ones(*call.queries.shape).unsqueeze(1)
         rows = self._indexing.scatter(rows, call.examples, call.queries, call.stream)
-        written = self._streams[call.stream].hand_on(rows.mT.clone()).squeeze(-1) > 0
+        written = self._streams[call.stream].pool(rows.mT.clone()).squeeze(-1) > 0
         if call.is_cross_attention:
             written[:, self._indexing.columns_or_all(call.columns, call.stream)] = True
         return written

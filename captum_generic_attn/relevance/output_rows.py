@@ -79,7 +79,7 @@ def _cover(
     if not others:
         return True
     asked = [_asked(records, stream, capture) for records in (last, others)]
-    return not bool((asked[1] & (stream.hand_back(asked[0].double())[:, 0] == 0)).any())
+    return not bool((asked[1] & (stream.unpool(asked[0].double())[:, 0] == 0)).any())
 
 
 def _asked(records: Sequence[AttentionRecord], stream: TokenStream, capture: Capture) -> Tensor:
@@ -199,7 +199,7 @@ class RowFinder:
         read = rows.any(0)
         whole = read.to(self._like)
         # A token that was merged into another is read through that one.
-        read &= stream.hand_back(whole.unsqueeze(1))[:, 0] == whole
+        read &= stream.unpool(whole.unsqueeze(1))[:, 0] == whole
         weights = equal_weights(read, self._like)
         behind = upstream(self._capture.records)
         # Without a residual path the output of a call replaces the token: the calls before it that

@@ -134,7 +134,7 @@ class RowPropagation(Aggregator):
                 part = apply_own(part, self._rows[key.output], self._options.own)
             values[key.columns] = values[key.columns] + part if key.columns in values else part
         for name, weights in self._rows.items():
-            size = self._indexing.streams[name].roots
+            size = self._indexing.streams[name].num_base_tokens
             values.setdefault(name, weights.new_zeros(len(weights), size))
         return values
 
@@ -151,7 +151,7 @@ class RowPropagation(Aggregator):
     def _add_values(self, stream: str, key: Key, weights: Tensor) -> None:
         """The identity of R: weighted rows of a stream are values of its base tokens."""
         tokens = self._indexing.streams[stream]
-        part = tokens.hand_back(weights.unsqueeze(1))[:, 0, : tokens.roots]
+        part = tokens.unpool(weights.unsqueeze(1))[:, 0, : tokens.num_base_tokens]
         self._values[key] = self._values[key] + part if key in self._values else part
 
     # -- calls --------------------------------------------------------------------------------
@@ -177,9 +177,7 @@ class RowPropagation(Aggregator):
         if not cotangents:
             return
         keys = list(cotangents)
-        rows = self._indexing.streams[call.stream].hand_back(
-            torch.stack(list(cotangents.values()), 1)
-        )
+        rows = self._indexing.streams[call.stream].unpool(torch.stack(list(cotangents.values()), 1))
         if call.is_cross_attention:
             rows = torch.cat([rows, self._times_queries(call, rows)], 1)
         queries = self._indexing.gather(rows, call.examples, call.queries, call.stream)
@@ -259,7 +257,7 @@ class CrossRowPropagation(RowPropagation):
         keys = self._indexing.gather(before, call.examples, source.keys, source.stream)
         rows = attention_map.right_multiply(keys.mT).mT
         rows = self._indexing.scatter(rows, call.examples, call.queries, call.stream)
-        return self._indexing.streams[call.stream].hand_on(rows.mT.clone()).squeeze(-1)
+        return self._indexing.streams[call.stream].pool(rows.mT.clone()).squeeze(-1)
 
     def _delta_row_sums(self, stream: str, ancestors: frozenset[int]) -> Tensor | None:
         """`[B, size]` row sums of `R − I` of a state; `None` for zero."""

@@ -72,7 +72,7 @@ class RelevanceStates:
         stream = self._streams[call.stream]
         first = self._first_row(call)
         self._updates[call.index] = {
-            to: Update(first, stream.hand_on(rows, first)) for to, rows in updates.items()
+            to: Update(first, stream.pool(rows, first)) for to, rows in updates.items()
         }
         self._stream_of[call.index] = call.stream
 
@@ -89,7 +89,7 @@ class RelevanceStates:
         summands = self._summands(source.stream, call.key_ancestors, to)
         if not summands:
             size = self._streams[call.stream].size - self._first_row(call)
-            return self._like.new_zeros(self._examples, size, self._streams[to].roots)
+            return self._like.new_zeros(self._examples, size, self._streams[to].num_base_tokens)
         if self._is_whole(call, source):
             return self_attention_update(attention_map, functools.reduce(torch.add, summands))
         device = self._like.device
@@ -150,7 +150,7 @@ class RelevanceStates:
         stream = self._streams[call.stream]
         columns = self._indexing.columns_or_all(call.columns, call.stream)
         queries = torch.unique(call.queries[call.queries >= 0]).to(self._like.device)
-        merged = bool((queries >= stream.roots).any())
+        merged = bool((queries >= stream.num_base_tokens).any())
         tokens = queries if merged else columns
         delta = self.delta(call.stream, call.query_ancestors, call.stream)
         if delta is None:
@@ -218,7 +218,7 @@ class RelevanceStates:
         return summands
 
     def _zeros(self, stream: str, to: str) -> Tensor:
-        size, columns = self._streams[stream].size, self._streams[to].roots
+        size, columns = self._streams[stream].size, self._streams[to].num_base_tokens
         return self._like.new_zeros(self._examples, size, columns)
 
     def _calls_of(self, stream: str, ancestors: frozenset[int]) -> list[int]:

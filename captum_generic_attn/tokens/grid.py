@@ -1,10 +1,9 @@
-"""Grids: where tokens lie in an input, and how a value per token becomes a map of its shape.
+"""Token grids: where tokens lie in an input, and how values of tokens become a map of the input.
 
-`input_maps` asks `fit_grid` for the grid that tokens form in their input (the patches of a picture,
-the words of a sentence) and lays the values out by `Grid.to_tokens` and `Grid.to_input`. The
-geometry comes from the model's own patch convolution (or from whatever made the tokens), as centres
-of receptive fields and the ranges of elements that were read; nothing is guessed from the number of
-tokens.
+`fit_grid` finds the grid that the tokens of an input form (the patches of an image, the words of a
+sentence). `Grid.to_tokens` and `Grid.to_input` lay values out on it. The geometry is that of the
+operation that created the tokens, such as the patch convolution: the centres of their receptive
+fields, and the ranges of elements that they read. The number of tokens alone never decides it.
 """
 
 from __future__ import annotations
@@ -23,11 +22,14 @@ from captum_generic_attn.tokens.extent import Extent
 class Grid:
     """A regular grid of tokens in an input.
 
-    `axes` are the axes of the input (0 is the batch) along which tokens differ; `counts`,
-    `offset` and `stride` say how many tokens lie along each, where the centre of the first one is
-    and how far apart they are, in elements. Where a token is one element along an axis (a word, a
-    region, a frame), it is `single` there, and stands at its place among all elements: `counts` are
-    those of the input. `cells` is the place of each token in the grid, all axes in one.
+    Attributes:
+        axes: the axes of the input along which tokens differ; 0 is the batch.
+        counts: the number of tokens along each of these axes.
+        offset: the centre of the first token along each axis, in elements of the input.
+        stride: the distance of tokens along each axis, in elements.
+        single: whether each token is one element along the axis (a word, a region, a frame). The
+            grid then has a place for every element of the input there, also where no token is.
+        cells: `[n]` the flat index of each token in the grid.
     """
 
     axes: tuple[int, ...]
@@ -38,18 +40,27 @@ class Grid:
     cells: Tensor
 
     def to_tokens(self, values: Tensor) -> Tensor:
-        """Lay `[B, n]` token values out on the grid: `[B, *counts]`, zero where there is none."""
+        """Lay `[B, n]` token values out on the grid: `[B, *counts]`, zero where no token is."""
         laid = values.new_zeros(len(values), math.prod(self.counts))
         cells = self.cells.to(values.device)
         return laid.index_add_(1, cells, values).view(-1, *self.counts)
 
     def to_input(self, values: Tensor, shape: torch.Size, interpolation: str) -> Tensor:
-        """Spread `[B, n]` token values over an input of `shape`, undivided.
+        """Spread `[B, n]` token values over an input of `shape`; the values are not divided.
 
-        An element takes the value of the token whose cell it lies in (`"nearest"`) or a linear
-        mixture of its neighbours (`"bilinear"`); beyond the last centre the outermost value goes
-        on. Channels of a picture, and axes along which tokens are single elements, are never mixed.
-        Axes along which tokens do not differ (channels, features) repeat the value.
+        Each element takes the value of the token in whose cell it lies (`"nearest"`), or a linear
+        interpolation between neighbouring tokens (`"bilinear"`). Beyond the outermost centres, the
+        outermost values are repeated. Values are never interpolated between the channels of an
+        image, nor along axes where tokens are single elements. They are repeated along axes where
+        tokens do not differ (channels, features).
+
+        Args:
+            values: `[B, n]`, one value per token.
+            shape: the input's shape, batch included.
+            interpolation: `"nearest"` or `"bilinear"`.
+
+        Returns:
+            A tensor of `shape`.
         """
         tokens = self.to_tokens(values)
         for place, axis in enumerate(self.axes):
@@ -60,7 +71,7 @@ class Grid:
         return tokens.reshape(broadcast).expand(shape)
 
     def _resample(self, tokens: Tensor, place: int, size: int, *, mixed: bool) -> Tensor:
-        """Values along one of the grid's axes at each of `size` elements of the input."""
+        """The values at each of `size` elements of the input, along the grid's axis `place`."""
         lines = tokens.movedim(place + 1, -1)
         at = torch.arange(size, dtype=torch.float64, device=tokens.device)
         cell = (at - self.offset[place]) / self.stride[place]
@@ -83,10 +94,11 @@ def fit_grid(
         coordinates: `[n, d]` centres in the `d` non-batch axes of the input.
         ranges: `[n, d, 2]` first and last element along each axis that a token was made of.
         shape: the input's shape, batch included.
-        several: whether as many tokens may share every cell, whose values are added then.
+        several: whether cells may hold several tokens, the same number in each. Their values are
+            then added.
 
     Returns:
-        The grid, or `None` if the tokens form none.
+        The grid, or `None` if the tokens do not form one.
 
     Example:
         >>> centres = torch.tensor([[1.0, 7.5, 7.5], [1.0, 7.5, 23.5]])
@@ -95,51 +107,125 @@ def fit_grid(
         >>> grid.axes, grid.counts, grid.stride
         ((2, 3), (1, 2), (16.0, 16.0))
     """
-    sizes = shape[1:]
-    axes, counts, offset, stride, single, places = [], [], [], [], [], []
-    for axis, size in enumerate(sizes):
-        centres = coordinates[:, axis].contiguous()
-        levels = torch.unique(centres)  # sorted
-        first, last = ranges[:, axis].unbind(-1)
-        alone = bool((first == last).all())
-        picture = len(sizes) == 3 and axis > 0  # a picture keeps both axes, be it one patch wide
-        frame = alone and size > 1 and len(sizes) > 3  # of a video, be it the only one
-        if len(levels) == 1 and not picture and not frame and len(sizes) > 1:
-            continue
-        steps = levels.diff()
-        regular = not len(steps) or torch.allclose(steps, steps[0].expand_as(steps))
-        if not alone and not regular:
-            return None
-        axes.append(axis + 1)
-        single.append(alone)
-        counts.append(size if alone else len(levels))
-        offset.append(0.0 if alone else float(levels[0]))
-        stride.append(1.0 if alone else float(steps[0]) if len(steps) else float(size))
-        places.append(first if alone else torch.bucketize(centres, levels))
-    if not axes and sizes:  # one token, which covers all that it was made of
-        axes, counts, offset, stride, single = [1], [1], [0.0], [float(sizes[0])], [False]
-        places = [torch.zeros(len(coordinates), dtype=torch.long)]
+    axes = _axes_of(coordinates, ranges, shape[1:])
+    if axes is None:
+        return None
     cells = torch.zeros(len(coordinates), dtype=torch.long)
-    for place, count in zip(places, counts, strict=True):
-        cells = cells * count + place
+    for axis in axes:
+        cells = cells * axis.count + axis.places
+    if not _is_filled(cells, axes, several=several):
+        return None
+    return Grid(
+        axes=tuple(axis.axis for axis in axes),
+        counts=tuple(axis.count for axis in axes),
+        offset=tuple(axis.offset for axis in axes),
+        stride=tuple(axis.stride for axis in axes),
+        single=tuple(axis.single for axis in axes),
+        cells=cells,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Axis:
+    """The tokens along one axis of an input, of `size` elements.
+
+    `single` says whether each token is one element there, `levels` are the distinct centres of
+    tokens, sorted, and `places` `[n]` the place of each token in the grid.
+    """
+
+    axis: int
+    size: int
+    single: bool
+    levels: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, axis: int, size: int, centres: Tensor, first: Tensor, last: Tensor) -> _Axis:
+        """The tokens with these centres `[n]` and these first and last elements `[n]`."""
+        single = bool((first == last).all())
+        levels = torch.unique(centres)  # sorted
+        return cls(
+            axis, size, single, levels, first if single else torch.bucketize(centres, levels)
+        )
+
+    @property
+    def differs(self) -> bool:
+        """Whether tokens differ along the axis."""
+        return len(self.levels) != 1
+
+    def is_kept(self, sizes: torch.Size) -> bool:
+        """Whether the axis is one of the grid even if all tokens are at one place along it.
+
+        So are both axes of an image, the frames of a video, and the only axis of an input.
+        """
+        of_image = len(sizes) == 3 and self.axis > 1
+        of_frames = len(sizes) > 3 and self.single and self.size > 1
+        return of_image or of_frames or len(sizes) <= 1
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether the tokens are evenly spaced, or elements, which always have a place."""
+        steps = self.levels.diff()
+        return self.single or not len(steps) or torch.allclose(steps, steps[0].expand_as(steps))
+
+    @property
+    def count(self) -> int:
+        """The number of places along the axis."""
+        return self.size if self.single else len(self.levels)
+
+    @property
+    def offset(self) -> float:
+        """The centre of the first token."""
+        return 0.0 if self.single else float(self.levels[0])
+
+    @property
+    def stride(self) -> float:
+        """The distance of tokens."""
+        if self.single:
+            return 1.0
+        return float(self.levels[1] - self.levels[0]) if self.differs else float(self.size)
+
+
+def _axes_of(coordinates: Tensor, ranges: Tensor, sizes: torch.Size) -> list[_Axis] | None:
+    """The axes of a grid in an input of these sizes; `None` if tokens are not evenly spaced."""
+    found = []
+    for number, size in enumerate(sizes):
+        centres, (first, last) = coordinates[:, number].contiguous(), ranges[:, number].unbind(-1)
+        axis = _Axis.of(number + 1, size, centres, first, last)
+        if not axis.differs and not axis.is_kept(sizes):
+            continue
+        if not axis.is_regular:
+            return None
+        found.append(axis)
+    if not found and sizes:  # one token, which covers all that it was made of
+        places = torch.zeros(len(coordinates), dtype=torch.long)
+        found = [_Axis(1, sizes[0], single=False, levels=torch.zeros(1), places=places)]
+    return found
+
+
+def _is_filled(cells: Tensor, axes: list[_Axis], *, several: bool) -> bool:
+    """Whether the tokens in `cells` fill a grid of these axes.
+
+    Along the axes where tokens are single elements, some places may be empty. Along the others, all
+    places have equally many tokens: one, or `several`.
+    """
+    counts = [axis.count for axis in axes]
     held = torch.bincount(cells, minlength=math.prod(counts)).view(counts)
-    whole = [i for i, alone in enumerate(single) if not alone]
     if int(held.max()) > 1 and not several:
-        return None
-    if whole and bool((held != held.amax(whole, keepdim=True)).any()):
-        return None
-    return Grid(tuple(axes), tuple(counts), tuple(offset), tuple(stride), tuple(single), cells)
+        return False
+    whole = [i for i, axis in enumerate(axes) if not axis.single]
+    return not whole or bool((held == held.amax(whole, keepdim=True)).all())
 
 
 def elements_of(extent: Extent, shape: torch.Size) -> Tensor:
-    """Which elements of an input some of its tokens were made of.
+    """The elements of an input that some of its tokens were made of.
 
     Args:
         extent: of the tokens, with ranges `[n, d, 2]`.
         shape: the input's shape, batch included.
 
     Returns:
-        True for these, `shape` without its batch.
+        True for these elements, in `shape` without its batch.
 
     Example:
         >>> ranges = torch.tensor([[[0, 1]], [[3, 4]]])
@@ -153,23 +239,29 @@ def elements_of(extent: Extent, shape: torch.Size) -> Tensor:
     if not len(ranges):
         return found
     differ = (ranges != ranges[0]).any(-1).any(0).tolist()
-    varying = [axis for axis, differs in enumerate(differ) if differs]
-    # One where a token begins along an axis, minus one behind its end: summed up, one inside.
-    shown = [sizes[axis] + 1 for axis in varying]
-    steps = torch.zeros(shown, dtype=torch.int32) if varying else torch.ones((), dtype=torch.int32)
-    for ends in product((0, 1), repeat=len(varying)) if varying else ():
-        corner = tuple(ranges[:, axis, end] + end for axis, end in zip(varying, ends, strict=True))
-        sign = torch.tensor((-1) ** sum(ends), dtype=torch.int32)
-        steps.index_put_(corner, sign, accumulate=True)
-    for place in range(len(varying)):
-        steps = steps.cumsum(place, dtype=torch.int32).narrow(place, 0, steps.shape[place] - 1)
-    inside = (steps > 0).view([n if axis in varying else 1 for axis, n in enumerate(sizes)])
-    alike = tuple(
-        slice(None) if axis in varying else slice(int(first), int(last) + 1)
-        for axis, (first, last) in enumerate(ranges[0].tolist())
+    inside = tuple(slice(first, last + 1) for first, last in ranges[0].tolist())
+    found[tuple(slice(None) if d else s for d, s in zip(differ, inside, strict=True))] = (
+        _inside_of_some(ranges, sizes, [axis for axis, differs in enumerate(differ) if differs])
     )
-    found[alike] = inside
     for axis, read in enumerate(extent.along):
         if not bool(read.all()):
             found &= read.view([-1 if a == axis else 1 for a in range(len(sizes))])
     return found
+
+
+def _inside_of_some(ranges: Tensor, sizes: torch.Size, axes: list[int]) -> Tensor:
+    """Which places along some axes lie inside the ranges of some token; other axes have size 1.
+
+    A token adds one where it begins along an axis, and minus one behind its end. Running sums of
+    these count the tokens at each place.
+    """
+    if not axes:
+        return torch.ones([1] * len(sizes), dtype=torch.bool)
+    counts = torch.zeros([sizes[axis] + 1 for axis in axes], dtype=torch.int32)
+    for ends in product((0, 1), repeat=len(axes)):
+        corner = tuple(ranges[:, axis, end] + end for axis, end in zip(axes, ends, strict=True))
+        sign = torch.tensor((-1) ** sum(ends), dtype=torch.int32)
+        counts.index_put_(corner, sign, accumulate=True)
+    for place, axis in enumerate(axes):
+        counts = counts.cumsum(place, dtype=torch.int32).narrow(place, 0, sizes[axis])
+    return (counts > 0).view([n if axis in axes else 1 for axis, n in enumerate(sizes)])

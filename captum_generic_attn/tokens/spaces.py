@@ -1,9 +1,9 @@
-"""Token spaces: each token of a forward pass gets a number, and knows where it comes from.
+"""Token spaces: the tokens of one forward pass, their numbers, and what they were made of.
 
 The capture opens a space when tokens are created (an embedding, a patch convolution, a parameter
-that joins the sequence) and carries token ids along: integer tensors that say of each element of an
-activation which token it belongs to. Ids live on the CPU whatever the model's device is, so that
-following tokens never waits for an accelerator.
+that joins the sequence). Token ids are integer tensors that say which token each element of an
+activation belongs to. Ids are on the CPU, whatever the device of the model is: tracking tokens
+never waits for an accelerator.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from captum_generic_attn.tokens.lineage import TokenLineage
 from captum_generic_attn.tokens.registry import distinct
 from captum_generic_attn.tokens.space import PADDING, Kind, Space
 
+_TOKENS: set[Kind] = {"token", "parameter"}
+"""The kinds of spaces whose tokens may be merged with those of other spaces."""
+
 
 class _Owners(NamedTuple):
-    """Whose tokens rows of parents make: a space whose examples get `size` of them each.
+    """The space whose examples own the tokens that are made of rows of parents.
 
-    `order` sorts the rows by example, then by place in the input.
+    Each example gets `size` tokens. `order` sorts the rows by example, then by place in the input.
     """
 
     source: Space
@@ -48,53 +51,68 @@ class TokenSpaces(TokenLineage):
 
         Args:
             parents: `[*tokens, m]` ids of the elements or tokens that each is made of, negative for
-                none. Of elements, some are enough: they tell the input, the example and the place.
+                none. A few of the elements are enough: they tell the input, example and place.
             centres: `[tokens, d]` centres in the input, or `None` if unknown.
-            extent: of the elements that they are made of, ranges `[tokens, d, 2]`; `None`: that of
-                their parents.
-            again: whether tokens with these centres that no call has read yet are these: features
-                that are projected once for queries and once for keys.
+            extent: the elements that they are made of, with ranges `[tokens, d, 2]`. `None` stands
+                for that of their parents.
+            again: whether tokens with these centres are taken if they exist and no call has read
+                them yet: features that are projected once for queries and once for keys.
 
         Returns:
             `[*tokens]` ids, padding where a row has no parents; `None` if the tokens are not spread
             evenly over the examples.
         """
-        shape = parents.shape[:-1]
         rows = parents.reshape(-1, parents.shape[-1]).long()
         alive = (rows >= 0).any(-1)
         rows = rows[alive]
-        sources = [self[i] for i in self.indices(rows)]
-        raw = any(s.kind in ("element", "shared") for s in sources)
-        if not raw and len(shape) > 1 and len(parents) > 1:
+        kinds = [self[i].kind for i in self.indices(rows)]
+        raw = "element" in kinds or "shared" in kinds
+        if not raw and parents.ndim > 2 and len(parents) > 1:
             distinct_parents, first, member = unique_rows(parents.flatten(1))
             if len(distinct_parents) < len(parents):  # heads that are pooled one by one
                 if centres is not None:
                     centres = centres.view(len(parents), -1, centres.shape[-1])[first].flatten(0, 1)
                 token_ids = self.created(parents[first], centres, again=again)
                 return None if token_ids is None else token_ids[member]
-        alike = len(sources) == 1 or not (raw or any(s.kind == "unknown" for s in sources))
-        owners = self._owners(rows) if sources and alike else None
+        owners = self._owners(rows)
         if owners is None:
             return None
-        if centres is not None:
-            centres = _in_order(centres.flatten(0, -2)[alive], owners)
-            centres = centres[:, 0] if bool((centres == centres[:, :1]).all()) else None
-        extent = None if centres is None else extent or self.extent(rows)
-        if extent is not None:  # of all examples
-            ranges = extent.ranges.flatten(0, -3)
-            ranges = ranges[alive] if len(ranges) == len(alive) else ranges
-            extent = extent._replace(ranges=hull(_in_order(ranges, owners)))
+        centres = None if centres is None else _shared(centres.flatten(0, -2)[alive], owners)
+        extent = None if centres is None else self._extent_of(rows, alive, owners, extent)
         space = self._space_of(rows, owners, centres, extent, raw=raw, again=again)
         numbers = torch.empty(len(rows), dtype=torch.int32)
         numbers[owners.order] = torch.arange(space.base, space.stop, dtype=torch.int32)
         ids = torch.full((len(alive),), PADDING, dtype=torch.int32)
         ids[alive] = numbers
-        return ids.view(shape)
+        return ids.view(parents.shape[:-1])
+
+    def _extent_of(
+        self, rows: Tensor, alive: Tensor, owners: _Owners, given: Extent | None
+    ) -> Extent | None:
+        """The extent of each token, over all examples: the one `given`, or that of its parents.
+
+        Args:
+            rows: `[n, m]` the parents of each token.
+            alive: `[k]` which rows have parents. A given extent is of all `k` rows or of the `n`.
+            owners: whose tokens these are.
+            given: the extent, if it is known.
+        """
+        extent = given or self.extent(rows)
+        if extent is None:
+            return None
+        ranges = extent.ranges.flatten(0, -3)
+        ranges = ranges[alive] if len(ranges) == len(alive) else ranges
+        return extent._replace(ranges=hull(_in_order(ranges, owners)))
 
     def _owners(self, rows: Tensor) -> _Owners | None:
-        """Whose tokens rows `[n, m]` of parents make; `None` if examples are mixed or get unequal
-        numbers of tokens.
-        """  # fmt: skip
+        """Who owns the tokens that are made of rows `[n, m]` of parents.
+
+        `None` if a row mixes examples, if examples get unequal numbers of tokens, or if elements or
+        unknown tokens meet tokens of other spaces.
+        """
+        kinds = [self[i].kind for i in self.indices(rows)]
+        if not kinds or (len(kinds) > 1 and not _TOKENS.issuperset(kinds)):
+            return None
         _, example, _ = self.locate(rows)
         owner = example.amax(-1)
         if bool(((example >= 0) & (example != owner[:, None])).any()):
@@ -163,7 +181,7 @@ class TokenSpaces(TokenLineage):
             parents: `[*tokens, m]` ids of elements or of tokens.
 
         Returns:
-            A token_ids of shape `[*tokens]`, or `None`, as `born`.
+            `[*tokens]` ids, or `None`, as `created`.
         """
         rows = parents.reshape(-1, parents.shape[-1])
         alive = (rows >= 0).any(-1)
@@ -189,9 +207,9 @@ class TokenSpaces(TokenLineage):
         return self.created(parents, centres, extent)
 
     def _created_of_inputs(self, parents: Tensor) -> Tensor | None:
-        """As `created_of_rows`, of elements of several inputs that were joined before.
+        """As `created_of_rows`, for elements of several inputs that were joined before.
 
-        A row of elements of several inputs is one token, that of the first.
+        A row with elements of several inputs is one token, that of the first input.
         """
         index = self.locate(parents)[0]
         inputs = distinct(index)
@@ -216,3 +234,9 @@ def _in_order(values: Tensor, owners: _Owners) -> Tensor:
     """Values `[n, ...]` of tokens, as `[size, examples, ...]`."""
     sorted_values = values[owners.order]
     return sorted_values.view(owners.examples, owners.size, *values.shape[1:]).transpose(0, 1)
+
+
+def _shared(centres: Tensor, owners: _Owners) -> Tensor | None:
+    """Centres `[n, d]` of tokens as the `[size, d]` of each example; `None` if examples differ."""
+    ordered = _in_order(centres, owners)
+    return ordered[:, 0] if bool((ordered == ordered[:, :1]).all()) else None

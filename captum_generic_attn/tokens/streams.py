@@ -1,7 +1,7 @@
-"""Streams: groups of tokens that attend to each other, and the order in which they stand.
+"""Token streams: groups of tokens that attend to each other, and the order of their tokens.
 
-Built by the capture when the forward is over. Tokens join a stream when they stand in one sequence
-(CLS and patches, prompt and text), so two towers stay two streams until something joins them.
+The capture builds them after the forward pass. Tokens of one sequence (CLS and patches, prompt and
+text) are one stream, so two encoders have two streams until an operation joins their sequences.
 Tokens that were merged or pooled from others belong to the stream of their parents.
 """
 
@@ -19,39 +19,50 @@ from captum_generic_attn.tokens.spaces import TokenSpaces
 
 @dataclass(frozen=True, eq=False)
 class Merge:
-    """Tokens of a stream that were made of others: positions `[n]` and `[E, n, m]`, -1: none."""
+    """Tokens of a stream that were merged or pooled from other tokens of it.
+
+    `tokens` are their positions `[n]`. `parents` are the positions `[E, n, m]` of their parents,
+    where -1 is none. `E` is 1 if they are the same for all examples.
+    """
 
     tokens: Tensor
     parents: Tensor
 
     def shares(self, like: Tensor, first: int = 0) -> Tensor:
-        """`[E, n, m]`, of each parent from position `first` on, in equal parts."""
+        """The share `[E, n, m]` of each parent in a merged token: all parents have the same.
+
+        Parents before position `first` have a share of 0 here.
+        """
         known = self.parents >= 0
         return (self.parents >= first).to(like) / known.sum(-1, keepdim=True).clamp(min=1).to(like)
 
 
 @dataclass(frozen=True, eq=False)
 class TokenStream:
-    """One stream: its name, its tokens in order, and where each of its spaces went.
+    """One stream: its name, its tokens in order, and the positions of its token spaces.
 
-    The first `roots` of its `size` tokens were made of inputs or parameters; those behind them were
-    merged or pooled from tokens before, as `merges` says. `places` maps the index of a space to
-    `[size]` positions in the stream; `parts` maps part names to slices of the stream.
+    The first `num_base_tokens` of its `size` tokens were made of inputs or parameters. Those behind
+    them were merged or pooled from tokens before, as `merges` says. `places` maps the index of a
+    space to `[size]` positions in the stream; `parts` maps part names to slices of the stream.
     """
 
     name: str
     size: int
-    roots: int
+    num_base_tokens: int
     places: dict[int, Tensor]
     parts: dict[str, slice]
     merges: tuple[Merge, ...] = ()
 
-    def hand_on(self, rows: Tensor, first: int = 0) -> Tensor:
+    def pool(self, rows: Tensor, first: int = 0) -> Tensor:
         """Add to each merged token the mean of its parents' rows, in place.
 
         Args:
-            rows: `[E, n, m]`, the rows of the last `n` tokens of the stream; those before are zero.
-            first: the position of the first of them, `size - n`.
+            rows: `[E, n, m]` rows of the last `n` tokens of the stream. The rows of all tokens
+                before them are zero.
+            first: the position of the first of these tokens, `size - n`.
+
+        Returns:
+            `rows`.
         """
         alive = (rows != 0).flatten(2).any(-1).any(0).cpu() if self.merges else None
         for merge in self.merges:
@@ -69,14 +80,14 @@ class TokenStream:
             alive[tokens.cpu()] = True
         return rows
 
-    def hand_back(self, rows: Tensor) -> Tensor:
-        """The transpose of `hand_on`: weights of merged tokens go to their parents as well.
+    def unpool(self, rows: Tensor) -> Tensor:
+        """Add to each token its share of the merged tokens' weights: the transpose of `pool`.
 
         Args:
             rows: `[B, k, size]` weights of the tokens of the stream.
 
         Returns:
-            `[B, k, size]`; `rows` themselves where nothing was merged.
+            `[B, k, size]`; `rows` itself if the stream has no merged tokens.
         """
         if not self.merges:
             return rows
@@ -91,23 +102,26 @@ class TokenStream:
                 rows.index_put_((examples, places), given * share[..., k, None], accumulate=True)
         return rows.mT
 
-    def start(self, like: Tensor) -> Tensor:
-        """What each token was made of before any attention: `[E, size, roots]`, rows sum to 1.
+    def initial_relevance(self, like: Tensor) -> Tensor:
+        """What each token was made of before any attention.
 
-        The identity, and for merged tokens equal shares of their parents. `E` is 1 if it is the
-        same for all examples.
+        Returns:
+            `[E, size, num_base_tokens]`, whose rows sum to 1: the identity, and for merged tokens
+            equal shares of their parents. `E` is 1 if it is the same for all examples.
         """
         examples = max((len(merge.parents) for merge in self.merges), default=1)
-        rows = torch.zeros(examples, self.size, self.roots, dtype=like.dtype, device=like.device)
+        rows = torch.zeros(
+            examples, self.size, self.num_base_tokens, dtype=like.dtype, device=like.device
+        )
         rows.diagonal(dim1=1, dim2=2).fill_(1)
-        return self.hand_on(rows)
+        return self.pool(rows)
 
 
 @dataclass(frozen=True)
 class StreamPair:
-    """Who attends to whom: the spaces of the query stream as it was then, and of each key stream.
+    """The query stream and the key streams of a call, as sets of token spaces at that time.
 
-    Queries and keys of one stream are self-attention; it has one key stream, the same.
+    In self-attention, the only key stream is the query stream.
     """
 
     queries: frozenset[int]
@@ -120,7 +134,7 @@ class StreamPair:
 
 
 UNRESOLVED = StreamPair(frozenset(), ())
-"""The meeting of a call whose streams are not known yet."""
+"""The streams of a call before they are known."""
 
 
 class TokenStreams:
@@ -133,25 +147,32 @@ class TokenStreams:
         self._streams: dict[int, TokenStream] = {}
 
     def _root(self, space: int) -> int:
+        """The space that stands for all spaces that were joined with this one (union-find)."""
         while self._parent.setdefault(space, space) != space:
             space = self._parent[space]
         return space
 
     def _join(self, indices: Sequence[int]) -> None:
+        """Make these spaces one stream."""
         for other in indices[1:]:
             self._parent[self._root(other)] = self._root(indices[0])
 
     def _component(self, space: int) -> frozenset[int]:
+        """All spaces of the stream of this one."""
         root = self._root(space)
         return frozenset(i for i in list(self._parent) if self._root(i) == root)
 
     def trace(self, read: Sequence[Tensor]) -> None:
-        """Find the merged tokens among those that attention calls read, and join their parents."""
+        """Find the merged tokens that attention calls read, and join them with their parents.
+
+        Args:
+            read: the token ids of queries and keys of all calls.
+        """
         wanted = {i for ids in read for i in self._spaces.indices(ids)}
         made_of = {
             s.index: self._spaces.made_of(s.index) for s in self._spaces if s.parents is not None
         }
-        alive = set(wanted)  # spaces that attention reads, and what is made of them
+        alive = set(wanted)  # what attention reads, and what was merged from that
         for index, parents in made_of.items():
             if alive.intersection(parents):
                 alive.add(index)
@@ -162,9 +183,10 @@ class TokenStreams:
                 self._join([index, *made_of[index]])
 
     def meet(self, queries: Tensor, keys: Tensor) -> StreamPair:
-        """Note an attention call: its queries are one stream from now on.
+        """The streams of an attention call, whose queries are one stream from now on.
 
-        If the keys hold some of that stream, they join it; else queries attend to other streams.
+        If some keys are tokens of that stream, all keys join it (self-attention). Otherwise the
+        keys stay in their own streams (cross-attention).
         """
         asking, asked = self._spaces.indices(queries), self._spaces.indices(keys)
         self._join(asking)
@@ -181,41 +203,49 @@ class TokenStreams:
     def close(self, sequences: Sequence[tuple[str, Tensor]]) -> None:
         """Fix the streams, given the module and the `[rows, N]` ids of what each call reads.
 
-        The longest sequence gives the order of a stream's tokens. If it does not hold them all
-        (windows), they stand space by space, in the order in which they were born; merged tokens
-        stand behind the others.
+        The longest sequence gives the order of a stream's tokens. If it does not hold all of them
+        (windows), the tokens are ordered by space, in the order in which they were created. Merged
+        tokens come last.
         """
-        longest: dict[int, Tensor] = {}
         modules: dict[int, list[str]] = {}
         readers: dict[int, list[str]] = {}
-        merged = torch.tensor(self._merged, dtype=torch.long)
-        measured: set[int] = set()
         for module, ids in sequences:
             for space in self._spaces.indices(ids):
                 readers.setdefault(space, []).append(module)
                 modules.setdefault(self._root(space), []).append(module)
-            if id(ids) in measured:  # as in the layer before
-                continue
-            measured.add(id(ids))
-            row = ids[0][ids[0] >= 0]
-            index = self._spaces.locate(row)[0]
-            found = torch.tensor([self._root(i) for i in index.tolist()])
-            for root in set(found.tolist()):
-                own = row[(found == root) & ~torch.isin(index, merged)]
-                if root not in longest or len(own) > len(longest[root]):
-                    longest[root] = own
         names: list[str] = []
-        for root, row in longest.items():
-            members = [i for i in list(self._parent) if self._root(i) == root]
-            order = self._order(row, [i for i in members if i not in self._merged])
+        for root, row in self._longest([ids for _, ids in sequences]).items():
+            members = self._component(root)
+            base = [i for i in self._parent if i in members and i not in self._merged]
+            order = self._order(row, base)
             name = self._name(order)
             if name in names and (place := _common_owner(modules[root])):
                 name = f"{name}@{place}"
             names.append(_unique(name, names))
-            behind = [i for i in self._merged if i in members]
-            self._streams[root] = self._lay_out(names[-1], order, behind, readers)
+            merged = [i for i in self._merged if i in members]
+            self._streams[root] = self._lay_out(names[-1], order, merged, readers)
+
+    def _longest(self, sequences: Sequence[Tensor]) -> dict[int, Tensor]:
+        """The longest row of base tokens of each stream, by the root of the stream."""
+        longest: dict[int, Tensor] = {}
+        merged = torch.tensor(self._merged, dtype=torch.long)
+        for ids in {id(ids): ids for ids in sequences}.values():  # layers often share their ids
+            row = ids[0][ids[0] >= 0]
+            index = self._spaces.locate(row)[0]
+            roots = torch.tensor([self._root(i) for i in index.tolist()])
+            for root in set(roots.tolist()):
+                own = row[(roots == root) & ~torch.isin(index, merged)]
+                if root not in longest or len(own) > len(longest[root]):
+                    longest[root] = own
+        return longest
 
     def _order(self, row: Tensor, members: list[int]) -> list[tuple[int, int]]:
+        """The tokens of a stream in order, each as its space and its number there.
+
+        Args:
+            row: ids of the longest sequence of the stream.
+            members: the spaces of its base tokens.
+        """
         index, _, local = self._spaces.locate(row)
         order = list(dict.fromkeys(zip(index.tolist(), local.tolist(), strict=True)))
         ranked = sorted(members, key=[*dict.fromkeys(o[0] for o in order), *members].index)
@@ -223,6 +253,7 @@ class TokenStreams:
         return order if len(order) == len(every) else every
 
     def _name(self, order: list[tuple[int, int]]) -> str:
+        """The names of a stream's inputs, or of its parameters if it has no input."""
         members = [self._spaces[i] for i in dict.fromkeys(o[0] for o in order)]
         named = [s for s in members if s.examples] or members[:1]
         return "+".join(dict.fromkeys(s.name for s in named))
@@ -231,7 +262,8 @@ class TokenStreams:
         self, name: str, order: list[tuple[int, int]], merged: list[int],
         readers: dict[int, list[str]],
     ) -> TokenStream:  # fmt: skip
-        roots = len(order)
+        """The stream of base tokens in an order, and of spaces of merged tokens behind them."""
+        num_base_tokens = len(order)
         order = order + [(i, n) for i in merged for n in range(self._spaces[i].size)]
         spaces, numbers = torch.tensor(order).unbind(1)
         places = {}
@@ -239,6 +271,23 @@ class TokenStreams:
             places[i] = torch.full((self._spaces[i].size,), -1)
             own = (spaces == i).nonzero().flatten()
             places[i][numbers[own]] = own
+        merges = []
+        for space in merged:
+            parents = self._spaces[space].parents
+            assert parents is not None  # noqa: S101 - merged tokens have parents
+            positions = self._positions(parents, places)
+            alike = bool((positions == positions[:1]).all())
+            merges.append(Merge(places[space], positions[:1] if alike else positions))
+        parts = self._parts(order, merged, readers)
+        return TokenStream(name, len(order), num_base_tokens, places, parts, tuple(merges))
+
+    def _parts(
+        self, order: list[tuple[int, int]], merged: list[int], readers: dict[int, list[str]]
+    ) -> dict[str, slice]:
+        """The slice of each run of tokens of one space.
+
+        A part of merged tokens is named after its input and the modules that read it.
+        """
         parts: dict[str, slice] = {}
         start = 0
         for space, run in groupby(o[0] for o in order):
@@ -248,16 +297,10 @@ class TokenStreams:
                 part = f"{part}@{owner}"
             parts[_unique(part, parts)] = slice(start, stop)
             start = stop
-        merges = []
-        for space in merged:
-            parents = self._spaces[space].parents
-            assert parents is not None  # noqa: S101 - merged tokens have parents
-            positions = self._positions(parents, places)
-            alike = bool((positions == positions[:1]).all())
-            merges.append(Merge(places[space], positions[:1] if alike else positions))
-        return TokenStream(name, len(order), roots, places, parts, tuple(merges))
+        return parts
 
     def _positions(self, ids: Tensor, places: dict[int, Tensor]) -> Tensor:
+        """The position of each id, given those of some spaces; -1 for no token of theirs."""
         index, _, local = self._spaces.locate(ids)
         positions = torch.full(ids.shape, -1)
         for i, table in places.items():
@@ -273,11 +316,11 @@ class TokenStreams:
         return self._streams[self._root(self._spaces.indices(ids)[0])]
 
     def having(self, spaces: frozenset[int]) -> TokenStream:
-        """The stream that these spaces went into."""
+        """The stream that holds these spaces."""
         return self._streams[self._root(next(iter(spaces)))]
 
     def columns(self, spaces: frozenset[int]) -> Tensor | None:
-        """Positions of those tokens of a stream that are in `spaces`, unless all roots are."""
+        """Positions of those base tokens of a stream that are in `spaces`; `None` if all are."""
         stream = self.having(spaces)
         own = [i for i in stream.places if i not in self._merged]
         if spaces.issuperset(own):
@@ -285,22 +328,27 @@ class TokenStreams:
         return torch.cat([stream.places[i] for i in own if i in spaces])
 
     def positions(self, ids: Tensor) -> Tensor:
-        """Position in its stream of each id; -1 for no token."""
+        """The position of each id in its stream; -1 for no token."""
         return self._spaces.cache.of((ids,), "positions", lambda: self._positions_of(ids))
 
     def _positions_of(self, ids: Tensor) -> Tensor:
+        """`positions`, computed."""
         places = {i: t for s in self._streams.values() for i, t in s.places.items()}
         return self._positions(ids, {i: places[i] for i in self._spaces.indices(ids)})
 
 
 def _unique(name: str, taken: Sequence[str] | dict[str, slice]) -> str:
+    """The name, with the first free number behind it if it is taken: `text#2`."""
     if name not in taken:
         return name
     return next(n for k in range(2, len(taken) + 3) if (n := f"{name}#{k}") not in taken)
 
 
 def _common_owner(modules: list[str]) -> str:
-    """`model.decoder` for calls in `model.decoder.layers.0.self_attn`, `….layers.1.self_attn`."""
+    """The module that holds these, without the lists of layers.
+
+    `model.decoder` for `model.decoder.layers.0.self_attn` and `model.decoder.layers.1.self_attn`.
+    """
     owners = []
     for module in modules:
         path = list(takewhile(lambda part: not part.isdigit(), module.split(".")))

@@ -61,7 +61,7 @@ def _differ(
         torch.zeros_like(rows, dtype=torch.bool), capture, stream, gradients
     )
     explained = rows != 0
-    through = stream.hand_back(explained.double().unsqueeze(1))[:, 0] != 0
+    through = stream.unpool(explained.double().unsqueeze(1))[:, 0] != 0
     return bool((explained & ~read).any()) or bool((read & ~through).any())
 
 

@@ -64,10 +64,10 @@ class Twin:
         return made
 
     def identity(self, name: str) -> Tensor:
-        return self.shares(name)[:, :, : self.streams[name].roots]
+        return self.shares(name)[:, :, : self.streams[name].num_base_tokens]
 
     def zero(self, rows: str, columns: str) -> Tensor:
-        size, roots = self.streams[rows].size, self.streams[columns].roots
+        size, roots = self.streams[rows].size, self.streams[columns].num_base_tokens
         return torch.zeros(B, size, roots, dtype=torch.float64)
 
     def relevance(self, name: str, ancestors: frozenset[int], to: str) -> Tensor:
@@ -96,7 +96,9 @@ class Twin:
         return rows.unsqueeze(-1) > 0
 
     def columns(self, columns: Tensor | None, name: str) -> list[int]:
-        return list(range(self.streams[name].roots)) if columns is None else columns.tolist()
+        return (
+            list(range(self.streams[name].num_base_tokens)) if columns is None else columns.tolist()
+        )
 
     def knows(self, call: IndexedCall, source: KeySource, to: str) -> bool:
         """Whether there is anything to set equal: without aggregation, zeros would count."""
@@ -165,7 +167,7 @@ class Twin:
         columns = self.columns(call.columns, call.stream)
         tokens = sorted({i for i in call.queries.flatten().tolist() if i >= 0})
         R = self.relevance(call.stream, call.query_ancestors, call.stream)
-        if not any(i >= self.streams[call.stream].roots for i in tokens):
+        if not any(i >= self.streams[call.stream].num_base_tokens for i in tokens):
             R, identity = (t[:, columns][:, :, columns] for t in (R, self.identity(call.stream)))
             return columns, self.barred(R, identity)
         learnt, shares = R - self.identity(call.stream), self.shares(call.stream)
@@ -209,14 +211,14 @@ def graphs(
 
     def grown(name: str) -> Tensor | None:
         """The roots that a stream had when a call ran; `None`: all."""
-        roots = range(streams[name].roots)
+        roots = range(streams[name].num_base_tokens)
         some = draw(st.sets(st.sampled_from(roots), min_size=1)) if draw(st.booleans()) else roots
         return None if len(some) == len(roots) else torch.tensor(sorted(some))
 
     def there(name: str, columns: Tensor | None) -> Tensor:
         """The tokens of a stream that a call can read."""
-        roots = torch.arange(streams[name].roots) if columns is None else columns
-        return torch.cat([roots, torch.arange(streams[name].roots, streams[name].size)])
+        roots = torch.arange(streams[name].num_base_tokens) if columns is None else columns
+        return torch.cat([roots, torch.arange(streams[name].num_base_tokens, streams[name].size)])
 
     calls: list[IndexedCall] = []
     maps: list[Tensor] = []
@@ -232,7 +234,7 @@ def graphs(
         columns = grown(name) if crosses else None
         asking = there(name, columns).tolist()
         if crosses and draw(st.booleans()):  # else some may be merged
-            asking = [i for i in asking if i < streams[name].roots]
+            asking = [i for i in asking if i < streams[name].num_base_tokens]
         count = draw(st.integers(1, len(asking)))
         queries = torch.tensor(
             [draw(st.permutations(asking))[:count] for _ in range(groups)]
@@ -318,11 +320,13 @@ def test_drawn_graphs_of_rollout(drawn) -> None:
 @settings(deadline=None, max_examples=20)
 def test_what_tokens_start_from_sums_to_one(drawn) -> None:
     for of in drawn[0].values():
-        start = of.start(torch.empty(0, dtype=torch.float64))
+        start = of.initial_relevance(torch.empty(0, dtype=torch.float64))
         examples = max([len(merge.parents) for merge in of.merges], default=1)
-        assert start.shape == (examples, of.size, of.roots)
+        assert start.shape == (examples, of.size, of.num_base_tokens)
         torch.testing.assert_close(start.sum(-1), torch.ones(start.shape[:2], dtype=torch.float64))
-        assert torch.equal(start[0, : of.roots], torch.eye(of.roots, dtype=torch.float64))
+        assert torch.equal(
+            start[0, : of.num_base_tokens], torch.eye(of.num_base_tokens, dtype=torch.float64)
+        )
 
 
 def test_merged_tokens_that_ask_across_share_what_they_were_merged_from() -> None:

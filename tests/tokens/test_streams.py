@@ -223,13 +223,13 @@ def test_tokens_that_are_merged_twice(reads: str) -> None:
     (stream,) = sketch.close().values()
     like = torch.empty(0, dtype=torch.float64)
     if reads == "last":
-        assert (stream.size, stream.roots, stream.merges) == (2, 2, ())
+        assert (stream.size, stream.num_base_tokens, stream.merges) == (2, 2, ())
         return
-    assert (stream.size, stream.roots) == (8 + 4 + 2, 8)
+    assert (stream.size, stream.num_base_tokens) == (8 + 4 + 2, 8)
     eye = torch.eye(8, dtype=torch.float64)
     halves = eye.unflatten(0, (4, 2)).mean(1)
     quarters = eye.unflatten(0, (2, 4)).mean(1)
-    assert torch.equal(stream.start(like)[0], torch.cat([eye, halves, quarters]))
+    assert torch.equal(stream.initial_relevance(like)[0], torch.cat([eye, halves, quarters]))
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -255,7 +255,7 @@ def test_examples_that_merge_other_tokens() -> None:
     (stream,) = sketch.close().values()
     (merge,) = stream.merges
     assert merge.parents.sort().values.tolist() == [[[0, 1], [2, 3]], [[0, 2], [1, 3]]]
-    start = stream.start(torch.empty(0))[:, 4:]
+    start = stream.initial_relevance(torch.empty(0))[:, 4:]
     assert start.tolist() == [
         [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]], [[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5]]
     ]  # fmt: skip
@@ -270,6 +270,6 @@ def test_merged_tokens_do_not_change_the_order_of_the_others() -> None:
     sketch.attend(order)
     sketch.attend(mean, order)
     (stream,) = sketch.close().values()
-    assert (stream.size, stream.roots) == (5, 4)
+    assert (stream.size, stream.num_base_tokens) == (5, 4)
     assert sketch.streams.positions(order).tolist() == [[0, 1, 2, 3]] * 2
     assert sketch.streams.positions(mean).tolist() == [[4]] * 2

@@ -1,7 +1,7 @@
-"""Operations in no list, and functions whose inside no mode sees: tokens as their gradient tells.
+"""Unlisted operations and unseen functions: their gradient tells which tokens they keep.
 
-`mode` notes the operands before an unknown operation runs, since it may write over them; what an
-`autograd.Function` or a script returned is followed to the tensors that its graph began from.
+The operands of an unlisted operation are noted before it runs, since it may overwrite them. The
+result of an `autograd.Function` or of a script is traced back to the tensors where its graph began.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ class Given(NamedTuple):
 
 
 class _Aligned(NamedTuple):
-    """An operand, its token_ids in the shape of a result, its axis of features if that differs."""
+    """An operand and its token ids in the shape of a result.
+
+    `features` is the axis of features if the result has another number of them.
+    """
 
     operand: Operand
     token_ids: tuple[Tensor, ...]
@@ -58,9 +61,9 @@ def given_to(state: TrackingState, args: object, kwargs: object) -> list[Given]:
 def results_of(
     state: TrackingState, name: str, given: Sequence[Given], out: object, *, in_place: bool
 ) -> list[Tensor]:
-    """Give the results of an operation in no list their abstract_values, and return them.
+    """Give the results of an unlisted operation their abstract values, and return the results.
 
-    Integers carry no tokens, unless they were made of integers alone: those of ids are lost.
+    Integers carry no tokens. If they were made of integers alone, the tokens of these are lost.
     """
     feeding = [g for g in given if g.operand.abstract.data]
     known = set() if in_place else {id(g.operand.tensor) for g in given}
@@ -80,14 +83,14 @@ def results_of(
 def found_behind(
     state: TrackingState, tensor: Tensor, origins: Sequence[Origin], inside: AbstractValue
 ) -> AbstractValue:
-    """The abstract value of what a function made that no mode sees, such as an `autograd.Function`.
+    """The abstract value of the result of an unseen function, such as an `autograd.Function`.
 
     Args:
         state: what is known of the forward pass.
-        tensor: what came out.
-        origins: the nearest tensors of its graph that are known.
-        inside: what the operations inside the function said; where they made weights of queries
-            over keys, it is asked whether queries stay apart.
+        tensor: the result.
+        origins: the nearest known tensors of its graph.
+        inside: what the operations inside the function said. If that is weights of queries over
+            keys, it is kept where the gradient shows that the function does not mix queries.
     """
     name = type(tensor.grad_fn).__name__.rstrip("0").removesuffix("Backward")  # .name is the user's
     name = f"{name}, a function whose inside torch does not show"
@@ -110,12 +113,9 @@ def _probed(
 ) -> AbstractValue:
     """The abstract value of a result whose operation is known by its gradient alone."""
     abstract_values = [g.operand.abstract for g in given]
-    ancestors = ancestors_of(abstract_values)
-    data = any(abstract.data for abstract in abstract_values)
-    lost = AbstractValue(Role.TOKENS, ancestors=ancestors, data=data).without_tokens(name)
-    for abstract in abstract_values:
-        if not abstract.token_ids:
-            return lost._replace(lost_at=abstract.lost_at or name)
+    lost = _lost(name, abstract_values)
+    if not all(abstract.token_ids for abstract in abstract_values):
+        return lost
     aligned: list[_Aligned] = []
     sources: list[probe.Source] = []
     for operand, edge in given:
@@ -130,35 +130,53 @@ def _probed(
     ]  # fmt: skip
     if not probe.keeps_places(result, sources, places, state.hooks):
         return lost
-    laid_out = []
-    for found in aligned:
-        abstract = found.operand.abstract
-        calls = through_weight(abstract.calls, result.shape)
-        abstract = abstract._replace(token_ids=found.token_ids, softmax=None, calls=calls)
-        laid_out.append(Operand(None, result.shape, abstract))
-    return mixture(state, name, laid_out, result.shape)
+    return mixture(state, name, [_laid_out(a, result.shape) for a in aligned], result.shape)
+
+
+def _lost(name: str, abstract_values: Sequence[AbstractValue]) -> AbstractValue:
+    """The value of a result that mixes tokens of some operands: lost here, or with an operand."""
+    data = any(abstract.data for abstract in abstract_values)
+    known = AbstractValue(Role.TOKENS, ancestors=ancestors_of(abstract_values), data=data)
+    before = next((a.lost_at for a in abstract_values if not a.token_ids), "")
+    return known.without_tokens(before or name)
+
+
+def _laid_out(aligned: _Aligned, shape: torch.Size) -> Operand:
+    """An operand as it enters an element-wise mixture of `shape`."""
+    abstract = aligned.operand.abstract
+    calls = through_weight(abstract.calls, shape)
+    abstract = abstract._replace(token_ids=aligned.token_ids, softmax=None, calls=calls)
+    return Operand(None, shape, abstract)
 
 
 def _aligned(
     state: TrackingState, name: str, operand: Operand, shape: torch.Size
 ) -> _Aligned | None:
-    """How an operand fits a result; `None` if the result has another layout."""
-    token_ids = operand.abstract.token_ids
+    """How an operand fits a result; `None` if the result has another layout.
+
+    One axis may have another size. It must be of features: tokens do not differ along it.
+    """
     if len(operand.shape) > len(shape):
         return None
-    sizes = [1] * (len(shape) - len(operand.shape)) + list(operand.shape)
-    apart = [axis for axis, n in enumerate(shape) if sizes[axis] not in (1, n)]
-    if not apart:
-        return _Aligned(operand, tuple(ids.expand(shape) for ids in token_ids), None)
-    if len(apart) > 1 or len(operand.shape) < len(shape):
+    differ = [axis for axis, n in enumerate(operand.sizes(shape)) if n not in (1, shape[axis])]
+    if not differ:
+        token_ids = tuple(ids.expand(shape) for ids in operand.abstract.token_ids)
+        return _Aligned(operand, token_ids, None)
+    if len(differ) > 1 or len(operand.shape) < len(shape):
         return None
-    (axis,) = apart
-    if any(varies(ids, axis) for ids in token_ids):
-        rows = operand.abstract.role is Role.RAW and axis == len(shape) - 1
-        if not rows or operand.tensor is None:
+    (axis,) = differ
+    if any(varies(ids, axis) for ids in operand.abstract.token_ids):
+        rows = _as_tokens(state, name, operand) if axis == len(shape) - 1 else None
+        if rows is None:
             return None
-        operand = operand._replace(abstract=state.tokens_of(operand.tensor, name))
-        token_ids = operand.abstract.token_ids
-        if not token_ids:
-            return None
-    return _Aligned(operand, tuple(first_along(p, axis).expand(shape) for p in token_ids), axis)
+        operand = rows
+    token_ids = tuple(first_along(p, axis).expand(shape) for p in operand.abstract.token_ids)
+    return _Aligned(operand, token_ids, axis)
+
+
+def _as_tokens(state: TrackingState, name: str, operand: Operand) -> Operand | None:
+    """Elements of an input as tokens, the last axis as features; `None` if that is not possible."""
+    if operand.abstract.role is not Role.RAW or operand.tensor is None:
+        return None
+    abstract = state.tokens_of(operand.tensor, name)
+    return operand._replace(abstract=abstract) if abstract.token_ids else None

@@ -1,7 +1,8 @@
-"""Statistics and gates: terms of a mixture that are constant along the tokens of the other operand.
+"""Statistics and gates: operands that are constant along the tokens of the other operand.
 
-They leave each position its token. That is an approximation, and the docs list it: the mean and
-deviation of a norm, squeeze-and-excitation, a scaling by the mean of a series.
+They do not change which token a position holds. That is one of the two approximations that the
+documentation lists: the mean and deviation of a norm, squeeze-and-excitation, scaling by the mean
+of a time series.
 """
 
 from __future__ import annotations
@@ -16,36 +17,39 @@ from captum_generic_attn.tokens.ids import squeeze_expanded_together
 
 
 def is_statistic(state: TrackingState, term: Operand, main: Operand, shape: torch.Size) -> bool:
-    """Whether a term is constant along the tokens of the main operand, which stay what they are.
+    """Whether a term is constant along the tokens of the main operand, which keeps its tokens.
 
-    It must be of each example by itself: a statistic of a batch would join its examples.
+    Each number of the term must be of one example: a statistic of the batch would mix examples.
     """
-    spaces = state.spaces
-    if term is main or not main.abstract.token_ids or main.abstract.pairs:
+    if not _may_be_statistic(term, main, shape):
         return False
-    if term.abstract.role is Role.STATISTIC or len(term.shape) > len(shape):
-        return False
-    axes = main.token_axes(spaces, shape)
-    if not axes:  # one token to an example: no axis is theirs
+    axes = main.token_axes(state.spaces, shape)
+    if not axes:  # each example has one token: no axis is an axis of tokens
         return False
     known = bool(term.abstract.token_ids) and not term.abstract.pairs
-    if known and term.token_axes(spaces, shape):
+    if known and term.token_axes(state.spaces, shape):
         return False
     sizes = term.sizes(shape)
     if any(sizes[axis] > 1 and not _constant(term, axis - len(shape), seen=known) for axis in axes):
         return False
     if known:
         return _of_the_same_examples(state, term, main, shape)
-    theirs = main.sizes(shape)
-    if any(n > 1 and theirs[axis] == 1 for axis, n in enumerate(sizes)):
+    if any(n > 1 and m == 1 for n, m in zip(sizes, main.sizes(shape), strict=True)):
         return False  # perhaps tokens along an axis that the main operand does not have
     return _of_each_example(state, term, main, shape)
 
 
-def is_guide(state: TrackingState, term: Operand, main: Operand) -> bool:
-    """Whether a statistic was not made of the main operand's tokens, but is a token of its own.
+def _may_be_statistic(term: Operand, main: Operand, shape: torch.Size) -> bool:
+    """Whether the roles and shapes of two operands allow one to be a statistic for the other."""
+    if term is main or not main.abstract.token_ids or main.abstract.pairs:
+        return False
+    return term.abstract.role is not Role.STATISTIC and len(term.shape) <= len(shape)
 
-    Such as the only query, where logits are added or multiplied up by broadcasting.
+
+def is_guide(state: TrackingState, term: Operand, main: Operand) -> bool:
+    """Whether a statistic is a token of its own, which was not made of the main operand's tokens.
+
+    An example is a single query, where logits are computed by broadcasting instead of a product.
     """
     if main.abstract.role is not Role.TOKENS:
         return False
@@ -61,8 +65,9 @@ def is_guide(state: TrackingState, term: Operand, main: Operand) -> bool:
 def _constant(operand: Operand, axis: int, *, seen: bool) -> bool:
     """Whether the numbers of an operand are the same along an axis.
 
-    They are if one number is repeated. With `seen`, equal numbers will do: those of one token,
-    which was written out. Those of tokens that were lost may be equal by chance.
+    They are if one number is stored and repeated. With `seen`, stored numbers that are equal also
+    count: they are copies of the numbers of one token. Numbers of lost tokens do not count, as they
+    may be equal by chance.
     """
     tensor = operand.tensor
     if tensor is None:
@@ -75,14 +80,17 @@ def _constant(operand: Operand, axis: int, *, seen: bool) -> bool:
 def _of_the_same_examples(
     state: TrackingState, term: Operand, main: Operand, shape: torch.Size
 ) -> bool:
-    """Whether a term whose tokens are known is of the example of each element that it meets."""
+    """Whether a term with known tokens meets only elements of its own example."""
     one, other = squeeze_expanded_together(main.ids.expand(shape), term.ids.expand(shape))
     examples, others = state.spaces.locate(one)[1], state.spaces.locate(other)[1]
     return not bool(((examples >= 0) & (others >= 0) & (examples != others)).any())
 
 
 def _of_each_example(state: TrackingState, term: Operand, main: Operand, shape: torch.Size) -> bool:
-    """Whether a term whose tokens were lost depends, in each example, on that example alone."""
+    """Whether each number of a term with lost tokens depends on one example alone.
+
+    It must be the example of the elements that it meets. Gradients of the term tell.
+    """
     spaces = state.spaces
     missing = len(shape) - main.ids.ndim
     along = [axis + missing for axis in spaces.example_axes(main.ids)]

@@ -1,6 +1,6 @@
-"""Follows tokens through a forward pass: runs the transfer function of each operation.
+"""Tracks tokens through a forward pass: runs the transfer function of each operation.
 
-`families` holds the transfer functions, `state` what they read and write.
+The transfer functions are in `families`. They read and write the state in `state`.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _TRANSFERS: dict[Family, Callable[[TrackingState, Operation], Values]] = {
     Family.FOREIGN_ATTENTION: foreign.skipped,
 }
 _OF_THE_FIRST = {Family.SAME, Family.SHAPE, Family.LINEAR}
-"""Where the first argument has tokens, those of the others do not matter."""
+"""Families whose result has the tokens of the first argument, if it has any."""
 _MOVES = {Family.JOIN, Family.PAD, Family.WRITE, Family.SCATTER, Family.CHOICE}
-"""What gives tokens another layout."""
+"""Families that change the layout of tokens."""
 
 
 class TokenTracker(TrackingState):
@@ -64,24 +64,30 @@ class TokenTracker(TrackingState):
         """Give the results of an operation their values."""
         if family is Family.NOTHING:
             return
-        if family is Family.TOKENWISE and not (in_place or kwargs) and isinstance(out, Tensor):
-            abstract = elementwise.of_the_same_tokens(self, args, out)  # most operations of a model
-            if abstract is not None:
-                self.abstract_values[out] = abstract
-                return
+        if family is Family.TOKENWISE and not (in_place or kwargs) and self._keeps(args, out):
+            return  # most operations of a model
         inputs = self._operands(family, args, kwargs)
-        if not inputs or (out is inputs[0] and family in _OF_THE_FIRST and not in_place):
-            return  # nothing that is followed, or a dropout that drops nothing
-        given = set() if in_place else set(map(id, inputs))
-        results = [
-            t for t in tensors_in(args[0] if name == "setitem" else out)
-            if t.dtype != torch.bool and id(t) not in given
-        ]  # fmt: skip
+        if not inputs:
+            return  # nothing here is tracked
+        results = _results(args[0] if name == "setitem" else out, [] if in_place else inputs)
         if results:
             self._run(family, Operation(name, func, args, kwargs, inputs, results))
         if in_place:
             for result in results:
                 self.note_write(result, name)
+
+    def _keeps(self, args: Sequence[Any], out: object) -> bool:
+        """Whether an element-wise operation has operands of the very same tokens.
+
+        Its result then gets these tokens.
+        """
+        if not isinstance(out, Tensor):
+            return False
+        abstract = elementwise.of_the_same_tokens(self, args, out)
+        if abstract is None:
+            return False
+        self.abstract_values[out] = abstract
+        return True
 
     def _run(self, family: Family, op: Operation) -> None:
         """Give the results of an operation what its transfer function says."""
@@ -115,7 +121,7 @@ class TokenTracker(TrackingState):
     def behind(
         self, tensor: Tensor, origins: Sequence[Origin], inside: AbstractValue
     ) -> AbstractValue:
-        """The value of a tensor that a function returned which no mode sees."""
+        """The value of a tensor that an unseen function returned."""
         return opaque.found_behind(self, tensor, origins, inside)
 
     def summed(self, name: str, inputs: Sequence[Tensor], result: Tensor) -> AbstractValue:
@@ -132,3 +138,9 @@ class TokenTracker(TrackingState):
     def looks_up(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether integers of an input pick rows of a table that is no data: an embedding."""
         return look_ups.looks_up(self, args, kwargs)
+
+
+def _results(out: object, given: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors in an operation's output that may carry tokens, without those it was given."""
+    known = set(map(id, given))
+    return [t for t in tensors_in(out) if t.dtype != torch.bool and id(t) not in known]

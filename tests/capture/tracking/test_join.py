@@ -5,7 +5,7 @@ The order: what was lost is above everything of its shape. A join may lose token
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import permutations, product
 from typing import Any
 
 import pytest
@@ -223,6 +223,22 @@ def test_a_fold_is_what_three_operands_are() -> None:
     step = Operand(None, SHAPE, pair)
     folded = join(other.state, "add", step, other.operands[names[2]], SHAPE)
     assert world.of(found)[0] == other.of(folded)[0]
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
+def test_a_third_operand_meets_what_the_first_two_became(order: tuple[int, ...]) -> None:
+    """All three can change the result, so its tokens were merged from all three."""
+    world = World()
+    names = (
+        "tokens of another space",
+        "tokens that attention added to",
+        "others that attention added to",
+    )
+    found = mix(world, *(names[i] for i in order))
+    (sources,) = world.of(found)[0]
+    for name in names:
+        (each,) = world.of(world.operands[name].abstract)[0]
+        assert all(own <= those for own, those in zip(each, sources, strict=True)), name
 
 
 def test_padding_takes_the_token_of_the_other() -> None:

@@ -132,6 +132,14 @@ def test_lost_between_two_layers(name: str, vocabulary: int | None) -> None:
     assert through.split()[0] in lost.split("|"), message
 
 
+def test_native_layer_norm_is_a_norm_of_each_token() -> None:
+    """It is not a norm over examples: it loses no tokens and gives the maps of `layer_norm`."""
+    model = Between(lambda m, x: F.layer_norm(x, [WIDTH]))
+    expected = explain(model, features())
+    model.step = lambda m, x: torch.native_layer_norm(x, [WIDTH], None, None, 1e-5)[0]
+    torch.testing.assert_close(explain(model, features()), expected)
+
+
 def test_examples_that_change_places() -> None:
     """The second layer explains another example's tokens: the score reads them, and it is said."""
     with pytest.raises(ValueError, match=r"read tokens of|different examples"):

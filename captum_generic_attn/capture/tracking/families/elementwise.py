@@ -1,4 +1,4 @@
-"""Operations that act on each element by itself: the result is the join of their operands."""
+"""Element-wise operations: the value of the result is the join of those of its operands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from captum_generic_attn.capture.tracking.operations import Operation, on_cpu
 from captum_generic_attn.capture.tracking.state import TrackingState
 
 _FILLS = {"masked_fill", "fill", "index_fill"}
-"""What puts a number in the place of tokens, be it one that was computed."""
+"""Operations that replace elements by one number, which may be a computed one."""
 
 
 def tokenwise(state: TrackingState, op: Operation) -> Values:
@@ -32,7 +32,7 @@ def tokenwise(state: TrackingState, op: Operation) -> Values:
 def summed(
     state: TrackingState, name: str, inputs: Sequence[Tensor], result: Tensor
 ) -> AbstractValue:
-    """The value of an element-wise mixture of tensors."""
+    """The value of an element-wise mixture of tensors, such as their sum."""
     found = [
         Operand(t, t.shape, abstract) for t in inputs
         if state.knows(t) and t.dtype != torch.bool
@@ -51,56 +51,70 @@ def of_the_same_tokens(
     """
     if state.wrote:
         return None
+    several = len(args) > 1 and isinstance(args[1], Tensor)
     common: AbstractValue | None = None
     for value in args:
-        if isinstance(value, Tensor):
-            abstract = state.abstract_values.get(value)
-            if abstract is None or abstract.role is not Role.TOKENS or len(abstract.token_ids) != 1:
-                return None
-            if abstract.softmax is not None or abstract.weighing is not None:
-                return None
-            if abstract.calls is not None and len(args) > 1 and isinstance(args[1], Tensor):
-                return None
-            if value.shape != result.shape or value.dtype != result.dtype:
-                return None
-            if common is None:
-                common = abstract
-            elif abstract.token_ids[0] is not common.token_ids[0]:
-                return None
-            elif abstract is not common:
-                ancestors = common.ancestors | abstract.ancestors
-                common = common._replace(ancestors=ancestors, data=common.data or abstract.data)
-        elif isinstance(value, (list, tuple)):
+        if isinstance(value, (list, tuple)):
             return None
+        if not isinstance(value, Tensor):
+            continue
+        if value.shape != result.shape or value.dtype != result.dtype:
+            return None
+        abstract = state.abstract_values.get(value)
+        if abstract is None or not _has_plain_tokens(abstract, several=several):
+            return None
+        if common is not None and abstract.token_ids[0] is not common.token_ids[0]:
+            return None
+        common = abstract if common is None else _united(common, abstract)
     return common
 
 
+def _has_plain_tokens(abstract: AbstractValue, *, several: bool) -> bool:
+    """Whether a value is of tokens, and nothing else of it matters to a mixture.
+
+    Attention calls matter to a mixture of `several` operands.
+    """
+    return (
+        abstract.role is Role.TOKENS
+        and len(abstract.token_ids) == 1
+        and abstract.softmax is None
+        and abstract.weighing is None
+        and (abstract.calls is None or not several)
+    )
+
+
+def _united(one: AbstractValue, other: AbstractValue) -> AbstractValue:
+    """The first of two values of the same tokens, with the ancestors of both."""
+    if one is other:
+        return one
+    return one._replace(ancestors=one.ancestors | other.ancestors, data=one.data or other.data)
+
+
 def _chosen(state: TrackingState, op: Operation) -> AbstractValue | None:
-    """The value of `where` that chose between tokens: ids are chosen as elements are."""
+    """The value of `where` that chooses between tokens; `None` if it does not.
+
+    The same condition chooses between their ids.
+    """
     if len(op.args) != 3 or not all(isinstance(a, Tensor) for a in op.args):
         return None
     condition, *choices = op.args
-    abstract_values = [state.of(choice) for choice in choices]
-    if {s.role for s in abstract_values} != {Role.TOKENS} or not all(
-        s.token_ids for s in abstract_values
-    ):
+    one, other = abstract_values = [state.of(choice) for choice in choices]
+    if any(a.role is not Role.TOKENS or not a.token_ids for a in abstract_values):
         return None
     shape = op.results[0].shape
-    ids = torch.where(
-        on_cpu(condition), abstract_values[0].token_ids[0], abstract_values[1].token_ids[0]
-    )
+    ids = torch.where(on_cpu(condition), one.token_ids[0], other.token_ids[0])
     calls = None
-    if any(s.calls is not None for s in abstract_values):
-        layers = [
-            no_call(c.shape) if s.calls is None else s.calls
-            for c, s in zip(choices, abstract_values, strict=True)
+    if any(a.calls is not None for a in abstract_values):
+        before = [
+            no_call(c.shape) if a.calls is None else a.calls
+            for c, a in zip(choices, abstract_values, strict=True)
         ]
-        calls = torch.where(on_cpu(condition), layers[0], layers[1]).expand(shape)
+        calls = torch.where(on_cpu(condition), before[0], before[1]).expand(shape)
     return state.heads.noted(
-        abstract_values[0]._replace(
+        one._replace(
             token_ids=(ids.expand(shape),),
             ancestors=ancestors_of(abstract_values),
-            data=abstract_values[0].data or abstract_values[1].data,
+            data=one.data or other.data,
             calls=calls,
             weighing=None,
         )

@@ -1,4 +1,4 @@
-"""Operations that sum axes away, and those that mix tokens for good."""
+"""Reductions along axes, and operations after which tokens are always lost."""
 
 from __future__ import annotations
 
@@ -20,29 +20,27 @@ _REDUCED_BY_ORDER = {"norm", "vector_norm", "linalg_norm", "linalg_vector_norm"}
 
 
 def mix(state: TrackingState, op: Operation) -> Values:
-    """Scans, Fourier transforms and the like: tokens are lost."""
+    """Scans, Fourier transforms and similar operations: tokens are lost."""
     abstract_values = [state.of(t) for t in op.inputs]
     main = max(abstract_values, key=lambda abstract: abstract.data)
     lost = main._replace(ancestors=ancestors_of(abstract_values)).without_tokens(op.name)
-    # Sums of masks are positions, and say nothing of their tokens.
+    # Running sums of masks are positions, not values of tokens.
     return [lost if is_value(result) else None for result in op.results]
 
 
 def reduce(state: TrackingState, op: Operation) -> Values:
-    """Sums, means, maxima along axes.
+    """Sums, means and maxima along axes.
 
-    Tokens that are reduced together become one token, elements of an example a statistic.
+    Tokens that are reduced together become one token. Elements of an example become a statistic.
     """
-    operand = op.inputs[0]
     if len(op.inputs) > 1 and isinstance(op.args[-1], Tensor):  # max(a, b): element by element
         return tokenwise(state, op)
-    abstract = state.of(operand)
+    abstract = state.of(op.inputs[0])
     given = _reduced_axes(op)
-    axes = range(operand.ndim) if given is None else given
+    axes = range(op.inputs[0].ndim) if given is None else given
     calls = None if abstract.calls is None else state.heads.add_up(abstract.calls, axes)
     abstract = abstract._replace(calls=None, weighing=None)
     kept = not any(varies(ids, axis) for ids in abstract.token_ids for axis in axes)
-    merges = given is not None and abstract.data and len(abstract.token_ids) == 1
     found: list[AbstractValue | None] = []
     for result in op.results:
         if not result.is_floating_point():
@@ -50,20 +48,30 @@ def reduce(state: TrackingState, op: Operation) -> Values:
             continue
         if kept:
             value = _reduced(abstract, axes, result, op.name)
-        elif merges and abstract.role is Role.TOKENS:
-            value = rows.of_groups(state.spaces, abstract, op, axes)
-        elif merges and _within_examples(state, abstract, operand, axes):
-            value = _reduced(abstract._replace(role=Role.STATISTIC), axes, result, op.name)
         else:
-            value = abstract.without_tokens(op.name)
+            value = _merged(state, op, abstract, given, result)
         found.append(_with_calls(state, value, calls, axes, result))
     return found
+
+
+def _merged(
+    state: TrackingState, op: Operation, abstract: AbstractValue, axes: Sequence[int] | None,
+    result: Tensor,
+) -> AbstractValue:  # fmt: skip
+    """The value of a reduction of several tokens, or of several elements, to one."""
+    if axes is None or not abstract.data or len(abstract.token_ids) != 1:
+        return abstract.without_tokens(op.name)
+    if abstract.role is Role.TOKENS:
+        return rows.of_groups(state.spaces, abstract, op, axes)
+    if _within_examples(state, abstract, op.inputs[0], axes):
+        return _reduced(abstract._replace(role=Role.STATISTIC), axes, result, op.name)
+    return abstract.without_tokens(op.name)
 
 
 def _within_examples(
     state: TrackingState, abstract: AbstractValue, operand: Tensor, axes: Sequence[int]
 ) -> bool:
-    """Whether a reduction of elements makes a statistic: each number of one example alone."""
+    """Whether a reduction of elements makes a statistic: each number is of one example alone."""
     if abstract.role not in (Role.RAW, Role.STATISTIC):
         return False
     examples = state.spaces.example_axes(abstract.token_ids[0])
@@ -73,7 +81,7 @@ def _within_examples(
 def _reduced(
     abstract: AbstractValue, axes: Sequence[int], result: Tensor, name: str
 ) -> AbstractValue:
-    """The value of a reduction whose lines each keep the first of their ids."""
+    """The value of a reduction in which the first id along each axis stands for all of them."""
     token_ids = []
     for ids in abstract.token_ids:
         for axis in axes:
@@ -99,7 +107,7 @@ def _with_calls(
 
 
 def _reduced_axes(op: Operation) -> Sequence[int] | None:
-    """The axes that a reduction sums away; `None` for all."""
+    """The axes that a reduction removes; `None` for all."""
     place = 2 if op.name in _REDUCED_BY_ORDER else 1
     axes = op.argument(place, "dim", op.kwargs.get("axis"))
     if isinstance(axes, bool) or axes is None:

@@ -1,7 +1,7 @@
-"""Additions into places that an index names: experts that hand tokens back, sums over segments.
+"""Additions at places that an index names, as in mixtures of experts and sums over segments.
 
-`index_add`, `scatter_add` and their kin add rows of a source to rows of a target. Rows of the same
-token stay that token, rows of different tokens are merged.
+`index_add`, `scatter_add` and similar operations add rows of a source to rows of a target. Rows of
+the same token stay that token. Rows of different tokens become a merged token.
 """
 
 from __future__ import annotations
@@ -35,37 +35,45 @@ def scatter(state: TrackingState, op: Operation) -> Values:
 
 def added_to(state: TrackingState, op: Operation) -> AbstractValue:
     """The value of a target to which a source was added at the places of an index."""
-    target, source = op.args[0], _source(op)
-    abstract_values = [state.of(target), state.of(source)]
-    main = leading(abstract_values)
-    together = main._replace(
-        role=main.role if main.role.of_tokens else Role.TOKENS,
-        ancestors=ancestors_of(abstract_values),
-        data=abstract_values[0].data or abstract_values[1].data,
-        calls=None,
-        weighing=None,
-        softmax=None,
-    )
-    for abstract, tensor in zip(abstract_values, (target, source), strict=True):
-        if tensor.ndim == 0:
-            return together.without_tokens(op.name)
-        if abstract.data and (len(abstract.token_ids) != 1 or abstract.role is not Role.TOKENS):
-            return together.without_tokens(op.name)
-    onto, from_ = (_rows(s, t) for s, t in zip(abstract_values, (target, source), strict=True))
-    places = _places(op, target.shape)
+    tensors = op.args[0], _source(op)
+    abstract_values = [state.of(tensor) for tensor in tensors]
+    together = _together(abstract_values)
+    if not all(map(_has_rows, abstract_values, tensors)):
+        return together.without_tokens(op.name)
+    onto, from_ = map(_rows, abstract_values, tensors)
+    target, shape = tensors[0].shape, op.results[0].shape
+    places = _places(op, target)
     if onto is None or from_ is None or places is None:
         return together.without_tokens(op.name)
     from_ = from_.expand(places.shape)  # values that are put may broadcast
-    shape = op.results[0].shape
     tokens = partial(merged, state.spaces)
     rows = _row_by_row(tokens, onto.reshape(-1), from_.reshape(-1), places.reshape(-1))
     if rows is None:
         return together.irregular(op.name)
-    ids = rows.view(target.shape[:-1]).unsqueeze(-1).expand(shape)
-    calls = _merged_calls(state, abstract_values, (target, source), places)
+    ids = rows.view(target[:-1]).unsqueeze(-1).expand(shape)
+    calls = _merged_calls(state, abstract_values, tensors, places)
     if calls is not None:
-        calls = calls.view(target.shape[:-1]).unsqueeze(-1).expand(shape)
+        calls = calls.view(target[:-1]).unsqueeze(-1).expand(shape)
     return state.heads.noted(together._replace(token_ids=(ids,), calls=calls))
+
+
+def _together(abstract_values: Sequence[AbstractValue]) -> AbstractValue:
+    """The value of the result, apart from its token ids and calls."""
+    main = leading(abstract_values)
+    return main._replace(
+        role=main.role if main.role.of_tokens else Role.TOKENS,
+        ancestors=ancestors_of(abstract_values),
+        data=any(abstract.data for abstract in abstract_values),
+        calls=None,
+        weighing=None,
+        softmax=None,
+    )
+
+
+def _has_rows(abstract: AbstractValue, tensor: Tensor) -> bool:
+    """Whether a tensor has rows of features, each of a token or of a constant."""
+    of_tokens = len(abstract.token_ids) == 1 and abstract.role is Role.TOKENS
+    return tensor.ndim > 0 and (of_tokens or not abstract.data)
 
 
 def _merged_calls(
@@ -125,7 +133,7 @@ def _places(op: Operation, target: torch.Size) -> Tensor | None:
         return rows.index_select(axis, index.reshape(-1))
     small = index[..., :1]
     if not bool((index == small).all()) or index.shape[-1] != target[-1]:
-        return None  # each feature goes its own way
+        return None  # each feature has places of its own
     others = tuple(slice(n) if i != axis else slice(None) for i, n in enumerate(small.shape[:-1]))
     return rows[others].gather(axis, small.squeeze(-1))
 

@@ -1,4 +1,4 @@
-"""Products with a weight: what it sums must be one token, or the tokens are lost."""
+"""Products with a weight. The elements that it sums must be of one token, or tokens are lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from captum_generic_attn.tokens.ids import first_along, varies
 
 
 def linear(state: TrackingState, op: Operation) -> Values:
-    """The last axis is mixed by a weight."""
+    """A linear layer: a weight mixes the last axis."""
     return [mixed(state, op.inputs[0], op.results[0], op.name)]
 
 
@@ -29,23 +29,37 @@ def mixed(state: TrackingState, tensor: Tensor, result: Tensor, name: str) -> Ab
     if abstract.role is Role.TOKENS and abstract.token_ids and abstract.softmax is None:
         ids = state.spaces.cache(_same_tokens, abstract.token_ids[0], shape)
         if ids is not None:
-            if abstract.calls is None and abstract.weighing is None:
-                return abstract._replace(token_ids=(ids,))
-            calls = _calls_through(state, abstract, [tensor.ndim - 1], shape)
-            return abstract._replace(token_ids=(ids,), calls=calls, weighing=None)
+            return _through(state, abstract, tensor.ndim - 1, shape)._replace(token_ids=(ids,))
     if not abstract.token_ids or tensor.shape[:-1] != shape[:-1] or abstract.role is Role.STATISTIC:
         return abstract.without_tokens(name)
-    calls = _calls_through(state, abstract, [tensor.ndim - 1], shape)
-    abstract = abstract._replace(calls=calls, weighing=None)
+    abstract = _through(state, abstract, tensor.ndim - 1, shape)
     if not abstract.pairs:
         abstract = abstract._replace(role=Role.TOKENS, softmax=None)
     if any(varies(ids, -1) for ids in abstract.token_ids):
-        if abstract.pairs:
-            return abstract.without_tokens(name)  # keys are mixed, not heads
-        if any(n > 1 and not varies(abstract.token_ids[0], i) for i, n in enumerate(shape[:-1])):
-            return abstract.without_tokens(name)  # tokens are mixed, feature by feature
-        abstract = rows.of_rows(state.spaces, abstract, tensor.shape, name)
+        abstract = _of_mixed_rows(state, abstract, tensor.shape, name)
     return abstract.map(lambda ids: first_along(ids, -1).expand(shape))
+
+
+def _of_mixed_rows(
+    state: TrackingState, abstract: AbstractValue, shape: torch.Size, name: str
+) -> AbstractValue:
+    """The value where a weight mixes rows of several tokens: each row becomes one token of them."""
+    if abstract.pairs:
+        return abstract.without_tokens(name)  # keys are mixed, not heads
+    ids = abstract.token_ids[0]
+    if any(n > 1 and not varies(ids, axis) for axis, n in enumerate(shape[:-1])):
+        return abstract.without_tokens(name)  # tokens are mixed, feature by feature
+    return rows.of_rows(state.spaces, abstract, shape, name)
+
+
+def _through(
+    state: TrackingState, abstract: AbstractValue, axis: int, shape: torch.Size
+) -> AbstractValue:
+    """The value without what a weight ends that sums an axis: calls of features, a weighing."""
+    if abstract.calls is None and abstract.weighing is None:
+        return abstract
+    calls = _calls_through(state, abstract, [axis], shape)
+    return abstract._replace(calls=calls, weighing=None)
 
 
 def _same_tokens(ids: Tensor, shape: torch.Size) -> Tensor | None:
@@ -59,7 +73,7 @@ def weighted(
     state: TrackingState, tensor: Tensor, labels: Sequence[str], out_labels: Sequence[str],
     summed: set[str], result: Tensor, name: str,
 ) -> AbstractValue:  # fmt: skip
-    """The value of a product of a tensor with a weight, given the labels of a `Contraction`."""
+    """The value of a product of a tensor with a weight, by the labels of its `Contraction`."""
     if summed == {labels[-1]} and result.shape[:-1] == tensor.shape[:-1]:
         return mixed(state, tensor, result, name)
     abstract = state.of(tensor)
@@ -79,7 +93,7 @@ def _calls_through(
 ) -> Tensor | None:
     """The attention call of each element after a weight summed axes of a tensor of this value.
 
-    Stacked results that are summed over the stack alone, each feature by itself, meet.
+    Results of several calls that are stacked, and summed over the stack alone, are added up.
     """
     if abstract.calls is None:
         return None

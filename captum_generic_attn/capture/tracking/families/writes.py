@@ -1,4 +1,4 @@
-"""Writes into a tensor: values that are set, copied or scattered into places of it."""
+"""Writes into a tensor: values that are set, copied or scattered into some of its elements."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write(state: TrackingState, op: Operation) -> Values:
 
 
 def _marked(state: TrackingState, op: Operation) -> AbstractValue | None:
-    """The value of rows of zeros and a one, which integers of an input place; `None` if not so."""
+    """The value of one-hot rows, written by integers of an input; `None` if it is another write."""
     index = index_among(state, op.args[2:3], op.kwargs)
     result = op.results[0]
     if index is None or len(op.inputs) != 2 or state.of(op.args[0]).data:
@@ -39,41 +39,55 @@ def _marked(state: TrackingState, op: Operation) -> AbstractValue | None:
 
 
 def _written(state: TrackingState, op: Operation) -> AbstractValue:
-    """The value of a tensor after values were written into places of it."""
+    """The value of a tensor after values were written into some of its elements."""
     target = op.inputs[0]
     abstract = state.of(target)
-    sources = [t for t in op.inputs[1:] if state.knows(t)]
-    sources = [t for t in sources if state.of(t).token_ids or state.of(t).data]
+    new = _new_values(state, op)
     ancestors = abstract.ancestors.union(*(state.of(t).ancestors for t in op.inputs[1:]))
-    if not sources:
+    if new is None:
         return abstract._replace(ancestors=ancestors, weighing=None)
-    new = sources[-1]
-    source = state.of(new)
-    if source.role is Role.RAW and abstract.role is Role.TOKENS and is_value(new):
-        source = state.tokens_of(new, op.name)
+    among_tokens = abstract.role is Role.TOKENS and is_value(new)
+    source = _as_tokens(state, op, new) if among_tokens else state.of(new)
     data = source.data or abstract.data
     for lost in (source, abstract):
         if lost.data and not lost.token_ids:
             return lost._replace(ancestors=ancestors, data=data).without_tokens(op.name)
     if source.data and abstract.data and unlike(source, abstract):
         return source._replace(role=Role.TOKENS, ancestors=ancestors).without_tokens(op.name)
-    whole = len(abstract.token_ids) == len(source.token_ids)
-    blank = torch.full(target.shape, PADDING, dtype=torch.int32)
-    token_ids = [
-        _run(op, abstract.token_ids[number].clone() if whole else blank.clone(), new, ids)
-        for number, ids in enumerate(source.token_ids)
-    ]
-    role = higher_role(source.role, abstract.role if abstract.data else Role.NOTHING)
     return state.heads.noted(
         source._replace(
-            role=role,
-            token_ids=tuple(token_ids),
+            role=higher_role(source.role, abstract.role if abstract.data else Role.NOTHING),
+            token_ids=_ids(op, target, abstract, new, source),
             ancestors=ancestors,
             data=data,
             calls=_calls(op, target, abstract, new, source),
             weighing=None,
         )
     )
+
+
+def _new_values(state: TrackingState, op: Operation) -> Tensor | None:
+    """The tensor whose values are written, if anything is known of it."""
+    known = [t for t in op.inputs[1:] if state.knows(t)]
+    sources = [t for t in known if state.of(t).token_ids or state.of(t).data]
+    return sources[-1] if sources else None
+
+
+def _as_tokens(state: TrackingState, op: Operation, new: Tensor) -> AbstractValue:
+    """The value of what is written among tokens: elements of an input become tokens."""
+    source = state.of(new)
+    return state.tokens_of(new, op.name) if source.role is Role.RAW else source
+
+
+def _ids(
+    op: Operation, target: Tensor, abstract: AbstractValue, new: Tensor, source: AbstractValue
+) -> tuple[Tensor, ...]:
+    """The token ids of the target after elements of `new` were written to it."""
+    if len(abstract.token_ids) == len(source.token_ids):
+        before = [ids.clone() for ids in abstract.token_ids]
+    else:
+        before = [torch.full(target.shape, PADDING, dtype=torch.int32) for _ in source.token_ids]
+    return tuple(_run(op, b, new, ids) for b, ids in zip(before, source.token_ids, strict=True))
 
 
 def _calls(
@@ -88,7 +102,7 @@ def _calls(
 
 
 def _run(op: Operation, before: Tensor, new: Tensor, ids: Tensor) -> Tensor:
-    """The operation on ids: those `before` of the target, and `ids` in place of `new`."""
+    """The operation on ids: `before` in place of the target, and `ids` in place of `new`."""
     given = [ids if a is new else on_cpu(a) for a in op.args[1:]]
     if op.name == "setitem":
         before[given[0]] = given[1]

@@ -1,4 +1,4 @@
-"""Where new tokens of a map lie in the input: centres and ranges of the elements of windows."""
+"""The geometry of new tokens of a map: centres and ranges of the elements in their windows."""
 
 from __future__ import annotations
 
@@ -79,44 +79,57 @@ def _extent_of_alike(
     """The elements in windows `[*out]` over channels `[B, c, *spatial]` of the same places."""
     lines = ids[:, 0]
     apart = channel_offsets(spaces, ids)
-    source = spaces[spaces.indices(lines)[0]]
     if apart is None:
         return None
+    shape = spaces[spaces.indices(lines)[0]].shape
     lattice = spaces.lattice(lines)
-    if lattice is None or source.shape is None:
-        rows = elements_in(lines[:1].unsqueeze(1), windows, out)
-        found = spaces.extent(rows.flatten(0, -2))
+    if lattice is not None and shape is not None:
+        ranges, read = _ranges_on_lattice(lattice, windows, lines.shape[1:])
+        along = sums_along([lattice[0].unsqueeze(0), apart, *read], shape)
+    else:
+        found = spaces.extent(elements_in(lines[:1].unsqueeze(1), windows, out).flatten(0, -2))
         if found is None:
             return None
         ranges = found.ranges.view(*out, -1, 2)
-        along = found.along if source.shape is None else moved_along(found.along, apart)
-    else:
-        origin, slopes = lattice
-        ranges = origin.new_zeros(*[1] * len(out), len(origin), 2) + origin.unsqueeze(-1)
-        parts = [origin.unsqueeze(0), apart]
-        for axis, (line, n) in enumerate(zip(windows.along, lines.shape[1:], strict=True)):
-            inside = [[i for i in r if 0 <= i < n] or [min(max(r[0], 0), n - 1)] for r in line]
-            ends = torch.tensor([[i[0], i[-1]] for i in inside], dtype=origin.dtype)
-            reach = (ends.unsqueeze(1) * slopes[axis].unsqueeze(-1)).sort(-1).values
-            here = [len(line) if a == axis else 1 for a in range(len(out))]
-            ranges = ranges + reach.view(*here, len(origin), 2)
-            read = torch.tensor(sorted({i for places in inside for i in places}))
-            parts.append(read.unsqueeze(-1) * slopes[axis])
-        along = sums_along(parts, source.shape)
+        along = found.along if shape is None else moved_along(found.along, apart)
     return Extent(ranges.long() + torch.stack([apart.amin(0), apart.amax(0)], -1), along)
 
 
+def _ranges_on_lattice(
+    lattice: tuple[Tensor, Tensor], windows: Windows, spatial: torch.Size
+) -> tuple[Tensor, list[Tensor]]:
+    """The ranges `[*out, d, 2]` of windows over a lattice, and what they read along each axis.
+
+    Args:
+        lattice: the place `[d]` of the first element, and the steps `[spatial axes, d]`.
+        windows: what is read along each axis.
+        spatial: the number of elements along each axis.
+    """
+    origin, slopes = lattice
+    ranges = origin.new_zeros(*[1] * len(spatial), len(origin), 2) + origin.unsqueeze(-1)
+    read = []
+    for axis, (line, n, slope) in enumerate(zip(windows.along, spatial, slopes, strict=True)):
+        inside = [[i for i in r if 0 <= i < n] or [min(max(r[0], 0), n - 1)] for r in line]
+        ends = torch.tensor([[i[0], i[-1]] for i in inside], dtype=origin.dtype)
+        reach = (ends.unsqueeze(1) * slope.unsqueeze(-1)).sort(-1).values
+        here = [len(line) if a == axis else 1 for a in range(len(spatial))]
+        ranges = ranges + reach.view(*here, len(origin), 2)
+        places = torch.tensor(sorted({i for window in inside for i in window}))
+        read.append(places.unsqueeze(-1) * slope)
+    return ranges, read
+
+
 def channel_offsets(spaces: TokenSpaces, ids: Tensor) -> Tensor | None:
-    """`[c, d]`, how far each of the channels of `[B, c, *spatial]` lies from the first."""
+    """The distance `[c, d]` of each of the channels of `[B, c, *spatial]` from the first."""
     known = (ids[0, 0].flatten() >= 0).nonzero().flatten()
     channels = spaces.coordinates(ids[0].flatten(1)[:, int(known[0])])
     return None if channels is None else (channels - channels[0]).long()
 
 
 def _rows_alike(spaces: TokenSpaces, lines: Tensor) -> list[Tensor]:
-    """The rows of maps `[B, *spatial]` that lie at the same places of their examples.
+    """Groups of maps `[B, *spatial]` that lie at the same places of their examples.
 
-    All, or those of one frame, where the frames of an example follow each other in the batch.
+    One group of all maps, or one for each frame where the batch holds the frames of examples.
     """
     places = spaces.locate(lines.flatten(1).amax(1))[2]
     return [(places == place).nonzero().flatten() for place in torch.unique(places)]

@@ -1,4 +1,4 @@
-"""One token for each integer of a look-up: embeddings of words, positions and types."""
+"""Look-ups: one token for each integer, as in embeddings of words, positions and types."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from captum_generic_attn.tokens.spaces import TokenSpaces
 def of_integers(
     spaces: TokenSpaces, abstract: AbstractValue, weight: str, index: Tensor, name: str
 ) -> AbstractValue:
-    """Each integer becomes a token; a token of the parameter `weight` if it comes from no input.
+    """The value of looked-up vectors: each integer becomes a token.
 
-    Among integers of an input, constants (the start token of a decoder) are tokens of their own.
+    Integers that come from no input are tokens of the parameter `weight`. Constants among integers
+    of an input (the start token of a decoder) are tokens of their own.
 
     Returns:
         A value whose token ids have the shape of the integers.
@@ -36,10 +37,12 @@ def of_integers(
 def places_of_index(
     op: Operation, table: Tensor | None, index: Tensor, shape: torch.Size
 ) -> Tensor | None:
-    """Of each element of a look-up's result, the place of its integer in `index`.
+    """The place in `index` of the integer that chose each element of a look-up's result.
 
-    The operation runs on a table whose rows hold these places. `None` if the operation does not
-    pick rows along one axis.
+    The look-up runs on a table whose rows hold these places.
+
+    Returns:
+        `None` if the operation does not choose rows along one axis.
     """
     places = torch.arange(index.numel()).view(index.shape)
     if op.name == "embedding":
@@ -48,27 +51,34 @@ def places_of_index(
         return places.expand(shape)
     if table is None:
         return None
-    axis, rest = 0, on_cpu(tuple(op.args[1:]))
     if op.name in ("index_select", "select"):
         axis = op.argument(1, "dim", 0)
-        flat = places.flatten()
-        rows = _rows_along(table, axis, index.numel())
-        return rows.index_select(axis, flat)
+        return _rows_along(table, axis, index.numel()).index_select(axis, places.flatten())
+    if op.name in ("getitem", "index"):
+        return _places_of_list(op, table, places, shape)
+    return None
+
+
+def _places_of_list(
+    op: Operation, table: Tensor, places: Tensor, shape: torch.Size
+) -> Tensor | None:
+    """As `places_of_index`, for an index with one list of integers among slices."""
+    rest = on_cpu(tuple(op.args[1:]))
     picked = rest[0] if rest else None
     parts = list(picked) if isinstance(picked, (tuple, list)) else [picked]
     lists = [i for i, part in enumerate(parts) if isinstance(part, Tensor)]
-    if op.name not in ("getitem", "index") or len(lists) != 1 or Ellipsis in parts[: lists[0]]:
+    if len(lists) != 1 or Ellipsis in parts[: lists[0]]:
         return None
-    axis = lists[0]
+    (axis,) = lists
     parts[axis] = places
-    found = _rows_along(table, axis, index.numel())[tuple(
-        slice(None) if part is None and op.name == "index" else part for part in parts
-    )]  # fmt: skip
+    if op.name == "index":
+        parts = [slice(None) if part is None else part for part in parts]
+    found = _rows_along(table, axis, places.numel())[tuple(parts)]
     return found if found.shape == shape else None
 
 
 def _rows_along(table: Tensor, axis: int, count: int) -> Tensor:
-    """`count` numbered rows along an axis of a table of otherwise the same shape."""
+    """A table with `count` rows along an axis, each of which holds its number."""
     shape = [1] * table.ndim
     shape[axis] = count
     size = [count if i == axis % table.ndim else n for i, n in enumerate(table.shape)]
@@ -76,7 +86,7 @@ def _rows_along(table: Tensor, axis: int, count: int) -> Tensor:
 
 
 def laid_out(ids: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
-    """The token ids of integers, where a look-up put them."""
+    """The token ids of integers, laid out as a look-up laid out their vectors."""
     if places.ndim > 1 and repeats(places, -1):
         return ids.reshape(-1)[places[..., 0]].unsqueeze(-1).expand(shape)
     return ids.reshape(-1)[places]

@@ -1,6 +1,8 @@
-"""One token for each place of a map: convolutions and poolings that change the grid."""
+"""Convolutions and poolings of tokens: where they change the grid, each place is a new token."""
 
 from __future__ import annotations
+
+from torch import Tensor
 
 from captum_generic_attn.capture.tracking.abstract_value import AbstractValue, Role
 from captum_generic_attn.capture.tracking.operations import Operation
@@ -20,39 +22,50 @@ from captum_generic_attn.tokens.spaces import TokenSpaces
 def of_windows(spaces: TokenSpaces, abstract: AbstractValue, op: Operation) -> AbstractValue:
     """The value of a convolution or pooling: its windows are new tokens, unless the grid is kept.
 
-    Where the grid is kept, each position keeps its token, which is an approximation of the docs.
+    Where the grid is kept, each position keeps its token. This is one of the approximations that
+    the documentation lists.
     """
-    operand, result = op.inputs[0], op.results[0]
     lost = abstract.without_tokens(op.name)
     spatial_axes = int(op.name[-2])
-    if not abstract.token_ids or operand.ndim != spatial_axes + 2:
+    if not abstract.token_ids or op.inputs[0].ndim != spatial_axes + 2:
         return lost
     if abstract.role is Role.RAW:
         return lost if "transpose" in op.name else images.of_picture(spaces, abstract, op)
     if not abstract.role.of_tokens:
         return lost
-    keeps_grid = operand.shape[2:] == result.shape[2:]
-    apart = any(varies(ids, 1) for ids in abstract.token_ids)
-    convolves = "conv" in op.name
-    mixes_places = convolves and any(n > 1 for n in op.inputs[1].shape[2:])
-    if keeps_grid and not apart and not (abstract.pairs and mixes_places):
-        if mixes_places or not convolves:
+    if _keeps_tokens(abstract, op):
+        if _mixes_places(op) or "conv" not in op.name:
             spaces.approximate("neighbourhood", op.name)
-        return abstract.map(lambda ids: first_along(ids, 1).expand(result.shape))
-    if abstract.pairs:
+        return abstract.map(lambda ids: first_along(ids, 1).expand(op.results[0].shape))
+    if abstract.pairs or _mixes_features_alone(abstract.token_ids[0]):
         return lost  # heads may be mixed, keys may not
-    spatial = enumerate(operand.shape[2:], 2)
-    if apart and any(n > 1 and not varies(abstract.token_ids[0], axis) for axis, n in spatial):
-        return lost  # tokens are mixed, feature by feature
-    return (
-        _upsampled(spaces, abstract, op)
-        if "transpose" in op.name
-        else _of_map(spaces, abstract, op)
-    )
+    if "transpose" in op.name:
+        return _upsampled(spaces, abstract, op)
+    return _of_map(spaces, abstract, op)
+
+
+def _mixes_places(op: Operation) -> bool:
+    """Whether a convolution has a kernel of more than one place."""
+    return "conv" in op.name and any(n > 1 for n in op.inputs[1].shape[2:])
+
+
+def _keeps_tokens(abstract: AbstractValue, op: Operation) -> bool:
+    """Whether each place of the result keeps its token: the grid is the same, as are channels."""
+    if op.inputs[0].shape[2:] != op.results[0].shape[2:]:
+        return False
+    if any(varies(ids, 1) for ids in abstract.token_ids):
+        return False
+    return not (abstract.pairs and _mixes_places(op))
+
+
+def _mixes_features_alone(ids: Tensor) -> bool:
+    """Whether channels are tokens, and a spatial axis is of features."""
+    spatial = enumerate(ids.shape[2:], 2)
+    return varies(ids, 1) and any(n > 1 and not varies(ids, axis) for axis, n in spatial)
 
 
 def _of_map(spaces: TokenSpaces, abstract: AbstractValue, op: Operation) -> AbstractValue:
-    """Each window over a map of tokens becomes a token of those inside."""
+    """Each window over a map of tokens becomes a token, made of those inside."""
     lines, out = distinct_along(abstract.token_ids[0], 1), op.results[0].shape[2:]
     windows = windows_read_by(op)
     centres = None

@@ -1,4 +1,4 @@
-"""The windows that convolutions, poolings and resizings read: which elements, and their centres."""
+"""The windows that convolutions, poolings and resizings read: their elements and their centres."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from captum_generic_attn.capture.tracking.operations import Operation
 
 @dataclass(frozen=True)
 class Windows:
-    """What each place of a result reads: `along[axis][place]` is a range of the operand."""
+    """The elements that each place of a result reads: `along[axis][place]` is their range."""
 
     along: Sequence[Sequence[range]]
 
@@ -28,47 +28,51 @@ class Windows:
 
     @property
     def starts(self) -> list[float]:
-        """Centre of the first window along each axis."""
+        """The centre of the first window along each axis."""
         return [(line[0].start + line[0][-1]) / 2 for line in self.along]
 
     @property
     def steps(self) -> list[float]:
-        """Distance of windows along each axis."""
+        """The distance of windows along each axis."""
         return [line[1].start - line[0].start if len(line) > 1 else 0 for line in self.along]
 
 
 def windows_read_by(op: Operation) -> Windows:
     """The windows that a convolution or pooling reads, along each spatial axis."""
     spatial, out = op.inputs[0].shape[2:], op.results[0].shape[2:]
-
     if op.name.startswith("adaptive"):
-        first = [[i * n // m for i in range(m)] for n, m in zip(spatial, out, strict=True)]
-        last = [[-(-(i + 1) * n // m) for i in range(m)] for n, m in zip(spatial, out, strict=True)]
-        return Windows(
-            [[range(*ends) for ends in zip(*pair, strict=True)]
-             for pair in zip(first, last, strict=True)]
-        )  # fmt: skip
+        return Windows([_adaptive(n, m) for n, m in zip(spatial, out, strict=True)])
     if op.name.startswith("conv"):
         kernel = list(op.inputs[1].shape[2:])
-        stride = each_axis(op.argument(3, "stride", 1), len(out))
-        padding = op.argument(4, "padding", 0)
-        dilation = each_axis(op.argument(5, "dilation", 1), len(out))
+        stride, padding = op.argument(3, "stride", 1), op.argument(4, "padding", 0)
+        dilation = op.argument(5, "dilation", 1)
     else:
         kernel = each_axis(op.argument(1, "kernel_size"), len(out))
-        stride = each_axis(op.argument(2, "stride") or kernel, len(out))
-        padding = op.argument(3, "padding", 0)
-        dilation = each_axis(op.argument(4, "dilation", 1) if "max" in op.name else 1, len(out))
-    spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    if isinstance(padding, str):
-        margins = [span // 2 if padding == "same" else 0 for span in spans]
-    else:
-        margins = each_axis(padding, len(out))
+        stride, padding = op.argument(2, "stride") or kernel, op.argument(3, "padding", 0)
+        dilation = op.argument(4, "dilation", 1) if "max" in op.name else 1
+    dilations = each_axis(dilation, len(out))
+    spans = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+    margins = _margins(padding, spans)
     return Windows(
         [
             [range(i * s - m, i * s - m + span + 1, d) for i in range(n)]
-            for n, s, m, span, d in zip(out, stride, margins, spans, dilation, strict=True)
+            for n, s, m, span, d in zip(
+                out, each_axis(stride, len(out)), margins, spans, dilations, strict=True
+            )
         ]
     )
+
+
+def _adaptive(size: int, count: int) -> list[range]:
+    """The windows of an adaptive pooling of `size` elements to `count` places."""
+    return [range(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+
+
+def _margins(padding: Any, spans: list[int]) -> list[int]:
+    """How far the first window along each axis begins before the first element."""
+    if isinstance(padding, str):
+        return [span // 2 if padding == "same" else 0 for span in spans]
+    return each_axis(padding, len(spans))
 
 
 def elements_in(lines: Tensor, windows: Windows, out: torch.Size) -> Tensor:
@@ -93,17 +97,17 @@ def elements_in(lines: Tensor, windows: Windows, out: torch.Size) -> Tensor:
 def window_centres(
     centres: Tensor, known: Tensor, starts: Sequence[float], steps: Sequence[float], out: torch.Size
 ) -> Tensor | None:
-    """Centres of the windows of a convolution or a pooling.
+    """The centres of the windows of a convolution or a pooling.
 
     Args:
         centres: `[*spatial, d]` centres of the elements that the windows read.
-        known: `[*spatial]` False where an element is padding.
-        starts: position, in elements of the operand, of the centre of the first window.
-        steps: distance of windows.
-        out: spatial shape of the result.
+        known: `[*spatial]`, False where an element is padding.
+        starts: the centre of the first window along each axis, in elements of the operand.
+        steps: the distance of windows along each axis.
+        out: the spatial shape of the result.
 
     Returns:
-        `[*out, d]`, going on regularly over padding; `None` if the operand is no regular grid.
+        `[*out, d]`, continued regularly over padding; `None` if the operand is not a regular grid.
     """
     if not bool(known.any()):
         return None
@@ -125,6 +129,6 @@ def window_centres(
 
 
 def each_axis(value: Any, axes: int) -> list[int]:
-    """One number for each of the axes, of one for all or of one for each."""
+    """One number for each of the axes, given one for all or one for each."""
     numbers = list(value) if isinstance(value, (list, tuple)) else [value]
     return [int(v) for v in numbers * (axes if len(numbers) == 1 else 1)]
