@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypedDict, cast
 
 import torch
@@ -238,15 +238,8 @@ class AttentionAttribution(ModelAttribution, Method):
             raise UnsupportedAttentionError(no_attention_message(capture))
         modules = selected(capture, self.layers)
         refused = [r for r in capture.refusals if r.module in modules and not r.harmless]
-        listed = "".join(f"\n  {seen}" for seen in dict.fromkeys(map(str, refused)))
-        if refused and self.strict:
-            raise UnsupportedAttentionError(f"attention that cannot be explained:{listed}")
-        if refused and warn:
-            warnings.warn(
-                f"attention calls that cannot be explained are skipped:{listed}",
-                UserWarning,
-                stacklevel=2,
-            )
+        if refused:
+            self._report(dict.fromkeys(map(str, refused)), warn=warn)
         if not any(r.module in modules for r in capture.records):
             raise UnsupportedAttentionError(no_attention_message(capture))
         if capture.in_training and warn:
@@ -254,6 +247,18 @@ class AttentionAttribution(ModelAttribution, Method):
                 f"the model ran in training mode ({', '.join(capture.in_training)}): relevance is "
                 "that of one random pass, in fused attention of the probabilities before dropout, "
                 "and running statistics went on. Call model.eval() first",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _report(self, refused: Iterable[str], *, warn: bool) -> None:
+        """Raise for the calls that cannot be explained; without `strict`, warn of them."""
+        listed = "".join(f"\n  {seen}" for seen in refused)
+        if self.strict:
+            raise UnsupportedAttentionError(f"attention that cannot be explained:{listed}")
+        if warn:
+            warnings.warn(
+                f"attention calls that cannot be explained are skipped:{listed}",
                 UserWarning,
                 stacklevel=2,
             )

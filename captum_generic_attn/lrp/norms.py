@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from captum_generic_attn.capture.tracking.operations import argument
 
-Frozen = Callable[[Tensor], Tensor]
+Linear = Callable[[Tensor], Tensor]
+Option = Callable[..., Any]
+"""From the position and the name of an argument, and its default, to its value."""
 
 
-def frozen(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Frozen | None:
+def frozen(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Linear | None:
     """The norm as a linear function, without its bias; `None` if it is not one that is known.
 
     Args:
@@ -22,46 +25,70 @@ def frozen(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Frozen 
         args: its arguments, the operand first.
         kwargs: its other arguments.
     """
-    x = args[0].detach()
+    build, option = _BUILDERS.get(name), functools.partial(argument, args, kwargs)
+    if build is None or (name == "batch_norm" and option(5, "training")):
+        return None
+    return build(args[0].detach(), option)
 
-    def of(position: int, key: str, default: Any = None) -> Any:
-        return argument(args, kwargs, position, key, default)
 
-    if name in ("layer_norm", "rms_norm"):
-        shape = of(1, "normalized_shape")
-        axes = tuple(range(-len(shape), 0))
-        weight = of(2, "weight")
-        if name == "rms_norm":
-            eps = of(3, "eps")
-            eps = torch.finfo(x.dtype).eps if eps is None else eps
-            scale = (x.pow(2).mean(axes, keepdim=True) + eps).rsqrt()
-            return lambda t: t * scale * (1 if weight is None else weight)
-        deviation = (x.var(axes, unbiased=False, keepdim=True) + of(4, "eps", 1e-5)).sqrt()
-        return lambda t: (
-            (t - t.mean(axes, keepdim=True)) / deviation * (1 if weight is None else weight)
-        )
-    if name == "normalize":
-        length = x / F.normalize(x, *args[1:], **kwargs)
-        length = torch.where(x == 0, torch.ones_like(x), length)
-        return lambda t: t / length
-    if name in ("group_norm", "instance_norm"):
-        groups = of(1, "num_groups") if name == "group_norm" else x.shape[1]
-        weight = of(2, "weight") if name == "group_norm" else of(3, "weight")
-        eps = of(4 if name == "group_norm" else 7, "eps", 1e-5)
-        grouped = x.reshape(len(x), groups, -1)
-        deviation = (grouped.var(-1, unbiased=False, keepdim=True) + eps).sqrt()
-        scale = None if weight is None else weight.view(1, -1, *[1] * (x.ndim - 2))
+def _layer_norm(x: Tensor, option: Option) -> Linear:
+    axes = tuple(range(-len(option(1, "normalized_shape")), 0))
+    weight = option(2, "weight")
+    deviation = (x.var(axes, unbiased=False, keepdim=True) + option(4, "eps", 1e-5)).sqrt()
+    return lambda t: (
+        (t - t.mean(axes, keepdim=True)) / deviation * (1 if weight is None else weight)
+    )
 
-        def apply(t: Tensor) -> Tensor:
-            parts = t.reshape(len(t), groups, -1)
-            found: Tensor = ((parts - parts.mean(-1, keepdim=True)) / deviation).view(t.shape)
-            return found if scale is None else found * scale
 
-        return apply
-    if name == "batch_norm" and not of(5, "training", default=False):
-        shape = 1, -1, *[1] * (x.ndim - 2)
-        scale = (of(2, "running_var") if len(args) < 3 else args[2]).add(of(7, "eps", 1e-5)).rsqrt()
-        weight = of(3, "weight")
-        scale = (scale if weight is None else scale * weight).view(shape)
-        return lambda t: t * scale
-    return None
+def _rms_norm(x: Tensor, option: Option) -> Linear:
+    axes = tuple(range(-len(option(1, "normalized_shape")), 0))
+    weight, eps = option(2, "weight"), option(3, "eps")
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    scale = (x.pow(2).mean(axes, keepdim=True) + eps).rsqrt()
+    return lambda t: t * scale * (1 if weight is None else weight)
+
+
+def _normalize(x: Tensor, option: Option) -> Linear:
+    unit = F.normalize(x, option(1, "p", 2.0), option(2, "dim", 1), option(3, "eps", 1e-12))
+    length = torch.where(x == 0, torch.ones_like(x), x / unit)
+    return lambda t: t / length
+
+
+def _group_norm(x: Tensor, option: Option) -> Linear:
+    return _of_groups(x, option(1, "num_groups"), option(2, "weight"), option(4, "eps", 1e-5))
+
+
+def _instance_norm(x: Tensor, option: Option) -> Linear:
+    return _of_groups(x, x.shape[1], option(3, "weight"), option(7, "eps", 1e-5))
+
+
+def _of_groups(x: Tensor, groups: int, weight: Tensor | None, eps: float) -> Linear:
+    """Each of `groups` groups of channels is normalised by itself."""
+    grouped = x.reshape(len(x), groups, -1)
+    deviation = (grouped.var(-1, unbiased=False, keepdim=True) + eps).sqrt()
+    scale = None if weight is None else weight.view(1, -1, *[1] * (x.ndim - 2))
+
+    def apply(t: Tensor) -> Tensor:
+        parts = t.reshape(len(t), groups, -1)
+        found: Tensor = ((parts - parts.mean(-1, keepdim=True)) / deviation).view(t.shape)
+        return found if scale is None else found * scale
+
+    return apply
+
+
+def _batch_norm(x: Tensor, option: Option) -> Linear:
+    """In evaluation mode: the running statistics are constants."""
+    scale = option(2, "running_var").add(option(7, "eps", 1e-5)).rsqrt()
+    weight = option(3, "weight")
+    scale = (scale if weight is None else scale * weight).view(1, -1, *[1] * (x.ndim - 2))
+    return lambda t: t * scale
+
+
+_BUILDERS: dict[str, Callable[[Tensor, Option], Linear]] = {
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "normalize": _normalize,
+    "group_norm": _group_norm,
+    "instance_norm": _instance_norm,
+    "batch_norm": _batch_norm,
+}

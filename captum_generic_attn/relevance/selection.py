@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from torch import nn
 
@@ -76,12 +77,7 @@ def unused_calls(
         if (reason := _unusable(record, modules, reached))
     }
     used = [record for record in capture.records if record.index not in unused]
-    calls_of: dict[int, list[int]] = {}  # of a layer: several where heads are called one by one
-    layers_of: dict[tuple[str, str], list[int]] = {}
-    for record in used:
-        if record.layer not in calls_of:
-            layers_of.setdefault(_pair(record), []).append(record.layer)
-        calls_of.setdefault(record.layer, []).append(record.index)
+    calls_of, layers_of = _layers(used)
     start = method.start_layer
     if not all(-len(layers) <= start < len(layers) for layers in layers_of.values()):
         counts = ", ".join(f"{len(layers)} from {k} to {q}" for (q, k), layers in layers_of.items())
@@ -90,16 +86,29 @@ def unused_calls(
     for pair, layers in layers_of.items():
         for layer in layers[: start % len(layers)]:
             unused.update(dict.fromkeys(calls_of[layer], "before start_layer"))
-        if pair not in last_only:
-            continue
-        kept = {
-            max((i for i in layers if not state.isdisjoint(calls_of[i])), default=-1)
-            for state in states.get(pair[0], [frozenset(reached)])
-        }
-        for layer in set(layers) - kept:
-            for call in calls_of[layer]:
+        if pair in last_only:
+            kept = {
+                max((i for i in layers if not state.isdisjoint(calls_of[i])), default=-1)
+                for state in states.get(pair[0], [frozenset(reached)])
+            }
+            for call in chain.from_iterable(calls_of[layer] for layer in set(layers) - kept):
                 unused.setdefault(call, "not the last of its pair of streams")
     return unused
+
+
+def _layers(
+    used: Sequence[AttentionRecord],
+) -> tuple[dict[int, list[int]], dict[tuple[str, str], list[int]]]:
+    """The calls of each layer, several where heads are called one by one, and the layers of each
+    pair of streams.
+    """
+    calls_of: dict[int, list[int]] = {}
+    layers_of: dict[tuple[str, str], list[int]] = {}
+    for record in used:
+        if record.layer not in calls_of:
+            layers_of.setdefault(_pair(record), []).append(record.layer)
+        calls_of.setdefault(record.layer, []).append(record.index)
+    return calls_of, layers_of
 
 
 def _unusable(record: AttentionRecord, modules: set[str], reached: Reached) -> str:

@@ -78,10 +78,10 @@ class Softmax:
 class AbstractValue(NamedTuple):
     """Role, token ids and ancestors of one tensor.
 
-    `token_ids` are token ids, integer tensors of the tensor's own shape: one of them, or two for
-    logits and probabilities, the ids of the first and of the second factor. None means that the
-    tokens were lost, at the operation `lost`. `ancestors` are the attention calls that the tensor
-    depends on with no other attention call between.
+    `token_ids` are integer tensors of the tensor's own shape: one, or two for logits and
+    probabilities, the ids of the first and of the second factor. No token ids: the tokens were lost
+    at the operation `lost_at`. `ancestors` are the attention calls that the tensor depends on with
+    no other attention call in between.
 
     `moved_by` is the last operation that gave tokens another layout. A message names it where
     tokens are lost because of that layout. `calls` says of each element which attention call it
