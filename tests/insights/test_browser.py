@@ -125,7 +125,7 @@ class Page:
         found = [re.fullmatch(r"(.*) \((\d\.\d{3})\)", text) for text in texts]
         return {match[1]: float(match[2]) for match in found if match}
 
-    def pictures(self):
+    def images(self):
         """The attributions, base64."""
         return [image.get_attribute("src") for image in self.all("img[alt=attribution]")]
 
