@@ -34,7 +34,7 @@ def no_call(shape: torch.Size) -> Tensor:
 
 
 class Heads:
-    """What the token_ids of calls said of the calls of one forward pass."""
+    """Which calls of one forward pass are heads of one layer, by the ids of their outputs."""
 
     def __init__(self) -> None:
         self._beside: set[tuple[int, int]] = set()

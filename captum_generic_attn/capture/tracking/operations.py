@@ -217,7 +217,7 @@ def tensors_in(value: object, depth: int = 0) -> list[Tensor]:
 
 
 def on_cpu(value: Any) -> Any:
-    """An argument as an operation on token_ids takes it: tensors detached, on the CPU."""
+    """An argument as an operation on token ids takes it: tensors detached, on the CPU."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if type(value) in (list, tuple):
