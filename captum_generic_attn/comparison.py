@@ -42,7 +42,7 @@ _ENTRY = "comparison"  # of a saved file
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
-    """What several methods say of the same inputs, from `compare`.
+    """The attributions of several methods for the same inputs, from `compare`.
 
     `attributions` maps the names of the methods to what they returned, `seconds` to how long they
     took, `refused` those that could not be run to the reason; `settings` says what some of them
@@ -318,7 +318,7 @@ def _named(methods: Mapping[str, Attribution] | Sequence[Attribution]) -> dict[s
 
 
 def _check_libraries(method: Attribution) -> None:
-    """Captum's methods that fit a linear model would fail after they have sampled."""
+    """Check for scikit-learn first: linear models would fail only after they have sampled."""
     if isinstance(method, LimeBase):
         needed("sklearn")
 
@@ -327,7 +327,7 @@ def run(
     method: Attribution, inputs: Tensor | tuple[Tensor, ...], target: Any,
     given: Mapping[str, Any], seed: int,
 ) -> Attributions:  # fmt: skip
-    """One method, with those of the given arguments that it has.
+    """Run one method with those of the given arguments that it takes.
 
     Args:
         method: ours or Captum's.
@@ -364,7 +364,7 @@ def run(
 
 @contextlib.contextmanager
 def _seeded(seed: int, tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Random numbers of PyTorch and of NumPy, which Captum draws from both, as seeded."""
+    """Seed the random numbers of PyTorch and NumPy; Captum draws from both."""
     numpys = np.random.get_state()  # noqa: NPY002 - what Captum uses
     with torch.random.fork_rng([t.device for t in tensors if t.is_cuda]):
         torch.manual_seed(seed)
@@ -397,7 +397,7 @@ def _feature_masks(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _feature_mask(tensor: Tensor) -> Tensor:
-    """Patches of images; else what stands along the axis behind the batch."""
+    """Patches for images; for other inputs the entries of the axis behind the batch."""
     if tensor.ndim == 4:
         return patch_mask(tensor.shape).to(tensor.device)
     places = torch.arange(tensor.shape[1] if tensor.ndim > 1 else 1, device=tensor.device)

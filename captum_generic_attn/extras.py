@@ -7,7 +7,7 @@ from typing import Any
 
 
 def needed(module: str) -> Any:
-    """The module, imported.
+    """Import a module of an optional library.
 
     Raises:
         ImportError: it is not installed; the message says how to get it.

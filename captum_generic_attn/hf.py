@@ -1,4 +1,4 @@
-"""Hugging Face models, which take keywords, as Captum wants functions: tensors by position.
+"""Adapters for Hugging Face models: keyword arguments become tensors by position.
 
 `unpack` turns a model and what a processor returned into the three arguments of
 `GenericAttention`; `pairs` makes a dual encoder score each image with its own text; `words` says
@@ -178,7 +178,7 @@ def unpack(
 
 
 def _carriers(given: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names of all that carries tokens."""
+    """The names of the arguments that carry tokens."""
     names = [name for name, value in tensors.items() if _carries_tokens(name, value)]
     if not names:
         raise ValueError(
@@ -287,7 +287,7 @@ def words(tokenizer: Any, ids: Sequence[int] | Tensor, *, special: bool = False)
 
 
 def _special_ids(tokenizer: Any) -> set[int]:
-    """All that stand for nothing in a text; some tokenizers have no name for most of theirs."""
+    """The ids of tokens that stand for no text; some tokenizers have no name for most of theirs."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     marks = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
     marks -= {tokenizer.unk_token_id, tokenizer.mask_token_id}
@@ -331,7 +331,7 @@ def _words_between(tokenizer: Any, ids: list[int], first: int) -> list[tuple[Pie
 
 
 def _divided(left: str, right: str) -> bool:
-    """Whether a word ends between two characters."""
+    """Whether a word boundary lies between two characters."""
     if left.isspace() or right.isspace() or _needs_no_space(right):
         return True
     return _needs_no_space(left) and right.isalnum() and unicodedata.category(right) != "Lm"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def bar(title: str, total: int, *, show: bool) -> Iterator[Callable[[], None]]:
-    """A bar that what it yields advances by one; nothing unless it is to be shown."""
+    """A context whose value advances the bar by one; without `show` it does nothing."""
     if not show:
         yield lambda: None
         return

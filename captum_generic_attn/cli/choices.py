@@ -29,7 +29,7 @@ class Choices:
 
     @property
     def title(self) -> str:
-        """What to call the image."""
+        """The title of the image."""
         return short("image" if self.image is None else self.image.name)
 
     @property

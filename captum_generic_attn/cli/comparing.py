@@ -52,7 +52,7 @@ def compare_methods(
     *,
     title: str,
 ) -> None:
-    """Prints how long each method took, and writes a figure of what they say of the image.
+    """Print the time of each method, and write a figure of their maps.
 
     Args:
         choices: which methods, and where the figure goes.

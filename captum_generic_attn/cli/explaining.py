@@ -12,7 +12,7 @@ from captum_generic_attn.cli.terminal import fail, print_table, save, told
 
 
 def explain_image(kind: Kind) -> None:
-    """Prints what the model says of the image, and writes the figure."""
+    """Print what the model predicts for the image, and write the figure."""
     choices, name = kind.choices, kind.model.name
     seen = choices.seen(kind.model)
     with told(name):
@@ -32,7 +32,7 @@ def explain_image(kind: Kind) -> None:
 
 
 def verify_model(kind: Kind) -> None:
-    """Prints the report of `verify`; a failed check is an error."""
+    """Print the report of `verify`; a failed check is an error."""
     name = kind.model.name
     seen = kind.choices.seen(kind.model)
     with told(name):

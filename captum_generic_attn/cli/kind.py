@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a model says of an image, and which scores of it are explained.
+    """The predictions of a model for an image, and the scores that are explained.
 
     Attributes:
         heading: the line above the table.
@@ -90,7 +90,7 @@ class Kind(ABC):
 
     @abstractmethod
     def read_options(self) -> None:
-        """Understand the options that depend on the model, or end the command."""
+        """Read the options that depend on the model, or end the command."""
 
     @abstractmethod
     def look(self, seen: Seen) -> Findings:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class ImageClassifiers(KindWithClasses):
-    """Models that say which classes an image shows."""
+    """Models that score the classes of an image."""
 
     name = "an image classifier"
     shipped = demo.VIT
@@ -168,7 +168,7 @@ class DualEncoders(Kind):
 
 
 class Detectors(KindWithClasses):
-    """Models that find things of their classes in an image, and a box round each."""
+    """Models that find objects of their classes in an image, with a box for each."""
 
     name = "a detector"
     shipped = demo.DETR

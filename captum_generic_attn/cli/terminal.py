@@ -1,4 +1,4 @@
-"""What the command line says, and how it ends: tables, warnings, errors."""
+"""Output and exit codes of the command line: tables, warnings, errors."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def rgb(image: Image) -> Image:
 
 
 def _of_bytes(image: Image) -> Image:
-    """Greys of 16 bits in 8: Pillow would take all above 255 for white."""
+    """Convert 16-bit greys to 8 bits: Pillow would clip all above 255 to white."""
     from PIL import Image
 
     values = np.asarray(image)

@@ -108,7 +108,7 @@ def opened(path: str | PathLike[str], entry: str) -> Iterator[SavedFile]:
 
 
 def _header(path: str | PathLike[str]) -> int:
-    """The length of a safetensors file's header, which its first 8 bytes tell."""
+    """The length of a safetensors file's header, from its first 8 bytes."""
     with Path(path).open("rb") as start:
         return int.from_bytes(start.read(8), "little")
 
@@ -271,7 +271,7 @@ class SavedFile:
         return found
 
     def check_all_read(self) -> None:
-        """See that the file has no tensors besides those that were read.
+        """Check that all tensors of the file were read.
 
         Raises:
             ValueError: if it has.

@@ -1,4 +1,4 @@
-"""What the page of Captum Insights offers for each constructor option of a method.
+"""The fields of the page of Captum Insights for the constructor options of a method.
 
 Fields follow from the constructor's signature: numbers, choices, and lines of text. `entries`
 registers them.

@@ -8,7 +8,7 @@ import captum
 
 
 def require_insights() -> None:
-    """See that Captum Insights can be imported.
+    """Check that Captum Insights can be imported.
 
     Raises:
         ImportError: if it cannot; the message names both ways to have it.

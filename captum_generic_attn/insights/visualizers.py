@@ -143,7 +143,7 @@ class CaptionChoice(nn.Module):
 
 
 def captions_of(canvas: Canvas) -> tuple[str, ...]:
-    """Captions that name two garments on the canvas, one, and none; empty if it shows one class.
+    """Captions that name two garments on the canvas, one, and none; empty for a single class.
 
     Example:
         >>> from captum_generic_attn import demo

@@ -25,7 +25,7 @@ _ADVICE = "Give a file of weights with --weights FILE (safetensors or torch.save
 
 @contextmanager
 def pretrained_weights(name: str) -> Iterator[None]:
-    """Turns whatever a library raises while it fetches the weights of `name` into a clear error."""
+    """Turn any error of a library that fetches the weights of `name` into a clear one."""
     try:
         yield
     # Downloads fail with the exceptions of whichever HTTP client is underneath: no list of them
@@ -60,14 +60,14 @@ def cached_file(repository: str, file: str | None = None) -> str | None:
 
 
 def hub_endpoint() -> str:
-    """Where Hugging Face's client would download from."""
+    """The address from which Hugging Face's client downloads."""
     from huggingface_hub import constants
 
     return str(constants.ENDPOINT)
 
 
 def host_answers(url: str, seconds: float = 5.0) -> bool:
-    """Whether the host of `url` takes a connection; taken for granted behind a proxy."""
+    """Whether the host of `url` accepts a connection; assumed behind a proxy."""
     parts = urlsplit(url)
     if parts.scheme in urllib.request.getproxies():
         return True
@@ -82,7 +82,7 @@ def host_answers(url: str, seconds: float = 5.0) -> bool:
 def from_hugging_face(
     name: str, kind: str, model_class: str, beside: str, beside_class: str
 ) -> tuple[Any, Any, str]:
-    """A trained model of transformers and what belongs to it, from a folder or from the hub.
+    """A trained transformers model and its processor, from a folder or from the hub.
 
     Args:
         name: a folder that `save_pretrained` wrote, or the id of the hub.
@@ -185,7 +185,7 @@ def require_host(url: str) -> None:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, out of the wrapping that training scripts put round them."""
+    """The tensors of a checkpoint by name, without the wrapping that training scripts add."""
     from safetensors.torch import load_file
 
     try:
@@ -213,7 +213,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def fill(model: nn.Module, state: dict[str, Tensor], name: str, path: Path) -> None:
-    """Loads the tensors of the file `path` into the model called `name`; all have to fit."""
+    """Load the tensors of the file `path` into the model called `name`; all must fit."""
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -34,7 +34,7 @@ __all__ = ["ImageClassifier", "load_classifier"]
 
 @dataclass(frozen=True)
 class ImageClassifier(ClassModel):
-    """A model that says of an image which of its classes it shows.
+    """A model that gives each image a score for each of its classes.
 
     Attributes:
         model: `[B, 3, H, W]` to logits `[B, K]` (or to an output with `.logits`).
@@ -206,7 +206,7 @@ def _hugging_face(name: str, weights: Path | None) -> ImageClassifier:
 
 
 def _rows(state: dict[str, Tensor], layer: object) -> int | None:
-    """How many classes the last layer of a state dict tells apart."""
+    """The number of classes of the last layer of a state dict."""
     weight = state.get(f"{layer}.weight") if isinstance(layer, str) else None
     return None if weight is None else len(weight)
 

@@ -20,7 +20,7 @@ from captum_generic_attn.models.preprocessing import (
 
 @dataclass(frozen=True)
 class Detection:
-    """What one object query found.
+    """The detection of one object query.
 
     Attributes:
         query: the index of the query.
@@ -41,7 +41,7 @@ class Detection:
 
 @dataclass(frozen=True)
 class Detector(ClassModel):
-    """A model whose object queries each find a thing of one of its classes, or nothing.
+    """A model whose object queries each find an object of one of its classes, or nothing.
 
     Attributes:
         model: `[B, 3, H, W]` to an output with `logits` `[B, Q, K + 1]`, the last one for "no
@@ -56,7 +56,7 @@ class Detector(ClassModel):
 
     @torch.no_grad()
     def detections(self, pixels: Tensor, threshold: float = 0.5) -> tuple[Detection, ...]:
-        """What is on an image, the most probable first.
+        """The detections on an image, the most probable first.
 
         Args:
             pixels: `[3, H, W]`, as `preprocess` made it.

@@ -24,7 +24,7 @@ from captum_generic_attn.models.preprocessing import (
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """Some texts as a dual encoder takes them.
+    """Tokenised texts, as a dual encoder takes them.
 
     Attributes:
         encoding: keyword arguments of the model, `input_ids` `[T, N]` among them.
@@ -40,7 +40,7 @@ class Texts:
 
 
 class Scores(NamedTuple):
-    """How well an image and each of T texts fit: `[T]` both."""
+    """Similarity and logit of an image and each of T texts, both `[T]`."""
 
     cosines: Tensor
     logits: Tensor
@@ -98,7 +98,7 @@ class DualEncoder(ImageModel):
     def pairs(
         self, pixels: Tensor, texts: Texts
     ) -> tuple[hf.Keywords, tuple[Tensor, Tensor], tuple[Tensor, ...]]:
-        """What is explained: the logit of the image `[3, H, W]` and each text.
+        """The explained score: the logit of the image `[3, H, W]` and each text.
 
         Returns:
             `forward, (pixels, ids), rest` for `GenericAttention(forward).attribute(inputs, None,

@@ -1,4 +1,4 @@
-"""What models of images have in common, whatever they say of one: `classifiers`, `dual_encoders`
+"""What image models share: `classifiers`, `dual_encoders`
 and `detectors` build on it.
 """
 
@@ -40,7 +40,7 @@ class ImageModel:
     std: tuple[float, ...]
 
     def image(self, pixels: Tensor) -> NDArray[np.float32]:
-        """What the model was shown, for people: `[3, H, W]` as `preprocess` made it to
+        """The image that the model got, for display: `[3, H, W]` as `preprocess` made it to
         `[H, W, 3]` in 0 … 1.
         """
         shape = (-1, 1, 1)
@@ -103,7 +103,7 @@ class ClassModel(ImageModel):
 
 
 class Preprocessing(NamedTuple):
-    """The three fields of `ImageModel` that say how it is fed."""
+    """The three fields of `ImageModel` about preprocessing."""
 
     preprocess: Callable[[Image], Tensor]
     mean: tuple[float, ...]
@@ -111,12 +111,12 @@ class Preprocessing(NamedTuple):
 
 
 def shipped_preprocessing() -> Preprocessing:
-    """How the models that come with the package are fed: all alike."""
+    """The preprocessing of the models that come with the package."""
     return Preprocessing(demo.preprocess, (demo.MEAN,) * 3, (demo.STD,) * 3)
 
 
 def preprocessing_of(processor: Any) -> Preprocessing:
-    """How a Hugging Face model is fed by its image processor.
+    """The preprocessing of a Hugging Face model's image processor.
 
     The padding that some processors add, so that images of several sizes make a batch, is cut off
     again: a single image needs none, and a detector's boxes are shares of the image without it.

@@ -1,4 +1,4 @@
-"""Which part of an image a model's preprocessing lets it see, whichever library made it.
+"""The crop of an image that a model sees after its preprocessing, for any library.
 
 The command line draws the user's own image by it, with the map on that part.
 """
@@ -28,7 +28,7 @@ _MARGIN = 1 / 8
 
 
 def seen_crop(preprocess: Callable[[Image.Image], Tensor], width: int, height: int) -> Box | None:
-    """The part of an image of this size that is left by a preprocessing which cuts and scales.
+    """The crop that a preprocessing which crops and scales leaves of an image of this size.
 
     It is found by trying. Of two images shaded from black to white, one rather from left to
     right, the other rather from top to bottom, what is left tells where each value came from.
@@ -60,7 +60,7 @@ def seen_crop(preprocess: Callable[[Image.Image], Tensor], width: int, height: i
         return None
 
     def look_at(part: Box) -> Box | None:
-        """What is seen, by shades that grow over a part of the image that holds it."""
+        """The crop, found by shades that increase over a part of the image which contains it."""
         left, top, right, bottom = part
         x = ((np.arange(width, dtype=np.float32) + 0.5 - left) / (right - left))[None]
         y = ((np.arange(height, dtype=np.float32) + 0.5 - top) / (bottom - top))[:, None]
@@ -101,7 +101,7 @@ def _shaded(across: NDArray[np.float32], down: NDArray[np.float32]) -> Image.Ima
 def _ends(
     shares: NDArray[np.float64], start: float, end: float, size: int
 ) -> tuple[float, float] | None:
-    """Where what is seen of a line of `size` pixels begins and ends.
+    """The first and the last visible position of a line of `size` pixels.
 
     Args:
         shares: `[N, along]`: how far each value lies on the way from `start` to `end`.
